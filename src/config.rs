@@ -1,0 +1,634 @@
+//! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment.
+
+use crate::model::{Model, RATIOS};
+use reqwest::Url;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The settings of one process, valid as a whole.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub host: IpAddr,
+    pub port: u16,
+    pub debug: bool,
+    pub credentials: Credentials,
+    pub project_id: String,
+    pub model: Target,
+    /// Asked in this order once the configured model turns out to be gone.
+    pub fallbacks: Vec<Target>,
+    pub bucket: String,
+    /// Empty, or ending in a slash.
+    pub prefix: String,
+    pub default_aspect_ratio: String,
+    pub add_watermark: bool,
+    pub generation_deadline: Duration,
+    pub transfer_budget_bytes: usize,
+    pub max_generations: usize,
+    pub retry_window: Option<Duration>,
+    pub shared_retries: bool,
+    pub answer_within: Option<Duration>,
+    /// Replaces Google's hosts for Vertex AI, whatever the location.
+    pub vertex_endpoint: Option<String>,
+    pub storage_endpoint: String,
+    pub platform: Platform,
+    /// What the operator should know, though nothing is wrong.
+    pub warnings: Vec<String>,
+}
+
+/// A model and where to ask for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub model: &'static Model,
+    pub location: String,
+}
+
+/// Where Application Default Credentials are looked for, in this order.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// `GOOGLE_APPLICATION_CREDENTIALS`
+    pub file: Option<PathBuf>,
+    /// Where `gcloud auth application-default login` leaves its file, whether or not it is there.
+    pub gcloud_file: Option<PathBuf>,
+    /// `host` or `host:port` of a metadata server other than Google's.
+    pub metadata_host: Option<String>,
+}
+
+/// What the process runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    CloudRun,
+    Lambda,
+    Plain,
+}
+
+/// One line of the settings table.
+pub struct Setting {
+    /// The first that is set wins.
+    pub names: &'static [&'static str],
+    pub preset: Preset,
+    pub meaning: &'static str,
+}
+
+/// What a setting is when nobody sets it.
+pub enum Preset {
+    Required,
+    Unset,
+    Value(&'static str),
+    /// Depends on the platform; the text says how.
+    ByPlatform(&'static str),
+}
+
+/// Every setting, in the order of the README's table.
+pub const SETTINGS: &[Setting] = &[
+    setting(PORT, Preset::Value("5007"), "TCP port; `PORT` is Cloud Run's and wins"),
+    setting(&["IGA_HOST"], Preset::Value("0.0.0.0"), "IP address to listen on"),
+    setting(
+        &["IGA_DEBUG_MODE"],
+        Preset::Value("True"),
+        "debug-level logs; true, false, 1, 0, yes or no, like every switch here",
+    ),
+    setting(
+        &["GOOGLE_APPLICATION_CREDENTIALS"],
+        Preset::Unset,
+        "path of a credentials file; else Application Default Credentials",
+    ),
+    setting(PROJECT_ID, Preset::Required, "Google Cloud project that pays for the pictures"),
+    setting(LOCATION, Preset::Required, "Vertex AI location: a region, `us`, `eu` or `global`"),
+    setting(&["IGA_VERTEXAI_IMAGE_MODEL_ID"], Preset::Value("imagegeneration@006"), "model asked first"),
+    setting(
+        &["IGA_VERTEXAI_FALLBACK_MODELS"],
+        Preset::Value("global/gemini-nano-banana-2.1,global/gemini-3.1-flash-image"),
+        "asked in this order when Vertex AI says that the model is gone: `model` or `location/model`, \
+         separated by commas; empty switches the fallback off",
+    ),
+    setting(&["GCS_BUCKET_NAME"], Preset::Required, "Cloud Storage bucket that takes the pictures"),
+    setting(
+        &["IGA_GCS_IMAGE_PREFIX"],
+        Preset::Value("images/iga/"),
+        "folder in the bucket; empty is the bucket's root",
+    ),
+    setting(&["IGA_DEFAULT_ASPECT_RATIO"], Preset::Value("1:1"), "ratio of requests that name none"),
+    setting(&["IGA_ADD_WATERMARK"], Preset::Value("True"), "watermark of requests that do not say (Imagen only)"),
+    setting(
+        &["IGA_GENERATION_DEADLINE_SECONDS"],
+        Preset::Value("180"),
+        "one generation, all tries and the upload included; seconds here may have decimals",
+    ),
+    setting(
+        &["IGA_TRANSFER_BUDGET_MIB"],
+        Preset::Value("128"),
+        "memory that all pictures in transfer may hold together",
+    ),
+    setting(&["IGA_MAX_GENERATIONS"], Preset::Value("80"), "generations at once; beyond it 503 `IGA_OVERLOADED`"),
+    setting(
+        &["IGA_RETRY_WINDOW_SECONDS"],
+        Preset::Value("5"),
+        "how long after its end a generation still answers an equal request without a key; `off` switches \
+         joining off",
+    ),
+    setting(
+        &["IGA_SHARED_RETRIES"],
+        Preset::ByPlatform("`True` on Lambda, else `False`"),
+        "recognise retries without a key across instances too, through the bucket",
+    ),
+    setting(
+        &["IGA_ANSWER_WITHIN_SECONDS"],
+        Preset::Value("off"),
+        "answer 503 with `Retry-After: 1` after this long while the generation goes on; `off` waits to the end",
+    ),
+    setting(&["IGA_GENERATED_IMAGE_DIR"], Preset::Unset, "deprecated: accepted, one warning, no effect"),
+    setting(&["STORAGE_EMULATOR_HOST"], Preset::Unset, "Cloud Storage at another address"),
+    setting(&["IGA_VERTEXAI_ENDPOINT"], Preset::Unset, "Vertex AI at another address"),
+    setting(&["GCE_METADATA_HOST"], Preset::Unset, "metadata server at another address: `host` or `host:port`"),
+];
+
+const PORT: &[&str] = &["PORT", "IGA_PORT"];
+const PROJECT_ID: &[&str] = &["IGA_VERTEXAI_PROJECT_ID", "GCP_PROJECT_ID"];
+const LOCATION: &[&str] = &["IGA_VERTEXAI_LOCATION", "GCP_LOCATION"];
+
+const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'static str) -> Setting {
+    Setting { names, preset, meaning }
+}
+
+/// Everything that is wrong with the settings, for a person to mend in one go.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let things = if self.0.len() == 1 { "setting needs" } else { "settings need" };
+        write!(f, "IGA cannot start: {} {things} attention.", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Config {
+    /// Reads every setting through `variable`, which is `std::env::var` in the binaries and a map in tests.
+    ///
+    /// # Errors
+    /// All problems at once. Values of variables that may hold secrets are never repeated.
+    pub fn from_vars(variable: impl Fn(&str) -> Option<String>) -> Result<Config, Problems> {
+        let mut read = Reader { variable: &variable, problems: Vec::new() };
+        let platform = platform(&variable);
+        let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
+        let model = read.parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model).unwrap_or(&crate::model::MODELS[0]);
+        let config = Config {
+            host: read.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            port: read.parse("PORT", |text| parse_number(text, 1..=u16::MAX)),
+            debug: read.parse("IGA_DEBUG_MODE", parse_bool),
+            credentials: Credentials {
+                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", parse_credentials_file),
+                gcloud_file: variable("HOME").map(|home| PathBuf::from(home).join(GCLOUD_FILE)),
+                metadata_host: read.optional("GCE_METADATA_HOST", parse_metadata_host),
+            },
+            project_id: read.parse("IGA_VERTEXAI_PROJECT_ID", parse_project),
+            fallbacks: read.parse("IGA_VERTEXAI_FALLBACK_MODELS", |text| parse_fallbacks(text, &location)),
+            model: Target { model, location: location.clone() },
+            bucket: read.parse("GCS_BUCKET_NAME", parse_bucket),
+            prefix: read.parse("IGA_GCS_IMAGE_PREFIX", parse_prefix),
+            default_aspect_ratio: read.parse("IGA_DEFAULT_ASPECT_RATIO", parse_ratio),
+            add_watermark: read.parse("IGA_ADD_WATERMARK", parse_bool),
+            generation_deadline: read.parse("IGA_GENERATION_DEADLINE_SECONDS", parse_seconds),
+            transfer_budget_bytes: read
+                .parse("IGA_TRANSFER_BUDGET_MIB", |text| parse_number::<usize>(text, 1..=1 << 20))
+                .saturating_mul(1 << 20),
+            max_generations: read.parse("IGA_MAX_GENERATIONS", |text| parse_number(text, 1..=100_000)),
+            retry_window: read.parse("IGA_RETRY_WINDOW_SECONDS", parse_seconds_or_off),
+            shared_retries: read.optional("IGA_SHARED_RETRIES", parse_bool).unwrap_or(platform == Platform::Lambda),
+            answer_within: read.parse("IGA_ANSWER_WITHIN_SECONDS", parse_seconds_or_off),
+            vertex_endpoint: read.optional("IGA_VERTEXAI_ENDPOINT", parse_endpoint),
+            storage_endpoint: read
+                .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
+                .unwrap_or_else(|| "https://storage.googleapis.com".to_owned()),
+            platform,
+            warnings: warnings(&variable),
+        };
+        if let Err(problem) = check_default_ratio(&config) {
+            read.problems.push(problem);
+        }
+        match read.problems.is_empty() {
+            true => Ok(config),
+            false => Err(Problems(read.problems)),
+        }
+    }
+}
+
+/// Reads variables one by one and remembers what is wrong with them.
+struct Reader<'a> {
+    variable: &'a dyn Fn(&str) -> Option<String>,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// The value that is set, else the table's; after a problem any value, as no config comes of it.
+    fn parse<T: Default>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let setting = setting_named(name);
+        match (self.find(setting), &setting.preset) {
+            (Some((name, text)), _) => self.parsed(name, &text, parse),
+            (None, Preset::Value(text)) => self.parsed(setting.names[0], text, parse),
+            (None, Preset::Required) => {
+                self.problems.push(format!("{} is not set: {}.", names(setting), setting.meaning));
+                T::default()
+            }
+            (None, Preset::Unset | Preset::ByPlatform(_)) => T::default(),
+        }
+    }
+
+    /// The value, if one is set and valid.
+    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        self.parse(name, |text| parse(text).map(Some))
+    }
+
+    fn parsed<T: Default>(&mut self, name: &str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        parse(text.trim()).unwrap_or_else(|problem| {
+            self.problems.push(format!("{name} {problem}."));
+            T::default()
+        })
+    }
+
+    /// The first of its variables that is set. An empty one counts only where empty means something.
+    fn find(&self, setting: &Setting) -> Option<(&'static str, String)> {
+        let keeps_empty = EMPTY_MEANS_SOMETHING.contains(&setting.names[0]);
+        let set = |name: &&'static str| Some((*name, (self.variable)(name)?));
+        setting.names.iter().filter_map(set).find(|(_, text)| keeps_empty || !text.trim().is_empty())
+    }
+}
+
+fn names(setting: &Setting) -> String {
+    setting.names.join(" or ")
+}
+
+fn setting_named(name: &str) -> &'static Setting {
+    let found = SETTINGS.iter().find(|setting| setting.names.contains(&name));
+    found.expect("only settings of the table are read")
+}
+
+fn platform(variable: &impl Fn(&str) -> Option<String>) -> Platform {
+    if variable("AWS_LAMBDA_RUNTIME_API").is_some() {
+        Platform::Lambda
+    } else if variable("K_SERVICE").is_some() {
+        Platform::CloudRun
+    } else {
+        Platform::Plain
+    }
+}
+
+fn warnings(variable: &impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let deprecated = variable("IGA_GENERATED_IMAGE_DIR").map(|_| {
+        "IGA_GENERATED_IMAGE_DIR is deprecated and has no effect: pictures go to Cloud Storage only.".to_owned()
+    });
+    deprecated.into_iter().collect()
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err(format!("must be true, false, 1, 0, yes or no, not {text:?}")),
+    }
+}
+
+fn parse_number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!("must be a whole number from {} to {}, not {text:?}", range.start(), range.end())),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.001..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("must be a number of seconds, at most 3600, not {text:?}")),
+    }
+}
+
+fn parse_seconds_or_off(text: &str) -> Result<Option<Duration>, String> {
+    match text.eq_ignore_ascii_case("off") {
+        true => Ok(None),
+        false => parse_seconds(text).map(Some).map_err(|problem| format!("{problem} (or off)")),
+    }
+}
+
+fn parse_host(text: &str) -> Result<Option<IpAddr>, String> {
+    text.parse().map(Some).map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {text:?}"))
+}
+
+fn parse_project(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
+    match text.chars().all(fits) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("must be a project id such as my-project-123, not {text:?}")),
+    }
+}
+
+/// The location becomes part of a host name, so nothing else may stand in it.
+fn parse_location(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match !text.is_empty() && text.chars().all(fits) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("must be a location such as us-central1, us, eu or global, not {text:?}")),
+    }
+}
+
+fn parse_model(text: &str) -> Result<Option<&'static Model>, String> {
+    Model::find(text).map(Some).ok_or_else(|| {
+        let known: Vec<_> = crate::model::MODELS.iter().map(|model| model.id).collect();
+        format!("names no model that IGA knows: {text:?}; it knows {}", known.join(", "))
+    })
+}
+
+fn parse_fallbacks(text: &str, location: &str) -> Result<Vec<Target>, String> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| {
+            let (location, id) = entry.split_once('/').unwrap_or((location, entry));
+            let model = parse_model(id)?.expect("parse_model finds one or fails");
+            Ok(Target { model, location: parse_location(location)? })
+        })
+        .collect()
+}
+
+fn parse_bucket(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let length = (3..=222).contains(&text.len());
+    match length && text.chars().all(fits) && ends(text.chars().next()) && ends(text.chars().last()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("must be a bucket's name alone (no gs://, no slash), not {text:?}")),
+    }
+}
+
+/// No leading slash, one trailing slash; no segment that a tool would take for a way up.
+fn parse_prefix(text: &str) -> Result<String, String> {
+    let inner = text.trim_matches('/');
+    if inner.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(format!("must not hold . or .. as a folder, as {text:?} does"));
+    }
+    if inner.len() > MAX_PREFIX_BYTES || inner.chars().any(char::is_control) {
+        return Err(format!("must be at most {MAX_PREFIX_BYTES} bytes without control characters"));
+    }
+    Ok(if inner.is_empty() { String::new() } else { format!("{inner}/") })
+}
+
+fn parse_ratio(text: &str) -> Result<String, String> {
+    match RATIOS.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("must be one of {}, not {text:?}", RATIOS.join(", "))),
+    }
+}
+
+/// A default that the configured model cannot take would fail every request that names no ratio.
+fn check_default_ratio(config: &Config) -> Result<(), String> {
+    let model = config.model.model;
+    match model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
+        true => Ok(()),
+        false => Err(format!(
+            "IGA_DEFAULT_ASPECT_RATIO is {:?}, which {} cannot take; it takes {}.",
+            config.default_aspect_ratio,
+            model.id,
+            model.ratios().join(", ")
+        )),
+    }
+}
+
+/// Scheme, host and port; plain http only to this machine or to a neighbour such as a compose service.
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url =
+        Url::parse(&with_scheme).map_err(|_| format!("must be a URL such as http://localhost:4443, not {text:?}"))?;
+    let host = url.host_str().unwrap_or_default();
+    match url.scheme() {
+        "https" if !host.is_empty() => {}
+        "http" if is_loopback(host) || is_single_label(host) => {}
+        "http" => {
+            return Err(format!(
+                "must use https to reach {host:?}; plain http is for this machine and single-label names"
+            ));
+        }
+        _ => return Err(format!("must be an http or https URL, not {text:?}")),
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err("must be a plain URL without user, password or query".to_owned());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// Tokens come from there over plain http: this machine, a neighbour, or Google's own addresses.
+fn parse_metadata_host(text: &str) -> Result<String, String> {
+    let url = Url::parse(&format!("http://{text}")).ok();
+    let host = url.as_ref().filter(|url| url.path() == "/").and_then(Url::host_str);
+    match host {
+        Some(host) if is_loopback(host) || is_single_label(host) || GOOGLES_METADATA_HOSTS.contains(&host) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("must be host or host:port on this machine or a single-label name, not {text:?}")),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+fn is_single_label(host: &str) -> bool {
+    !host.is_empty() && !host.contains(['.', ':', '['])
+}
+
+/// Only whether the file can be one; what is in it is never repeated.
+fn parse_credentials_file(path: &str) -> Result<PathBuf, String> {
+    let text = std::fs::read(path).map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
+    let json: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|_| format!("names a file that is not JSON ({path}); download or generate it anew"))?;
+    match json["type"].as_str() {
+        Some(kind) if CREDENTIAL_TYPES.contains(&kind) => Ok(path.into()),
+        Some(kind) => Err(format!("names a file of type {kind:?} ({path}); IGA knows {}", CREDENTIAL_TYPES.join(", "))),
+        None => Err(format!("names a JSON file without a type ({path}); it is no Google credentials file")),
+    }
+}
+
+const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_FALLBACK_MODELS"];
+const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
+const GOOGLES_METADATA_HOSTS: &[&str] = &["metadata.google.internal", "169.254.169.254"];
+
+/// The kinds of credentials file that [`crate::auth`] can build a credential from.
+pub const CREDENTIAL_TYPES: &[&str] =
+    &["authorized_user", "service_account", "impersonated_service_account", "external_account"];
+
+/// An object's name may have 1024 bytes; the rest is room for the name itself.
+const MAX_PREFIX_BYTES: usize = 900;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    const MINIMUM: &[(&str, &str)] =
+        &[("GCP_PROJECT_ID", "my-project"), ("GCP_LOCATION", "us-central1"), ("GCS_BUCKET_NAME", "my-bucket")];
+
+    fn from(vars: &[(&str, &str)]) -> Result<Config, Problems> {
+        let vars: HashMap<_, _> = vars.iter().copied().collect();
+        Config::from_vars(|name| vars.get(name).map(|text| text.to_string()))
+    }
+
+    fn with(vars: &[(&str, &str)]) -> Config {
+        from(&[MINIMUM, vars].concat()).unwrap()
+    }
+
+    fn problem(name: &str, value: &str) -> String {
+        let problems = from(&[MINIMUM, &[(name, value)]].concat()).unwrap_err().0;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        problems.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_the_contracts() {
+        let config = with(&[]);
+        assert_eq!((config.host, config.port, config.debug), ([0, 0, 0, 0].into(), 5007, true));
+        assert_eq!((config.project_id.as_str(), config.bucket.as_str()), ("my-project", "my-bucket"));
+        assert_eq!((config.model.model.id, config.model.location.as_str()), ("imagegeneration@006", "us-central1"));
+        let fallbacks: Vec<_> = config.fallbacks.iter().map(|t| (t.location.as_str(), t.model.id)).collect();
+        assert_eq!(fallbacks, [("global", "gemini-nano-banana-2.1"), ("global", "gemini-3.1-flash-image")]);
+        assert_eq!((config.prefix.as_str(), config.default_aspect_ratio.as_str()), ("images/iga/", "1:1"));
+        assert!(config.add_watermark && !config.shared_retries && config.warnings.is_empty());
+        assert_eq!(config.generation_deadline, Duration::from_secs(180));
+        assert_eq!((config.transfer_budget_bytes, config.max_generations), (128 << 20, 80));
+        assert_eq!((config.retry_window, config.answer_within), (Some(Duration::from_secs(5)), None));
+        assert_eq!(
+            (config.vertex_endpoint, config.storage_endpoint.as_str()),
+            (None, "https://storage.googleapis.com")
+        );
+    }
+
+    #[test]
+    fn the_first_name_that_is_set_wins_and_an_empty_one_does_not_count() {
+        assert_eq!(with(&[("PORT", "8080"), ("IGA_PORT", "5008")]).port, 8080);
+        assert_eq!(with(&[("PORT", ""), ("IGA_PORT", "5008")]).port, 5008);
+        assert_eq!(with(&[("IGA_VERTEXAI_LOCATION", "global")]).model.location, "global");
+        assert_eq!(with(&[("IGA_VERTEXAI_PROJECT_ID", "other")]).project_id, "other");
+    }
+
+    #[test]
+    fn switches_take_all_their_words_in_any_case() {
+        for (text, value) in [("true", true), ("FALSE", false), ("1", true), ("0", false), ("Yes", true), ("no", false)]
+        {
+            assert_eq!(with(&[("IGA_DEBUG_MODE", text)]).debug, value);
+        }
+        assert!(problem("IGA_ADD_WATERMARK", "maybe").contains("IGA_ADD_WATERMARK must be true"));
+    }
+
+    #[test]
+    fn every_problem_is_listed_at_once() {
+        let error = from(&[("PORT", "x"), ("IGA_GENERATION_DEADLINE_SECONDS", "0"), ("GCP_LOCATION", "US/evil.com#")]);
+        let text = error.unwrap_err().to_string();
+        assert!(text.starts_with("IGA cannot start: 5 settings need attention."), "{text}");
+        for part in [
+            "PORT must be",
+            "IGA_VERTEXAI_PROJECT_ID or GCP_PROJECT_ID is not set",
+            "GCP_LOCATION must be",
+            "GCS_BUCKET_NAME is not set",
+            "DEADLINE_SECONDS must be",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_prefix_is_normalised_or_refused() {
+        for (text, prefix) in [("", ""), ("/", ""), ("a", "a/"), ("/a/b//", "a/b/"), ("//x", "x/")] {
+            assert_eq!(with(&[("IGA_GCS_IMAGE_PREFIX", text)]).prefix, prefix);
+        }
+        assert!(problem("IGA_GCS_IMAGE_PREFIX", "/../x//").contains("must not hold . or .."));
+        assert!(problem("IGA_GCS_IMAGE_PREFIX", "a\nb\u{7}").contains("control characters"));
+        assert!(problem("IGA_GCS_IMAGE_PREFIX", &"x".repeat(901)).contains("at most 900"));
+    }
+
+    #[test]
+    fn plain_http_reaches_this_machine_and_single_labels_only() {
+        for (text, endpoint) in [
+            ("http://127.0.0.1:9023/", "http://127.0.0.1:9023"),
+            ("localhost:9023", "http://localhost:9023"),
+            ("http://[::1]:1", "http://[::1]:1"),
+            ("http://emulator:4443", "http://emulator:4443"),
+            ("https://storage.example.com", "https://storage.example.com"),
+        ] {
+            assert_eq!(with(&[("STORAGE_EMULATOR_HOST", text)]).storage_endpoint, endpoint);
+            assert_eq!(with(&[("IGA_VERTEXAI_ENDPOINT", text)]).vertex_endpoint.as_deref(), Some(endpoint));
+        }
+        for text in
+            ["http://storage.googleapis.com", "http://10.0.0.1", "ftp://localhost", "http://", "https://u:p@x.com"]
+        {
+            assert!(problem("STORAGE_EMULATOR_HOST", text).starts_with("STORAGE_EMULATOR_HOST must"), "{text}");
+        }
+        for text in ["127.0.0.1:80", "metadata", "metadata.google.internal", "169.254.169.254"] {
+            assert!(with(&[("GCE_METADATA_HOST", text)]).credentials.metadata_host.is_some());
+        }
+        for text in ["evil.example.com", "a/b", "http://x"] {
+            assert!(problem("GCE_METADATA_HOST", text).starts_with("GCE_METADATA_HOST must"), "{text}");
+        }
+    }
+
+    #[test]
+    fn buckets_models_ratios_and_fallbacks_are_checked() {
+        assert!(problem("GCS_BUCKET_NAME", "gs://my-bucket").contains("no gs://"));
+        assert!(problem("IGA_VERTEXAI_IMAGE_MODEL_ID", "dall-e").contains("gemini-nano-banana-2.1"));
+        assert!(problem("IGA_DEFAULT_ASPECT_RATIO", "4:7").contains("16:9"));
+        let served = [("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"), ("IGA_DEFAULT_ASPECT_RATIO", "8:1")];
+        assert!(from(&[MINIMUM, &served].concat()).unwrap_err().to_string().contains("cannot take"));
+        assert!(with(&[("IGA_VERTEXAI_FALLBACK_MODELS", "")]).fallbacks.is_empty());
+        let here =
+            with(&[("IGA_VERTEXAI_FALLBACK_MODELS", " gemini-2.5-flash-image , eu/gemini-3.1-flash-image")]).fallbacks;
+        assert_eq!([here[0].location.as_str(), here[1].location.as_str()], ["us-central1", "eu"]);
+        assert!(problem("IGA_VERTEXAI_FALLBACK_MODELS", "global/none").contains("names no model"));
+    }
+
+    #[test]
+    fn seconds_may_be_off_and_have_decimals() {
+        assert_eq!(with(&[("IGA_RETRY_WINDOW_SECONDS", "OFF")]).retry_window, None);
+        assert_eq!(with(&[("IGA_ANSWER_WITHIN_SECONDS", "0.5")]).answer_within, Some(Duration::from_millis(500)));
+        for text in ["-1", "inf", "NaN", "4000", "x"] {
+            assert!(problem("IGA_ANSWER_WITHIN_SECONDS", text).contains("number of seconds"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_platform_decides_about_shared_retries() {
+        let lambda = with(&[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9001")]);
+        assert!(lambda.platform == Platform::Lambda && lambda.shared_retries);
+        assert!(!with(&[("AWS_LAMBDA_RUNTIME_API", "x"), ("IGA_SHARED_RETRIES", "no")]).shared_retries);
+        assert_eq!(with(&[("K_SERVICE", "iga")]).platform, Platform::CloudRun);
+    }
+
+    #[test]
+    fn the_deprecated_directory_is_one_warning() {
+        assert_eq!(with(&[("IGA_GENERATED_IMAGE_DIR", "/shared_audio/iga_images")]).warnings.len(), 1);
+    }
+
+    #[test]
+    fn a_credentials_file_must_be_one_and_is_never_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let good = file("good.json", r#"{"type": "service_account"}"#);
+        assert!(with(&[("GOOGLE_APPLICATION_CREDENTIALS", &good)]).credentials.file.is_some());
+        for (name, text, word) in [
+            ("text", "-----BEGIN SECRET", "not JSON"),
+            ("none", "{}", "without a type"),
+            ("other", r#"{"type": "weird", "private_key": "SECRET"}"#, "of type \"weird\""),
+        ] {
+            let problem = problem("GOOGLE_APPLICATION_CREDENTIALS", &file(name, text));
+            assert!(problem.contains(word) && !problem.contains("SECRET"), "{problem}");
+        }
+        assert!(problem("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json").contains("cannot be read"));
+    }
+}
