@@ -34,6 +34,8 @@ pub struct Config {
     pub vertex_endpoint: Option<String>,
     pub storage_endpoint: String,
     pub platform: Platform,
+    /// The first wait before trying again. No setting: tests shorten it.
+    pub first_retry_wait: Duration,
     /// What the operator should know, though nothing is wrong.
     pub warnings: Vec<String>,
 }
@@ -206,6 +208,7 @@ impl Config {
                 .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
                 .unwrap_or_else(|| "https://storage.googleapis.com".to_owned()),
             platform,
+            first_retry_wait: Duration::from_secs(1),
             warnings: warnings(&variable),
         };
         if let Err(problem) = check_default_ratio(&config) {

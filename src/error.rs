@@ -38,6 +38,8 @@ pub enum Kind {
     UnsupportedMediaType,
     ResourceExhausted,
     VertexApi,
+    /// Vertex AI does not know the model in that location; nothing was paid.
+    ModelNotFound,
     VertexUnavailable,
     EmptyImage,
     FileSave,
@@ -56,7 +58,7 @@ pub struct Row {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 21] = [
         Kind::PromptMissing,
         Kind::MalformedJson,
         Kind::InvalidPayload,
@@ -72,6 +74,7 @@ impl Kind {
         Kind::UnsupportedMediaType,
         Kind::ResourceExhausted,
         Kind::VertexApi,
+        Kind::ModelNotFound,
         Kind::VertexUnavailable,
         Kind::EmptyImage,
         Kind::FileSave,
@@ -165,7 +168,7 @@ impl Kind {
                 message: "Vertex AI resource exhausted (e.g., quota exceeded).",
                 tag: "vertexai_error_resource_exhausted",
             },
-            Kind::VertexApi => Row {
+            Kind::VertexApi | Kind::ModelNotFound => Row {
                 status: 500,
                 code: "IGA_VERTEXAI_API_ERROR",
                 message: "An error occurred with the Vertex AI service.",

@@ -1,5 +1,36 @@
+//! IGA, the Image Generation Agent: a prompt in, a picture made by Vertex AI, stored in Cloud Storage, its
+//! `gs://` URI out.
+//!
+//! # Layout
+//!
+//! ```text
+//! runtime ── router ── handler ── request ── flight ── generate ── vertex ── lift ── image ── storage
+//!  (where     (routes,   (the one   (JSON →    (one paid   (the story   (call,    (base64   (type,   (put once,
+//!   we run)    limits)    handler)   valid)     run per     in one       stream)   out of    size)    confirmed)
+//!                                              request)    function)              JSON)
+//! beside it:  app (the parts put together)   auth (one credential, one way out)   retry   id
+//! leaves:     config   error   telemetry     model/{mod,imagen,gemini} (pure: no client, no await)
+//! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
+//! ```
+//!
+//! Arrows go left to right, never back. The emulator is reached through the settings that name Google's
+//! hosts: offline is another URL, never another branch.
+
+pub mod app;
+pub mod auth;
 pub mod config;
 pub mod error;
+pub mod flight;
+pub mod generate;
+pub mod handler;
+pub mod id;
 pub mod image;
 pub mod lift;
 pub mod model;
+pub mod request;
+pub mod retry;
+pub mod router;
+pub mod runtime;
+pub mod storage;
+pub mod telemetry;
+pub mod vertex;

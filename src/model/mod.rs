@@ -127,6 +127,11 @@ impl Model {
             .because(format!("Field '{field}': model {} does not take {given}; allowed: {allowed}.", self.id))
     }
 
+    /// `location`, unless that is a region and the model is known to be served in `global` only.
+    pub fn location_near<'a>(&self, location: &'a str) -> &'a str {
+        if self.served_in == "global" && location.contains('-') { "global" } else { location }
+    }
+
     /// What to do about a 404 for this model in `location`.
     pub fn not_served_hint(&self, location: &str) -> String {
         let current: Vec<_> =
@@ -164,11 +169,11 @@ impl Family {
         }
     }
 
-    /// The picture to keep if no better one follows, in an answer that has arrived this far.
-    pub fn best_so_far(self, skeleton: &[u8]) -> Option<usize> {
+    /// Reads an answer that has arrived this far and names the picture to keep if no better one follows.
+    pub fn best_so_far(self) -> fn(&[u8]) -> Option<usize> {
         match self {
-            Family::Imagen => imagen::best_so_far(skeleton),
-            Family::Gemini => gemini::best_so_far(skeleton),
+            Family::Imagen => imagen::best_so_far,
+            Family::Gemini => gemini::best_so_far,
         }
     }
 }

@@ -1,0 +1,75 @@
+//! The parts, put together from the settings. Nothing is fetched: credentials and connections come with the first request.
+
+use crate::auth::Auth;
+use crate::config::Config;
+use crate::flight::Flights;
+use crate::generate::Generator;
+use crate::image::Budget;
+use crate::storage::Storage;
+use crate::vertex::Vertex;
+use reqwest::redirect::Policy;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+pub struct App {
+    pub config: Config,
+    pub flights: Flights,
+    pub auth: Arc<Auth>,
+}
+
+/// Why the parts cannot be put together, as a sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(
+        "This machine has no CA certificates, so no TLS connection can be trusted: install the package \
+         ca-certificates, or point SSL_CERT_FILE at a bundle."
+    )]
+    NoCertificates,
+    #[error("The HTTP client could not be built: {0}")]
+    Client(#[source] reqwest::Error),
+}
+
+impl App {
+    /// # Errors
+    /// Where the machine lacks what TLS needs.
+    pub fn new(config: Config) -> Result<Arc<App>, StartError> {
+        let probe = openssl_probe::probe();
+        if probe.cert_file.is_none() && probe.cert_dir.is_empty() {
+            return Err(StartError::NoCertificates);
+        }
+        // One provider for all TLS of the process; a second App, as in tests, finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build()
+            .map_err(StartError::Client)?;
+        let first_wait = config.first_retry_wait;
+        let auth = Arc::new(Auth::new(config.credentials.clone(), first_wait));
+        let vertex = Vertex {
+            http: http.clone(),
+            auth: Arc::clone(&auth),
+            endpoint: config.vertex_endpoint.clone(),
+            project_id: config.project_id.clone(),
+            budget: Budget::new(config.transfer_budget_bytes),
+            first_wait,
+        };
+        let storage = Storage {
+            http,
+            auth: Arc::clone(&auth),
+            endpoint: config.storage_endpoint.clone(),
+            bucket: config.bucket.clone(),
+            prefix: config.prefix.clone(),
+            first_wait,
+            writable: Default::default(),
+        };
+        let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
+        let generator = Generator { vertex, storage, targets, current: Default::default() };
+        let flights =
+            Flights { generator: Arc::new(generator), places: Arc::new(Semaphore::new(config.max_generations)) };
+        Ok(Arc::new(App { config, flights, auth }))
+    }
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

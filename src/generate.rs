@@ -1,0 +1,123 @@
+//! The story of one picture: resolve the model, call it, lift the picture out, store it.
+
+use crate::config::Target;
+use crate::error::{Error, Kind};
+use crate::image::Picture;
+use crate::model::{Family, Model};
+use crate::request::GenerateRequest;
+use crate::storage::Storage;
+use crate::vertex::Vertex;
+use serde_json::json;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::time::Instant;
+
+pub struct Generator {
+    pub vertex: Vertex,
+    pub storage: Storage,
+    /// The configured model, then its fallbacks. Never empty.
+    pub targets: Vec<Target>,
+    /// The first of `targets` that is not known to be gone.
+    pub current: AtomicUsize,
+}
+
+/// A picture that Cloud Storage has confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// `gs://BUCKET/NAME`
+    pub image_url: String,
+    /// The model that really made it.
+    pub model: &'static Model,
+}
+
+/// Whose picture it is, for the object's name and metadata.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub request_id: String,
+    pub workflow_id: Option<String>,
+}
+
+impl Generator {
+    /// Generates one picture and stores it, everything before `deadline`.
+    pub async fn generate(
+        &self,
+        request: &GenerateRequest,
+        origin: &Origin,
+        deadline: Instant,
+    ) -> Result<Generated, Error> {
+        self.storage.check_writable(deadline).await?;
+        let (picture, model) = self.picture(request, deadline).await?;
+        let stem = format!("{}_{}", origin.request_id, crate::id::random_hex::<4>());
+        let name = self.storage.picture_name(&stem, &picture);
+        let mut metadata = json!({
+            "request_id": origin.request_id,
+            "model": model.id,
+            "prompt_sha256": request.prompt_sha256(),
+            "aspect_ratio": request.params.aspect_ratio,
+        });
+        if let Some(workflow_id) = &origin.workflow_id {
+            metadata["workflow_id"] = json!(workflow_id);
+        }
+        self.storage.put_picture(&name, &picture, metadata, deadline).await?;
+        Ok(Generated { image_url: self.storage.uri(&name), model })
+    }
+
+    /// The picture and the model that made it: the one asked for, else the first fallback that is served.
+    async fn picture(&self, request: &GenerateRequest, deadline: Instant) -> Result<(Picture, &'static Model), Error> {
+        if let Some(model) = request.model {
+            let location = self.location_of(model);
+            return self.call(&Target { model, location }, request, deadline).await;
+        }
+        let mut place = self.current.load(Ordering::Relaxed);
+        loop {
+            let target = &self.targets[place];
+            let gone = match self.call(target, request, deadline).await {
+                Err(error) if error.kind == Kind::ModelNotFound => error,
+                result => return result,
+            };
+            place += 1;
+            let Some(next) = self.targets.get(place) else {
+                return Err(gone);
+            };
+            // Whoever finds out first says so; the others follow in silence.
+            if self.current.fetch_max(place, Ordering::Relaxed) < place {
+                tracing::warn!(
+                    model = target.model.id,
+                    location = target.location,
+                    fallback = next.model.id,
+                    fallback_location = next.location,
+                    "model {} is not served in {}; using {} in {} from now on",
+                    target.model.id,
+                    target.location,
+                    next.model.id,
+                    next.location
+                );
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        target: &Target,
+        request: &GenerateRequest,
+        deadline: Instant,
+    ) -> Result<(Picture, &'static Model), Error> {
+        target.model.check(&request.params)?;
+        if target.model.family == Family::Gemini && !request.params.add_watermark {
+            tracing::info!(
+                model = target.model.id,
+                "add_watermark false is not honoured: this model always watermarks"
+            );
+        }
+        let picture = self.vertex.picture(target, &request.prompt, &request.params, deadline).await?;
+        Ok((picture, target.model))
+    }
+
+    /// Where a model named by the caller is asked for: where the settings name it, else where they ask
+    /// for the first model, if it is served there.
+    fn location_of(&self, model: &'static Model) -> String {
+        match self.targets.iter().find(|target| target.model == model) {
+            Some(target) => target.location.clone(),
+            None => model.location_near(&self.targets[0].location).to_owned(),
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The wire's JSON, parsed into a request that cannot be invalid.
+
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::id::sha256_hex;
+use crate::model::{ImageSize, MODELS, Model, OutputMimeType, Params, PersonGeneration, RATIOS};
+use axum::http::HeaderMap;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+/// What a caller asks for, with the defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenerateRequest {
+    /// As received.
+    pub prompt: String,
+    pub params: Params,
+    /// `model_id_override`; such a request never falls back.
+    pub model: Option<&'static Model>,
+}
+
+impl GenerateRequest {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// The contract's 400 rows; `details` name the field and what is allowed.
+    pub fn parse(body: &[u8], defaults: &Config) -> Result<GenerateRequest, Error> {
+        let wire = Wire::parse(body)?;
+        let Some(prompt) = wire.prompt.text().filter(|prompt| !prompt.trim().is_empty()) else {
+            return Err(prompt_missing());
+        };
+        let params = Params {
+            aspect_ratio: wire
+                .aspect_ratio
+                .one_of("aspect_ratio", RATIOS, |word| RATIOS.contains(&word).then(|| word.to_owned()))?
+                .unwrap_or_else(|| defaults.default_aspect_ratio.clone()),
+            add_watermark: wire.add_watermark.bool("add_watermark")?.unwrap_or(defaults.add_watermark),
+            negative_prompt: wire.negative_prompt.string("negative_prompt")?.filter(|text| !text.trim().is_empty()),
+            seed: wire.seed.seed()?,
+            image_size: wire.image_size.one_of("image_size", &ImageSize::ALL.map(ImageSize::as_str), |word| {
+                ImageSize::ALL.into_iter().find(|size| size.as_str() == word)
+            })?,
+            person_generation: wire.person_generation.one_of(
+                "person_generation",
+                &["dont_allow", "allow_adult", "allow_all"],
+                PersonGeneration::parse,
+            )?,
+            output_mime_type: wire.output_mime_type.one_of(
+                "output_mime_type",
+                &OutputMimeType::ALL.map(OutputMimeType::as_str),
+                |word| OutputMimeType::ALL.into_iter().find(|mime_type| mime_type.as_str() == word),
+            )?,
+        };
+        let ids: Vec<_> = MODELS.iter().map(|model| model.id).collect();
+        let model = wire.model_id_override.one_of("model_id_override", &ids, Model::find)?;
+        Ok(GenerateRequest { prompt: prompt.to_owned(), params, model })
+    }
+
+    /// SHA-256 of the prompt, in hex.
+    pub fn prompt_sha256(&self) -> String {
+        sha256_hex(&[self.prompt.as_bytes()])
+    }
+
+    /// Equal for requests that ask for the same, and for no others: SHA-256 in hex.
+    pub fn fingerprint(&self) -> String {
+        let asked = format!("{:?}\0{:?}\0", self.params, self.model.map(|model| model.id));
+        sha256_hex(&[asked.as_bytes(), self.prompt.as_bytes()])
+    }
+}
+
+/// The caller's idempotency key, if the request carries one.
+///
+/// # Errors
+/// 400 for a key that is empty, too long or not visible ASCII.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let Some(value) = KEY_HEADERS.iter().find_map(|name| headers.get(*name)) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(key) if (1..=MAX_KEY_CHARS).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(Kind::InvalidIdempotencyKey
+            .because(format!("The key must have 1 to {MAX_KEY_CHARS} characters, all of them visible ASCII."))),
+    }
+}
+
+fn prompt_missing() -> Error {
+    Kind::PromptMissing.because("Missing or empty 'prompt' in request body.")
+}
+
+const KEY_HEADERS: [&str; 3] = ["idempotency-key", "x-idempotency-key", "x-cloudtasks-taskname"];
+const MAX_KEY_CHARS: usize = 255;
+
+/// The body as sent. Unknown fields are skipped without being held.
+#[derive(Deserialize)]
+struct Wire {
+    #[serde(default)]
+    prompt: Given,
+    #[serde(default)]
+    aspect_ratio: Given,
+    #[serde(default)]
+    add_watermark: Given,
+    #[serde(default)]
+    model_id_override: Given,
+    #[serde(default)]
+    negative_prompt: Given,
+    #[serde(default)]
+    seed: Given,
+    #[serde(default)]
+    image_size: Given,
+    #[serde(default)]
+    person_generation: Given,
+    #[serde(default)]
+    output_mime_type: Given,
+}
+
+impl Wire {
+    fn parse(body: &[u8]) -> Result<Wire, Error> {
+        match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            None => Err(prompt_missing()),
+            Some(b'{') => serde_json::from_slice(body).map_err(malformed),
+            // Whether it is some other JSON or none at all.
+            Some(_) => match serde_json::from_slice::<IgnoredAny>(body) {
+                Ok(_) => Err(Kind::InvalidPayload.because("The body is JSON, but not an object.")),
+                Err(error) => Err(malformed(error)),
+            },
+        }
+    }
+}
+
+fn malformed(error: serde_json::Error) -> Error {
+    Kind::MalformedJson.because(format!("{error}."))
+}
+
+/// A field's value. What no field can use is not held, only named.
+#[derive(Debug, Default)]
+enum Given {
+    #[default]
+    Nothing,
+    Text(String),
+    Bool(bool),
+    Whole(u64),
+    Other(&'static str),
+}
+
+impl Given {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Given::Text(text) => Some(text),
+            Given::Nothing | Given::Bool(_) | Given::Whole(_) | Given::Other(_) => None,
+        }
+    }
+
+    fn bool(&self, field: &str) -> Result<Option<bool>, Error> {
+        match self {
+            Given::Nothing => Ok(None),
+            Given::Bool(value) => Ok(Some(*value)),
+            other => Err(other.refuse(field, "true, false")),
+        }
+    }
+
+    fn string(&self, field: &str) -> Result<Option<String>, Error> {
+        match self {
+            Given::Nothing => Ok(None),
+            Given::Text(text) => Ok(Some(text.clone())),
+            other => Err(other.refuse(field, "a string")),
+        }
+    }
+
+    fn seed(&self) -> Result<Option<u32>, Error> {
+        match self {
+            Given::Nothing => Ok(None),
+            Given::Whole(seed) if *seed <= MAX_SEED => Ok(Some(*seed as u32)),
+            other => Err(other.refuse("seed", &format!("a whole number from 0 to {MAX_SEED}"))),
+        }
+    }
+
+    fn one_of<T>(&self, field: &str, allowed: &[&str], find: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Error> {
+        match self {
+            Given::Nothing => Ok(None),
+            Given::Text(word) => match find(word) {
+                Some(value) => Ok(Some(value)),
+                None => Err(self.refuse(field, &allowed.join(", "))),
+            },
+            other => Err(other.refuse(field, &allowed.join(", "))),
+        }
+    }
+
+    fn refuse(&self, field: &str, allowed: &str) -> Error {
+        let given = match self {
+            Given::Nothing => "nothing".to_owned(),
+            Given::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
+            Given::Bool(value) => value.to_string(),
+            Given::Whole(number) => number.to_string(),
+            Given::Other(what) => (*what).to_owned(),
+        };
+        Kind::UnsupportedParameter.because(format!("Field '{field}': {given} is not allowed; allowed: {allowed}."))
+    }
+}
+
+const MAX_SEED: u64 = i32::MAX as u64;
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Given, D::Error> {
+        struct AnyValue;
+
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Given;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+            fn visit_unit<E>(self) -> Result<Given, E> {
+                Ok(Given::Nothing)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Given, E> {
+                Ok(Given::Bool(value))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Given, E> {
+                Ok(Given::Whole(value))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Given, E> {
+                Ok(Given::Other("a negative number"))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Given, E> {
+                Ok(Given::Other("a number with decimals"))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Given, E> {
+                Ok(Given::Text(value.to_owned()))
+            }
+            fn visit_string<E>(self, value: String) -> Result<Given, E> {
+                Ok(Given::Text(value))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Given, A::Error> {
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Given::Other("an array"))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Given, A::Error> {
+                while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Given::Other("an object"))
+            }
+        }
+
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config() -> Config {
+        let vars = |name: &str| {
+            let value = match name {
+                "GCP_PROJECT_ID" | "GCS_BUCKET_NAME" => "my-project",
+                "GCP_LOCATION" => "global",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        Config::from_vars(vars).unwrap()
+    }
+
+    fn parse(body: impl AsRef<[u8]>) -> Result<GenerateRequest, Error> {
+        GenerateRequest::parse(body.as_ref(), &config())
+    }
+
+    fn error(body: impl AsRef<[u8]>) -> (Kind, String) {
+        let error = parse(body).unwrap_err();
+        (error.kind, error.to_string())
+    }
+
+    #[test]
+    fn the_prompt_is_kept_exactly_and_the_defaults_fill_the_rest() {
+        let prompt = "  a \"fox\"\0 \u{1f98a}\n ";
+        let request = parse(json!({"prompt": prompt, "unknown": {"a": [1]}}).to_string()).unwrap();
+        assert_eq!(request.prompt, prompt);
+        assert_eq!((request.params.aspect_ratio.as_str(), request.params.add_watermark), ("1:1", true));
+        assert_eq!((request.params.seed, request.model), (None, None));
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let body = json!({"prompt": "x", "aspect_ratio": "16:9", "add_watermark": false, "negative_prompt": "dogs",
+            "seed": 7, "image_size": "2K", "person_generation": "ALLOW_ALL", "output_mime_type": "image/jpeg",
+            "model_id_override": "gemini-3-pro-image"});
+        let request = parse(body.to_string()).unwrap();
+        let params = Params {
+            aspect_ratio: "16:9".to_owned(),
+            add_watermark: false,
+            negative_prompt: Some("dogs".to_owned()),
+            seed: Some(7),
+            image_size: Some(ImageSize::TwoK),
+            person_generation: Some(PersonGeneration::Everybody),
+            output_mime_type: Some(OutputMimeType::Jpeg),
+        };
+        assert_eq!((request.params, request.model.unwrap().id), (params, "gemini-3-pro-image"));
+    }
+
+    #[test]
+    fn null_is_the_same_as_absent() {
+        let body = json!({"prompt": "x", "seed": null, "aspect_ratio": null, "model_id_override": null});
+        assert_eq!(parse(body.to_string()).unwrap(), parse(r#"{"prompt": "x"}"#).unwrap());
+    }
+
+    #[test]
+    fn a_prompt_that_is_none_is_missing() {
+        for body in [
+            "",
+            " \n",
+            "{}",
+            r#"{"prompt": null}"#,
+            r#"{"prompt": 7}"#,
+            r#"{"prompt": ""}"#,
+            r#"{"prompt": " \t\n"}"#,
+            r#"{"prompt": ["x"]}"#,
+            r#"{"prompt": {"prompt": "x"}}"#,
+            r#"{"Prompt": "x"}"#,
+        ] {
+            let expected = (Kind::PromptMissing, "Missing or empty 'prompt' in request body.".to_owned());
+            assert_eq!(error(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_says_where() {
+        for body in [
+            "{",
+            "nonsense",
+            r#"{"prompt": "x""#,
+            r#"{"prompt": "x"} x"#,
+            r#"["x""#,
+            "\u{feff}{}",
+            r#"{"prompt": "\ud800"}"#,
+        ] {
+            let (kind, details) = error(body);
+            assert_eq!(kind, Kind::MalformedJson, "{body}");
+            assert!(details.contains("line 1 column"), "{details}");
+        }
+        assert_eq!(error(b"{\"prompt\": \"\xff\"}").0, Kind::MalformedJson);
+        assert_eq!(error(r#"{"prompt": "a", "prompt": "b"}"#).0, Kind::MalformedJson);
+    }
+
+    #[test]
+    fn json_that_is_no_object_is_an_invalid_payload() {
+        for body in [r#"["prompt"]"#, r#""prompt""#, "7", "null", "true"] {
+            assert_eq!(error(body).0, Kind::InvalidPayload, "{body}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_neither_crashes_nor_counts() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(parse(format!(r#"{{"prompt": "x", "other": {deep}}}"#)).is_ok());
+        let (kind, _) = error(format!(r#"{{"prompt": {deep}}}"#));
+        assert!(matches!(kind, Kind::PromptMissing | Kind::MalformedJson));
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_is_named_with_what_is_allowed() {
+        for (field, value, allowed) in [
+            ("aspect_ratio", json!("4:7"), "16:9"),
+            ("aspect_ratio", json!(1), "16:9"),
+            ("add_watermark", json!("yes"), "true, false"),
+            ("seed", json!(-1), "2147483647"),
+            ("seed", json!(2147483648u64), "2147483647"),
+            ("seed", json!(1.5), "whole number"),
+            ("image_size", json!("8K"), "1K, 2K, 4K"),
+            ("person_generation", json!("some"), "allow_adult"),
+            ("output_mime_type", json!("image/gif"), "image/png, image/jpeg"),
+            ("model_id_override", json!("dall-e"), "gemini-nano-banana-2.1"),
+            ("negative_prompt", json!({}), "a string"),
+        ] {
+            let mut body = json!({"prompt": "x"});
+            body[field] = value;
+            let (kind, details) = error(body.to_string());
+            assert_eq!(kind, Kind::UnsupportedParameter);
+            assert!(details.contains(&format!("'{field}'")) && details.contains(allowed), "{details}");
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_tells_requests_apart() {
+        let of = |body: &str| parse(body).unwrap().fingerprint();
+        assert_eq!(of(r#"{"prompt": "x"}"#), of(r#"{"aspect_ratio": "1:1", "prompt": "x", "other": 1}"#));
+        for other in [
+            r#"{"prompt": "x "}"#,
+            r#"{"prompt": "x", "seed": 1}"#,
+            r#"{"prompt": "x", "model_id_override": "gemini-3-pro-image"}"#,
+        ] {
+            assert_ne!(of(other), of(r#"{"prompt": "x"}"#));
+        }
+    }
+
+    #[test]
+    fn a_key_is_visible_ascii_of_bounded_length() {
+        let key = |name: &'static str, value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, axum::http::HeaderValue::from_bytes(value).unwrap());
+            idempotency_key(&headers)
+        };
+        for name in KEY_HEADERS {
+            assert_eq!(key(name, b"a-1_!").unwrap().as_deref(), Some("a-1_!"));
+        }
+        for bad in [&b""[..], b"a b", b"caf\xc3\xa9", &[b'x'; 256]] {
+            assert_eq!(key("idempotency-key", bad).unwrap_err().kind, Kind::InvalidIdempotencyKey);
+        }
+        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! Trying again: how often, how long to wait, and when to stop.
+
+use crate::error::Error;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// A failed attempt, and whether another one can help.
+#[derive(Debug)]
+pub struct Failure {
+    pub error: Error,
+    pub again: Again,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Never,
+    /// After the back-off, or after the error's `retry_after` where that is longer.
+    Later,
+}
+
+impl Failure {
+    pub fn never(error: Error) -> Failure {
+        Failure { error, again: Again::Never }
+    }
+
+    pub fn later(error: Error) -> Failure {
+        Failure { error, again: Again::Later }
+    }
+}
+
+/// Attempts, at most [`TRIES`] of them, with exponential, jittered waits from `first_wait` on.
+///
+/// The attempt gets its number, from 1. A wait that would end past the deadline is not begun.
+///
+/// # Errors
+/// Of the last attempt.
+pub async fn until<T, F>(
+    deadline: Instant,
+    first_wait: Duration,
+    mut attempt: impl FnMut(usize) -> F,
+) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let backoff = ExponentialBuilder::default().with_min_delay(first_wait).with_jitter();
+    let mut waits = backoff.with_max_times(TRIES - 1).build();
+    let mut number = 1;
+    loop {
+        let Failure { error, again } = match attempt(number).await {
+            Ok(value) => return Ok(value),
+            Err(failure) => failure,
+        };
+        let Some(wait) = waits.next().filter(|_| again == Again::Later) else {
+            return Err(error);
+        };
+        let wait = wait.max(error.retry_after.unwrap_or_default());
+        if Instant::now() + wait >= deadline {
+            return Err(error);
+        }
+        tracing::debug!(attempt = number, wait_ms = wait.as_millis() as u64, "trying again: {error}");
+        sleep(wait).await;
+        number += 1;
+    }
+}
+
+pub const TRIES: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn error() -> Error {
+        Kind::VertexApi.because("no")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gives_up_after_the_last_try_with_growing_waits() {
+        let start = Instant::now();
+        let mut starts = Vec::new();
+        let result: Result<(), _> = until(start + 60 * SECOND, SECOND, |_| {
+            starts.push(start.elapsed());
+            async { Err(Failure::later(error())) }
+        })
+        .await;
+        assert!(result.is_err());
+        assert_eq!(starts.len(), TRIES);
+        assert!(starts[1] >= SECOND && starts[2] - starts[1] >= 2 * SECOND, "{starts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hopeless_failure_is_not_tried_again() {
+        let mut tries = 0;
+        let result: Result<(), _> = until(Instant::now() + 60 * SECOND, SECOND, |_| {
+            tries += 1;
+            async { Err(Failure::never(error())) }
+        })
+        .await;
+        assert!(result.is_err() && tries == 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_that_cannot_finish_is_not_begun() {
+        let start = Instant::now();
+        let result: Result<(), _> =
+            until(start + 10 * SECOND, SECOND, |_| async { Err(Failure::later(error().retry_after(11 * SECOND))) })
+                .await;
+        assert!(result.is_err());
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_honoured() {
+        let start = Instant::now();
+        let result = until(start + 60 * SECOND, SECOND, |number| async move {
+            if number == 1 { Err(Failure::later(error().retry_after(7 * SECOND))) } else { Ok(number) }
+        })
+        .await;
+        assert_eq!(result.unwrap(), 2);
+        assert_eq!(start.elapsed().as_secs(), 7);
+    }
+}

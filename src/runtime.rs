@@ -1,0 +1,108 @@
+//! Where the service runs: on a socket (Cloud Run, Docker, a plain machine) or under the Lambda runtime.
+
+use crate::app::App;
+use crate::config::Platform;
+use crate::handler::PlatformDeadline;
+use crate::router::router;
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::map_request;
+use lambda_http::lambda_runtime::LambdaEvent;
+use lambda_http::request::LambdaRequest;
+use lambda_http::tower::ServiceExt;
+use lambda_http::{Adapter, Context};
+use serde_json::Value;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// Serves until the platform ends the process or a signal stops it.
+///
+/// # Errors
+/// A sentence for the operator: the address is taken, the Lambda runtime gave up.
+pub async fn run(app: Arc<App>) -> Result<(), String> {
+    match app.config.platform {
+        Platform::Lambda => lambda_http::run(lambda_service(app)).await.map_err(|error| error.to_string()),
+        Platform::CloudRun | Platform::Plain => {
+            let address = SocketAddr::new(app.config.host, app.config.port);
+            let listener = TcpListener::bind(address).await.map_err(|error| {
+                format!("IGA cannot listen on {address}: {error}. Another process may have the port; set IGA_PORT to use another.")
+            })?;
+            serve(app, listener, stop_signal()).await.map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// Serves on a socket until `stop`, then finishes what it holds.
+pub async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let stop = async move {
+        stop.await;
+        tracing::info!("stopping: finishing what is held");
+        let _ = stopping.send(());
+    };
+    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(stop);
+    let too_long = async {
+        match stopped.await {
+            Ok(()) => tokio::time::sleep(STOP_WITHIN).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = serving => result,
+        () = too_long => {
+            tracing::warn!("stopping with requests unanswered");
+            Ok(())
+        }
+    }
+}
+
+/// Answers one Lambda event, as JSON in and out, on the path that the Lambda runtime takes.
+///
+/// # Errors
+/// A sentence that says what is wrong with the event.
+pub async fn invoke(app: Arc<App>, event: &str) -> Result<Value, String> {
+    let event: LambdaRequest = serde_json::from_str(event)
+        .map_err(|error| format!("This is no event that Lambda sends for HTTP: {error}."))?;
+    let event = LambdaEvent::new(event, Context::default());
+    let Ok(answer) = Adapter::from(lambda_service(app)).oneshot(event).await;
+    serde_json::to_value(answer).map_err(|error| error.to_string())
+}
+
+fn lambda_service(app: Arc<App>) -> Router {
+    router(app).layer(map_request(with_lambda_deadline))
+}
+
+/// Lambda kills a function at its timeout without a word; everything must be over a little earlier.
+async fn with_lambda_deadline(mut request: Request) -> Request {
+    let ends =
+        request.extensions().get::<Context>().map(|context| UNIX_EPOCH + Duration::from_millis(context.deadline));
+    if let Some(remaining) = ends.and_then(|ends| ends.duration_since(SystemTime::now()).ok()) {
+        let deadline = Instant::now() + remaining.saturating_sub(LAMBDA_MARGIN);
+        request.extensions_mut().insert(PlatformDeadline(deadline));
+    }
+    request
+}
+
+/// Returns on SIGTERM and on SIGINT, as PID 1 too.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("a process may listen for signals");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("a process may listen for signals");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Cloud Run kills the process 10 s after SIGTERM.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
+const LAMBDA_MARGIN: Duration = Duration::from_secs(1);

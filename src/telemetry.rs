@@ -1,0 +1,330 @@
+//! Log lines, metric lines and trace correlation: one JSON object a line, as Cloud Logging and Lambda read them.
+
+use axum::http::HeaderMap;
+use serde_json::{Map, Value, json};
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Level, Metadata, Span, Subscriber, debug, info, info_span};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Sends every log line of the process to stdout, from debug level or from info level on.
+pub fn install(debug: bool) {
+    let lines = JsonLines { debug, write: to_stdout };
+    // A second call, as in tests, leaves the first in place.
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
+}
+
+/// One `write` a line, so that lines of several threads never mix.
+fn to_stdout(line: &[u8]) {
+    // Nobody is left to tell when stdout is gone.
+    let _ = std::io::stdout().lock().write_all(line);
+}
+
+/// What stands on every line that is written while a request is handled.
+pub fn request_span(request_id: &str, workflow_id: Option<&str>, trace: Option<&Trace>, project_id: &str) -> Span {
+    info_span!(
+        "request",
+        request_id,
+        workflow_id,
+        "logging.googleapis.com/trace" = trace.map(|trace| format!("projects/{project_id}/traces/{}", trace.id)),
+        "logging.googleapis.com/spanId" = trace.map(|trace| trace.span_id.as_str()),
+        "logging.googleapis.com/trace_sampled" = trace.map(|trace| trace.sampled),
+    )
+}
+
+/// The trace a request belongs to ("Trace context", "Using distributed tracing").
+#[derive(Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// 32 hex digits.
+    id: String,
+    /// 16 hex digits.
+    span_id: String,
+    sampled: bool,
+}
+
+impl Trace {
+    /// Reads `traceparent`, else `X-Cloud-Trace-Context`.
+    pub fn from_headers(headers: &HeaderMap) -> Option<Trace> {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let w3c = text("traceparent").and_then(Trace::from_traceparent);
+        w3c.or_else(|| text("x-cloud-trace-context").and_then(Trace::from_cloud_trace_context))
+    }
+
+    /// `00-TRACE-SPAN-FLAGS`, all hex.
+    fn from_traceparent(text: &str) -> Option<Trace> {
+        let mut parts = text.split('-');
+        let (_version, id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let flags = u8::from_str_radix(flags, 16).ok()?;
+        let id = hex(id, 32)?;
+        Some(Trace { id, span_id: hex(span_id, 16)?, sampled: flags & 1 == 1 })
+    }
+
+    /// `TRACE/SPAN;o=OPTIONS`, the span in decimal.
+    fn from_cloud_trace_context(text: &str) -> Option<Trace> {
+        let (ids, options) = text.split_once(';').unwrap_or((text, ""));
+        let (id, span_id) = ids.split_once('/').unwrap_or((ids, "0"));
+        let span_id: u64 = span_id.parse().ok()?;
+        Some(Trace { id: hex(id, 32)?, span_id: format!("{span_id:016x}"), sampled: options == "o=1" })
+    }
+}
+
+fn hex(text: &str, len: usize) -> Option<String> {
+    let fits = text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (fits && text.bytes().any(|byte| byte != b'0')).then(|| text.to_ascii_lowercase())
+}
+
+/// `iga_generate_image_request_count` and `iga_generate_image_latency_ms`.
+pub fn request_done(status: &str, latency: Duration) {
+    info!(metric_name = "iga_generate_image_request_count", value = 1, tags.status = status, "request counted");
+    let value = milliseconds(latency);
+    info!(metric_name = "iga_generate_image_latency_ms", value, tags.status = status, "request timed");
+}
+
+/// `iga_vertexai_call_latency_ms`: one attempt, from the first byte sent to the last byte read.
+pub fn vertex_called(model: &str, attempt: usize, outcome: &str, latency: Duration) {
+    let value = milliseconds(latency);
+    info!(
+        metric_name = "iga_vertexai_call_latency_ms",
+        value,
+        tags.model = model,
+        tags.attempt = attempt,
+        tags.outcome = outcome,
+        "model called"
+    );
+}
+
+/// `iga_vertexai_error_count`: one attempt that failed.
+pub fn vertex_failed(error_type: &str) {
+    info!(metric_name = "iga_vertexai_error_count", value = 1, tags.error_type = error_type, "model call failed");
+}
+
+/// `iga_gcs_upload_latency_ms`: one picture stored, all tries included.
+pub fn uploaded(bytes: usize, latency: Duration) {
+    let value = milliseconds(latency);
+    info!(metric_name = "iga_gcs_upload_latency_ms", value, tags.bytes = bytes, "picture stored");
+}
+
+/// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
+pub fn upload_failed(error_detail: &str) {
+    info!(metric_name = "iga_gcs_upload_failure_count", value = 1, tags.error_detail = error_detail, "upload failed");
+}
+
+/// Says what a request asks for: the start of the prompt at info level, all of it at debug level.
+pub fn prompt_received(prompt: &str, sha256: &str) {
+    let preview: String = prompt.chars().take(PREVIEW_CHARS).collect();
+    info!(prompt_preview = preview, prompt_sha256 = sha256, prompt_chars = prompt.chars().count(), "prompt received");
+    debug!(prompt, "whole prompt");
+}
+
+fn milliseconds(latency: Duration) -> u64 {
+    u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)
+}
+
+const PREVIEW_CHARS: usize = 50;
+
+/// The log format: a layer of our own, because the platforms want `severity` and flat fields.
+struct JsonLines<W> {
+    debug: bool,
+    write: W,
+}
+
+/// A span's fields, kept with it.
+struct Fields(Map<String, Value>);
+
+impl<S, W> Layer<S> for JsonLines<W>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: Fn(&[u8]) + 'static,
+{
+    /// Our own lines from the chosen level on; of the libraries only what is wrong, as their debug
+    /// lines may hold headers.
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        let ours = metadata.target().split("::").next().is_some_and(|name| name == "iga" || name == "iga_local");
+        let most = match (ours, self.debug) {
+            (true, true) => Level::DEBUG,
+            (true, false) => Level::INFO,
+            (false, _) => Level::WARN,
+        };
+        *metadata.level() <= most
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields(Map::new());
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut line = Fields(Map::new());
+        line.set("timestamp", OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default().into());
+        line.set("severity", severity(*event.metadata().level()).into());
+        line.set("level", event.metadata().level().as_str().into());
+        // `message` comes third for the eye; the event fills it in.
+        line.set("message", Value::Null);
+        line.set("service_name", "iga".into());
+        line.set("logger_name", event.metadata().target().into());
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(fields) = span.extensions().get::<Fields>() {
+                line.0.extend(fields.0.clone());
+            }
+        }
+        event.record(&mut line);
+        let mut text = Value::Object(line.0).to_string();
+        text.push('\n');
+        (self.write)(text.as_bytes());
+    }
+}
+
+impl Fields {
+    /// `tags.x` becomes `x` inside the object `tags`.
+    fn set(&mut self, name: &str, value: Value) {
+        match name.strip_prefix("tags.") {
+            None => self.0.insert(name.to_owned(), value),
+            Some(tag) => {
+                let tags = self.0.entry("tags").or_insert_with(|| json!({}));
+                tags.as_object_mut().and_then(|tags| tags.insert(tag.to_owned(), value))
+            }
+        };
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field.name(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field.name(), value.into());
+    }
+}
+
+fn severity(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "ERROR",
+        Level::WARN => "WARNING",
+        Level::INFO => "INFO",
+        Level::DEBUG | Level::TRACE => "DEBUG",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// The lines that are written while `work` runs.
+    fn lines(debug: bool, work: impl FnOnce()) -> Vec<Value> {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let write = {
+            let written = Arc::clone(&written);
+            move |line: &[u8]| written.lock().unwrap().push(serde_json::from_slice(line).unwrap())
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(JsonLines { debug, write }), work);
+        std::mem::take(&mut written.lock().unwrap())
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_line_has_what_the_platforms_read() {
+        let lines = lines(false, || tracing::warn!(answer = 42, ok = true, "careful"));
+        let line = &lines[0];
+        assert!(OffsetDateTime::parse(line["timestamp"].as_str().unwrap(), &Rfc3339).is_ok());
+        assert_eq!((&line["severity"], &line["level"]), (&json!("WARNING"), &json!("WARN")));
+        assert_eq!((&line["message"], &line["service_name"]), (&json!("careful"), &json!("iga")));
+        assert_eq!(line["logger_name"], json!("iga::telemetry::tests"));
+        assert_eq!((&line["answer"], &line["ok"]), (&json!(42), &json!(true)));
+    }
+
+    #[test]
+    fn a_request_is_on_every_line_written_for_it() {
+        let trace = Trace::from_headers(&headers(&[(
+            "traceparent",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        )]));
+        let lines = lines(false, || {
+            let span = request_span("iga_req_1", Some("wf"), trace.as_ref(), "my-project");
+            span.in_scope(|| tracing::info!("inside"));
+            request_span("iga_req_2", None, None, "my-project").in_scope(|| tracing::info!("plain"));
+        });
+        assert_eq!((&lines[0]["request_id"], &lines[0]["workflow_id"]), (&json!("iga_req_1"), &json!("wf")));
+        let expected = "projects/my-project/traces/4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(lines[0]["logging.googleapis.com/trace"], json!(expected));
+        assert_eq!(lines[0]["logging.googleapis.com/spanId"], json!("00f067aa0ba902b7"));
+        assert_eq!(lines[0]["logging.googleapis.com/trace_sampled"], json!(true));
+        assert!(lines[1].get("workflow_id").is_none() && lines[1].get("logging.googleapis.com/trace").is_none());
+    }
+
+    #[test]
+    fn both_trace_headers_are_read_and_nonsense_is_not() {
+        let older = headers(&[("x-cloud-trace-context", "4BF92F3577B34DA6A3CE929D0E0E4736/255;o=1")]);
+        let trace = Trace::from_headers(&older).unwrap();
+        assert_eq!((trace.span_id.as_str(), trace.sampled), ("00000000000000ff", true));
+        assert_eq!(trace.id, "4bf92f3577b34da6a3ce929d0e0e4736");
+        for (name, value) in [
+            ("traceparent", "00-zz-00f067aa0ba902b7-01"),
+            ("traceparent", "00-00000000000000000000000000000000-00f067aa0ba902b7-01"),
+            ("traceparent", ""),
+            ("x-cloud-trace-context", "abc/1;o=1"),
+            ("x-cloud-trace-context", "4bf92f3577b34da6a3ce929d0e0e4736/x"),
+        ] {
+            assert_eq!(Trace::from_headers(&headers(&[(name, value)])), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn metrics_carry_name_value_and_tags() {
+        let lines = lines(false, || {
+            request_done("success", Duration::from_millis(1234));
+            vertex_called("m", 2, "unavailable", Duration::from_secs(1));
+        });
+        assert_eq!(lines[0]["metric_name"], json!("iga_generate_image_request_count"));
+        assert_eq!((&lines[0]["value"], &lines[0]["tags"]), (&json!(1), &json!({"status": "success"})));
+        assert_eq!(lines[1]["value"], json!(1234));
+        assert_eq!(lines[2]["tags"], json!({"model": "m", "attempt": 2, "outcome": "unavailable"}));
+    }
+
+    #[test]
+    fn the_whole_prompt_is_for_debug_level_only() {
+        let prompt = format!("{}{}", "p".repeat(50), "SECRET END");
+        let info = lines(false, || prompt_received(&prompt, "abc"));
+        assert_eq!(info.len(), 1);
+        assert_eq!(info[0]["prompt_preview"], json!("p".repeat(50)));
+        assert_eq!((&info[0]["prompt_sha256"], &info[0]["prompt_chars"]), (&json!("abc"), &json!(60)));
+        assert_eq!(lines(true, || prompt_received(&prompt, "abc"))[1]["prompt"], json!(prompt));
+    }
+
+    #[test]
+    fn libraries_are_heard_only_when_something_is_wrong() {
+        let lines = lines(true, || {
+            tracing::debug!(target: "hyper::client", "authorization: Bearer secret");
+            tracing::info!(target: "igaming", "not ours either");
+            tracing::warn!(target: "hyper::client", "odd");
+            tracing::debug!(target: "iga", "ours");
+        });
+        let messages: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+        assert_eq!(messages, ["odd", "ours"]);
+    }
+}
