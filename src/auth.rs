@@ -120,7 +120,7 @@ impl Auth {
 
     fn build(&self) -> Result<Credentials, Error> {
         match self.sources.file.as_deref().or(self.gcloud_file()) {
-            Some(path) => self.from_file(path),
+            Some(path) => self.build_from(path),
             None => {
                 let builder = mds::Builder::default();
                 let builder = match &self.sources.metadata_host {
@@ -132,7 +132,7 @@ impl Auth {
         }
     }
 
-    fn from_file(&self, path: &Path) -> Result<Credentials, Error> {
+    fn build_from(&self, path: &Path) -> Result<Credentials, Error> {
         let unusable = |what: String| {
             Kind::PermissionDenied.because(format!("No usable Google credentials: {} {what}.", path.display()))
         };

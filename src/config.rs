@@ -1,4 +1,4 @@
-//! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment.
+//! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment, or `.env`.
 
 use crate::model::{Model, RATIOS};
 use reqwest::Url;
@@ -264,6 +264,18 @@ impl Reader<'_> {
 
 fn names(setting: &Setting) -> String {
     setting.names.join(" or ")
+}
+
+/// Loads `.env` from the working directory into the environment, if there is one; what is set stays.
+///
+/// # Errors
+/// A sentence that says what is wrong with the file.
+pub fn load_env_file() -> Result<(), String> {
+    match dotenvy::from_path(".env") {
+        Ok(()) => Ok(()),
+        Err(error) if error.not_found() => Ok(()),
+        Err(error) => Err(format!("IGA cannot start: the file .env cannot be read: {error}")),
+    }
 }
 
 fn setting_named(name: &str) -> &'static Setting {

@@ -33,7 +33,7 @@ pub async fn generate_image(
     let body = whole_body(body).await?;
     check_content_type(&headers, &body)?;
     let request = GenerateRequest::parse(&body, &app.config)?;
-    let key = idempotency_key(&headers)?;
+    let _key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256());
 
     let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
@@ -71,10 +71,12 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
             };
             let piece = frame.into_data().unwrap_or_default();
             received += piece.len();
-            match received {
-                ..=MAX_BODY_BYTES => held.extend_from_slice(&piece),
-                ..=MAX_DISCARDED_BYTES => held = Vec::new(),
-                _ => break,
+            if received <= MAX_BODY_BYTES {
+                held.extend_from_slice(&piece);
+            } else if received <= MAX_DISCARDED_BYTES {
+                held = Vec::new();
+            } else {
+                break;
             }
         }
         Ok(())

@@ -107,7 +107,7 @@ pub struct BlobWriter {
 }
 
 impl BlobWriter {
-    pub fn len(&self) -> usize {
+    pub fn written(&self) -> usize {
         self.blob.len + self.filled
     }
 
@@ -254,7 +254,7 @@ mod tests {
                 writer.fill(len);
                 rest = &rest[len..];
             }
-            assert_eq!(writer.len(), bytes.len());
+            assert_eq!(writer.written(), bytes.len());
             let blob = writer.finish();
             assert!(blob.to_vec() == bytes && blob.len() == bytes.len(), "{portion}");
             assert_eq!(blob.crc32c(), crc32c::crc32c(&bytes));

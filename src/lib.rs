@@ -26,6 +26,8 @@ pub mod handler;
 pub mod id;
 pub mod image;
 pub mod lift;
+#[cfg(feature = "local")]
+pub mod local;
 pub mod model;
 pub mod request;
 pub mod retry;

@@ -120,7 +120,7 @@ impl Lift {
     /// The bytes of picture held now.
     pub fn held_bytes(&self) -> usize {
         let open = match &self.state {
-            State::Picture(base64) | State::PictureEscape(base64, _) => base64.bytes.len(),
+            State::Picture(base64) | State::PictureEscape(base64, _) => base64.bytes.written(),
             State::Structure | State::Text { .. } | State::Dropped { .. } => 0,
         };
         open + self.pictures.iter().flatten().map(Blob::len).sum::<usize>()
@@ -220,7 +220,7 @@ impl Lift {
     fn picture<'a>(&mut self, mut base64: Box<Base64>, input: &'a [u8]) -> Result<(State, &'a [u8]), LiftError> {
         let end = memchr::memchr2(b'"', b'\\', input).unwrap_or(input.len());
         base64.push(&input[..end])?;
-        self.limits.check_picture(base64.bytes.len())?;
+        self.limits.check_picture(base64.bytes.written())?;
         match input.get(end) {
             None => Ok((State::Picture(base64), &[])),
             Some(b'\\') => Ok((State::PictureEscape(base64, Escape::default()), &input[end + 1..])),

@@ -1,13 +1,13 @@
 //! Cold start: settings, log, parts, runtime.
 
 use iga::app::App;
-use iga::config::Config;
+use iga::config::{self, Config};
 use iga::{runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if let Err(problem) = load_env_file() {
+    if let Err(problem) = config::load_env_file() {
         return refuse(problem);
     }
     let config = match Config::from_vars(|name| std::env::var(name).ok()) {
@@ -35,15 +35,6 @@ fn main() -> ExitCode {
             eprintln!("{problem}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Loads `.env` from the working directory, if there is one; what is set already stays.
-fn load_env_file() -> Result<(), String> {
-    match dotenvy::from_path(".env") {
-        Ok(()) => Ok(()),
-        Err(error) if error.not_found() => Ok(()),
-        Err(error) => Err(format!("IGA cannot start: the file .env cannot be read: {error}")),
     }
 }
 

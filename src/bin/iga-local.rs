@@ -1,1 +1,212 @@
-fn main() {}
+//! The function on a developer's machine: one event, or the whole service, against the embedded emulator.
+
+use clap::{Args, Parser, Subcommand};
+use iga::app::App;
+use iga::config::{self, Config};
+use iga::local::emulator::{Emulator, Options};
+use iga::{runtime, telemetry};
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Runs IGA on this machine. Without a command: invokes it once with an example event.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Use the real clouds, with the settings of the environment and `.env`, instead of the emulator.
+    #[arg(long, global = true)]
+    google: bool,
+    /// Where the emulator keeps what is stored: DIR/BUCKET/OBJECT.
+    #[arg(long, global = true, default_value = "pictures")]
+    dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answers one event, as under AWS Lambda, and shows what came of it.
+    Invoke(Invoke),
+    /// Serves HTTP on IGA_PORT, as on Cloud Run.
+    Serve,
+    /// Only the emulator, for clients of any kind; its address is the first line it prints.
+    Emulator(EmulatorArgs),
+}
+
+#[derive(Args)]
+struct Invoke {
+    /// File with an event: function URL, API Gateway v2 or load balancer shape.
+    event: Option<PathBuf>,
+    /// Send this prompt instead of an event from a file.
+    #[arg(long, conflicts_with = "event")]
+    prompt: Option<String>,
+    /// Show the function's log lines too.
+    #[arg(long)]
+    logs: bool,
+}
+
+#[derive(Args)]
+struct EmulatorArgs {
+    /// TCP port on this machine; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// How long a generation takes, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    latency_ms: u64,
+    /// A bucket that exists.
+    #[arg(long, default_value = BUCKET)]
+    bucket: String,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if !cli.google {
+        stay_on_this_machine();
+    }
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = tokio.map_err(|error| error.to_string()).and_then(|tokio| tokio.block_on(run(cli)));
+    match result {
+        Ok(code) => code,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The libraries read these themselves: with the emulator neither a metadata server nor a proxy of the
+/// environment may get in between.
+fn stay_on_this_machine() {
+    // SAFETY: no other thread has been started yet.
+    unsafe {
+        std::env::remove_var("GCE_METADATA_HOST");
+        std::env::set_var("NO_PROXY", "127.0.0.1");
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, String> {
+    let Cli { command, google, dir } = cli;
+    match command {
+        Some(Command::Emulator(args)) => emulate(args, dir).await,
+        Some(Command::Serve) => serve(google, dir).await,
+        Some(Command::Invoke(args)) => invoke(args, google, dir).await,
+        None => invoke(Invoke { event: None, prompt: None, logs: false }, google, dir).await,
+    }
+}
+
+async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
+    let options = Options {
+        addr: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), args.port),
+        latency: Duration::from_millis(args.latency_ms),
+        buckets: vec![args.bucket],
+        ..with_directory(dir)
+    };
+    let emulator = start(options).await?;
+    println!("{}", emulator.url());
+    tokio::signal::ctrl_c().await.map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(google: bool, dir: PathBuf) -> Result<ExitCode, String> {
+    let (app, emulator) = app(google, &dir).await?;
+    telemetry::install(app.config.debug);
+    if emulator.is_some() {
+        let port = app.config.port;
+        println!("IGA with the emulator, pictures under {}. Try:", shown(&dir));
+        println!(
+            "  curl http://127.0.0.1:{port}/generate_image -H 'Content-Type: application/json' -d '{{\"prompt\": \"a red fox\"}}'"
+        );
+    }
+    runtime::run(app).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, String> {
+    let (source, event) = event(&args)?;
+    let (app, emulator) = app(google, &dir).await?;
+    if args.logs {
+        telemetry::install(app.config.debug);
+    }
+    let bucket = app.config.bucket.clone();
+    let answer = runtime::invoke(app, &event).await?;
+    let status = answer["statusCode"].as_u64().unwrap_or_default();
+    let text = answer["body"].as_str().unwrap_or_default();
+    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+    println!("Event    {source}");
+    println!("Answer   {status}\n{body:#}");
+    if let (Some(emulator), Some(uri)) = (emulator, body["image_url"].as_str()) {
+        show_object(&emulator, &dir, &bucket, uri)?;
+    }
+    Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the emulator holds now, not what the answer says.
+fn show_object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<(), String> {
+    let name = uri.strip_prefix(&format!("gs://{bucket}/")).unwrap_or(uri);
+    let object = emulator.object(bucket, name).ok_or(format!("{uri} is not in the emulator's bucket."))?;
+    let text = |field: &str| object.metadata[field].as_str().unwrap_or("?").to_owned();
+    println!("Object   {uri}");
+    println!("         {} bytes, {}", text("size"), text("contentType"));
+    println!("Model    {}", object.metadata["metadata"]["model"].as_str().unwrap_or("?"));
+    println!("Picture  {}", shown(&dir.join(bucket).join(name)));
+    Ok(())
+}
+
+/// The event's JSON and where it comes from.
+fn event(args: &Invoke) -> Result<(String, String), String> {
+    match (&args.event, &args.prompt) {
+        (Some(path), _) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("The event {} cannot be read: {error}.", path.display()))?;
+            Ok((path.display().to_string(), text))
+        }
+        (None, None) => Ok(("events/generate_image.json".to_owned(), EXAMPLE.to_owned())),
+        (None, Some(prompt)) => {
+            let mut event: Value = serde_json::from_str(EXAMPLE).map_err(|error| error.to_string())?;
+            event["body"] = json!({"prompt": prompt}).to_string().into();
+            Ok(("your prompt".to_owned(), event.to_string()))
+        }
+    }
+}
+
+/// The function, and unless the real clouds are wanted the emulator that it talks to.
+async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), String> {
+    let environment = |name: &str| std::env::var(name).ok();
+    if google {
+        config::load_env_file()?;
+        let config = Config::from_vars(environment).map_err(|problems| problems.to_string())?;
+        return Ok((App::new(config).map_err(|error| error.to_string())?, None));
+    }
+    let emulator = start(Options { buckets: vec![BUCKET.to_owned()], ..with_directory(dir.to_owned()) }).await?;
+    let config = Config::from_vars(|name| match name {
+        "STORAGE_EMULATOR_HOST" | "IGA_VERTEXAI_ENDPOINT" => Some(emulator.url()),
+        "GCE_METADATA_HOST" => Some(emulator.host()),
+        "GCS_BUCKET_NAME" => Some(BUCKET.to_owned()),
+        "IGA_VERTEXAI_PROJECT_ID" => Some("iga-local".to_owned()),
+        "GOOGLE_APPLICATION_CREDENTIALS" | "HOME" | "K_SERVICE" | "AWS_LAMBDA_RUNTIME_API" => None,
+        "GCP_LOCATION" => environment(name).or(Some("us-central1".to_owned())),
+        "IGA_HOST" => environment(name).or(Some("127.0.0.1".to_owned())),
+        _ => environment(name),
+    });
+    let config = config.map_err(|problems| problems.to_string())?;
+    Ok((App::new(config).map_err(|error| error.to_string())?, Some(emulator)))
+}
+
+async fn start(options: Options) -> Result<Emulator, String> {
+    let address = options.addr;
+    Emulator::start(options).await.map_err(|error| format!("The emulator cannot start on {address}: {error}."))
+}
+
+fn with_directory(dir: PathBuf) -> Options {
+    Options { directory: Some(dir), ..Options::default() }
+}
+
+fn shown(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or(path.to_owned()).display().to_string()
+}
+
+const BUCKET: &str = "iga-pictures";
+const EXAMPLE: &str = include_str!("../../events/generate_image.json");

@@ -1,0 +1,4 @@
+//! What runs on a developer's machine instead of Google's services.
+
+pub mod emulator;
+pub mod picture;
