@@ -1,7 +1,8 @@
 //! Log lines, metric lines and trace correlation: one JSON object a line, as Cloud Logging and Lambda read them.
 
 use axum::http::HeaderMap;
-use serde_json::{Map, Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Map, Value};
 use std::fmt;
 use std::io::Write;
 use std::time::Duration;
@@ -134,8 +135,12 @@ struct JsonLines<W> {
     write: W,
 }
 
-/// A span's fields, kept with it.
-struct Fields(Map<String, Value>);
+/// Fields in the order in which they were recorded; those named `tags.x` stand together as `tags`.
+#[derive(Default)]
+struct Fields {
+    plain: Vec<(&'static str, Value)>,
+    tags: Vec<(&'static str, Value)>,
+}
 
 impl<S, W> Layer<S> for JsonLines<W>
 where
@@ -155,7 +160,7 @@ where
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = Fields(Map::new());
+        let mut fields = Fields::default();
         attributes.record(&mut fields);
         if let Some(span) = context.span(id) {
             span.extensions_mut().insert(fields);
@@ -163,58 +168,65 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut line = Fields(Map::new());
-        line.set("timestamp", OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default().into());
-        line.set("severity", severity(*event.metadata().level()).into());
-        line.set("level", event.metadata().level().as_str().into());
-        // `message` comes third for the eye; the event fills it in.
-        line.set("message", Value::Null);
-        line.set("service_name", "iga".into());
-        line.set("logger_name", event.metadata().target().into());
+        let level = *event.metadata().level();
+        let mut line = Fields::default();
+        line.set("timestamp", OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default());
+        line.set("severity", severity(level));
+        line.set("level", level.as_str());
+        event.record(&mut line);
+        line.set("service_name", "iga");
+        line.set("logger_name", event.metadata().target());
         for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(fields) = span.extensions().get::<Fields>() {
-                line.0.extend(fields.0.clone());
+                line.plain.extend_from_slice(&fields.plain);
             }
         }
-        event.record(&mut line);
-        let mut text = Value::Object(line.0).to_string();
-        text.push('\n');
-        (self.write)(text.as_bytes());
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        (self.write)(&text);
     }
 }
 
 impl Fields {
-    /// `tags.x` becomes `x` inside the object `tags`.
-    fn set(&mut self, name: &str, value: Value) {
+    fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         match name.strip_prefix("tags.") {
-            None => self.0.insert(name.to_owned(), value),
-            Some(tag) => {
-                let tags = self.0.entry("tags").or_insert_with(|| json!({}));
-                tags.as_object_mut().and_then(|tags| tags.insert(tag.to_owned(), value))
-            }
-        };
+            Some(tag) => self.tags.push((tag, value.into())),
+            None => self.plain.push((name, value.into())),
+        }
+    }
+}
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut line = serializer.serialize_map(None)?;
+        self.plain.iter().try_for_each(|(name, value)| line.serialize_entry(name, value))?;
+        if !self.tags.is_empty() {
+            let tags: Map<_, _> = self.tags.iter().map(|(tag, value)| ((*tag).to_owned(), value.clone())).collect();
+            line.serialize_entry("tags", &tags)?;
+        }
+        line.end()
     }
 }
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.set(field.name(), format!("{value:?}").into());
+        self.set(field.name(), format!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field.name(), value.into());
+        self.set(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field.name(), value.into());
+        self.set(field.name(), value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field.name(), value.into());
+        self.set(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field.name(), value.into());
+        self.set(field.name(), value);
     }
 }
 
@@ -230,6 +242,7 @@ fn severity(level: Level) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::sync::{Arc, Mutex};
 
     /// The lines that are written while `work` runs.
