@@ -83,8 +83,12 @@ pub(super) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Answ
             });
             return flavoured(Answer::new(StatusCode::OK, "application/json", body.to_string()));
         }
+        Some("") => {
+            let body = json!({"aliases": ["default"], "email": EMAIL, "scopes": [SCOPE]});
+            return flavoured(Answer::new(StatusCode::OK, "application/json", body.to_string()));
+        }
         Some("/email") => EMAIL,
-        Some("/scopes") => "https://www.googleapis.com/auth/cloud-platform\n",
+        Some("/scopes") => SCOPE,
         _ => match path {
             "/computeMetadata/v1/project/project-id" => "iga-local",
             "/computeMetadata/v1/project/numeric-project-id" => "123456789012",
@@ -113,7 +117,7 @@ pub(super) fn oauth(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answe
         let body = json!({
             "access_token": tokens.issue(),
             "expires_in": tokens.life.as_secs(),
-            "scope": "https://www.googleapis.com/auth/cloud-platform",
+            "scope": SCOPE,
             "token_type": "Bearer",
         });
         Answer::json(StatusCode::OK, &body)
@@ -202,5 +206,6 @@ fn self_signed_life(token: &str) -> Option<Duration> {
 }
 
 const EMAIL: &str = "iga@iga-local.iam.gserviceaccount.com";
+const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// One hour, and the ten seconds by which Google's own library dates a token back.
 const MAX_JWT_SECONDS: i64 = 3610;

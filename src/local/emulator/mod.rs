@@ -424,6 +424,7 @@ fn control(services: &Services, method: &Method, what: &str, body: &Bytes) -> An
 
 /// The page that Google's front end sends for a path or a host that it does not know.
 fn not_found(path: &str) -> Answer {
+    let path = path.replace('&', "&amp;").replace('<', "&lt;");
     let page = format!(
         "<!DOCTYPE html>\n<html lang=en>\n  <title>Error 404 (Not Found)!!1</title>\n  \
          <p><b>404.</b> <ins>That’s an error.</ins>\n  \
