@@ -13,7 +13,7 @@ use std::time::Duration;
 pub struct Error {
     pub kind: Kind,
     details: String,
-    /// When the caller may try again; becomes `Retry-After`.
+    /// When to try again, where the upstream said so.
     pub retry_after: Option<Duration>,
     source: Option<Cause>,
 }
@@ -205,15 +205,8 @@ impl Kind {
     }
 
     /// The failure of this kind that the caller reads about in `details`.
-    ///
-    /// A 503 always says when to come back: `Retry-After` is set for it here, and for nothing else.
     pub fn because(self, details: impl Into<String>) -> Error {
-        Error {
-            kind: self,
-            details: shortened(details.into()),
-            retry_after: (self.row().status == 503).then_some(Duration::from_secs(1)),
-            source: None,
-        }
+        Error { kind: self, details: shortened(details.into()), retry_after: None, source: None }
     }
 }
 
@@ -227,6 +220,12 @@ impl Error {
     pub fn retry_after(mut self, wait: Duration) -> Error {
         self.retry_after = Some(wait);
         self
+    }
+
+    /// `Retry-After` for the caller: all who may come back with the same request are told when.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        let passes = matches!(self.kind.row().status, 429 | 503);
+        passes.then(|| self.retry_after.unwrap_or_default().as_secs().max(1))
     }
 
     /// The causes, outermost first, in one line for the log; empty when there is none.
@@ -279,10 +278,13 @@ mod tests {
     }
 
     #[test]
-    fn only_503_says_by_itself_when_to_come_back() {
+    fn who_may_come_back_is_told_when() {
         for kind in Kind::ALL {
-            assert_eq!(kind.because("x").retry_after.is_some(), kind.row().status == 503);
+            let seconds = kind.because("x").retry_after_seconds();
+            assert_eq!(seconds, matches!(kind.row().status, 429 | 503).then_some(1));
         }
+        let told = Kind::ResourceExhausted.because("x").retry_after(Duration::from_secs(7));
+        assert_eq!(told.retry_after_seconds(), Some(7));
     }
 
     #[test]

@@ -129,8 +129,8 @@ impl IntoResponse for Error {
         let row = self.kind.row();
         let body = json!({"error_code": row.code, "message": row.message, "details": self.to_string()});
         let mut response = json(row.status, &body);
-        if let Some(wait) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, wait.as_secs().max(1).into());
+        if let Some(seconds) = self.retry_after_seconds() {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
         response.extensions_mut().insert(Arc::new(self));
         response

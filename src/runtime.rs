@@ -70,10 +70,17 @@ pub async fn serve(
 /// # Errors
 /// A sentence that says what is wrong with the event.
 pub async fn invoke(app: Arc<App>, event: &str) -> Result<Value, String> {
+    let no_deadline = u64::MAX;
+    invoke_until(app, event, no_deadline).await
+}
+
+/// The same, for a function that Lambda will end at `deadline`, in milliseconds since 1970.
+pub async fn invoke_until(app: Arc<App>, event: &str, deadline: u64) -> Result<Value, String> {
     let event: LambdaRequest = serde_json::from_str(event)
         .map_err(|error| format!("This is no event that Lambda sends for HTTP: {error}."))?;
-    let event = LambdaEvent::new(event, Context::default());
-    let Ok(answer) = Adapter::from(lambda_service(app)).oneshot(event).await;
+    let mut context = Context::default();
+    context.deadline = deadline;
+    let Ok(answer) = Adapter::from(lambda_service(app)).oneshot(LambdaEvent::new(event, context)).await;
     serde_json::to_value(answer).map_err(|error| error.to_string())
 }
 
@@ -83,10 +90,10 @@ fn lambda_service(app: Arc<App>) -> Router {
 
 /// Lambda kills a function at its timeout without a word; everything must be over a little earlier.
 async fn with_lambda_deadline(mut request: Request) -> Request {
-    let ends =
-        request.extensions().get::<Context>().map(|context| UNIX_EPOCH + Duration::from_millis(context.deadline));
-    if let Some(remaining) = ends.and_then(|ends| ends.duration_since(SystemTime::now()).ok()) {
-        let deadline = Instant::now() + remaining.saturating_sub(LAMBDA_MARGIN);
+    if let Some(context) = request.extensions().get::<Context>() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let remaining = Duration::from_millis(context.deadline).saturating_sub(now + LAMBDA_MARGIN);
+        let deadline = Instant::now() + remaining.min(LONGEST_LAMBDA);
         request.extensions_mut().insert(PlatformDeadline(deadline));
     }
     request
@@ -106,3 +113,6 @@ async fn stop_signal() {
 /// Cloud Run kills the process 10 s after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
 const LAMBDA_MARGIN: Duration = Duration::from_secs(1);
+
+/// No function runs longer ("Lambda quotas").
+const LONGEST_LAMBDA: Duration = Duration::from_secs(900);

@@ -166,7 +166,7 @@ async fn refused(target: &Target, mut response: Response, deadline: Instant) -> 
         }
     }
     let mut failure = meaning(status.as_u16(), &GoogleError::parse(&body), target);
-    failure.error.retry_after = wait.or(failure.error.retry_after);
+    failure.error.retry_after = wait;
     failure
 }
 

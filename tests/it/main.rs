@@ -1,1 +1,11 @@
-fn main() {}
+//! The real router over real sockets, against the emulator of Google's services.
+
+mod bad_input;
+mod contract;
+mod credentials;
+mod lambda;
+mod models;
+mod process;
+mod readme;
+mod service;
+mod storage;

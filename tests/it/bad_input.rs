@@ -1,0 +1,113 @@
+//! What callers get wrong, by accident or otherwise: a clear error, nothing asked of anyone, nothing lost.
+
+use crate::service::{CURRENT, PROMPT, Service, answer};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn a_missing_prompt_is_the_contracts_first_row() {
+    let service = Service::start().await;
+    for body in ["", "{}", r#"{"prompt": ""}"#, r#"{"prompt": "  "}"#, r#"{"prompt": null}"#, r#"{"prompt": 7}"#] {
+        let refused = service.post_text(body).await;
+        refused.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
+        assert_eq!(refused.text("message"), "Prompt is required for image generation.");
+        assert_eq!(refused.text("details"), "Missing or empty 'prompt' in request body.");
+    }
+    answer(service.request()).await.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
+    assert_eq!(service.emulator.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_json_object_say_so() {
+    let service = Service::start().await;
+    let malformed = service.post_text("{\"prompt\":\n \"x\",}").await;
+    malformed.is_error(400, "IGA_MALFORMED_JSON").details_have("line 2 column 6");
+    assert_eq!(malformed.text("message"), "Request body is not valid JSON.");
+    let array = service.post_text("[1, 2]").await;
+    array.is_error(400, "IGA_INVALID_PAYLOAD");
+    assert_eq!(array.text("message"), "Request body must be a JSON object.");
+}
+
+#[tokio::test]
+async fn deep_nesting_is_an_error_or_ignored() {
+    let service = Service::start().await;
+    let deep = "[".repeat(500_000);
+    service.post_text(deep.clone()).await.is_error(400, "IGA_MALFORMED_JSON");
+    service.post_text(format!(r#"{{"prompt": {deep}"#)).await.is_error(400, "IGA_MALFORMED_JSON");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_gets_its_answer() {
+    let service = Service::start().await;
+    let large = json!({"prompt": "x".repeat(2 << 20)}).to_string();
+    let refused = service.post_text(large).await;
+    refused.is_error(413, "IGA_PAYLOAD_TOO_LARGE");
+    assert_eq!(refused.text("message"), "Request body is too large.");
+    assert_eq!(service.emulator.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_very_long_prompt_is_taken() {
+    let service = Service::with(CURRENT).await;
+    let prompt = "\u{1f98a} a fox. ".repeat(10_000);
+    let answer = service.post(json!({"prompt": prompt})).await;
+    assert_eq!(answer.is_picture().text("prompt_used"), prompt);
+}
+
+#[tokio::test]
+async fn only_json_is_taken() {
+    let service = Service::start().await;
+    let body = json!({"prompt": PROMPT}).to_string();
+    for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"] {
+        let refused = answer(service.request().header("content-type", content_type).body(body.clone())).await;
+        refused.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE").details_have(content_type);
+        assert_eq!(refused.text("message"), "Content-Type must be application/json.");
+    }
+    answer(service.request().body(body.clone())).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
+    let with_charset = service.request().header("content-type", "Application/JSON; charset=utf-8");
+    answer(with_charset.body(body)).await.is_picture();
+}
+
+#[tokio::test]
+async fn a_body_cut_off_half_way_harms_nobody() {
+    let service = Service::with(CURRENT).await;
+    let address = service.url.strip_prefix("http://").unwrap();
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let head =
+        "POST /generate_image HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(b"{\"prompt\": \"a red").await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await.unwrap();
+    assert!(text.is_empty() || text.contains("IGA_MALFORMED_JSON"), "{text}");
+    assert_eq!(service.emulator.requests().len(), 0);
+    service.prompt().await.is_picture();
+}
+
+#[tokio::test]
+async fn a_parameter_that_cannot_be_is_refused_before_anything_is_paid() {
+    let service =
+        Service::with(&[("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"), ("IGA_VERTEXAI_LOCATION", "global")])
+            .await;
+    for (field, value, words) in [
+        ("aspect_ratio", json!("8:1"), "21:9"),
+        ("aspect_ratio", json!("5:7"), "21:9"),
+        ("image_size", json!("8K"), "1K, 2K, 4K"),
+        ("negative_prompt", json!("dogs"), "say in the prompt"),
+        ("add_watermark", json!("yes"), "true, false"),
+        ("model_id_override", json!("dall-e"), "gemini-nano-banana-2.1"),
+        ("seed", json!("seven"), "2147483647"),
+        ("person_generation", json!("maybe"), "allow_adult"),
+        ("output_mime_type", json!("image/gif"), "image/jpeg"),
+    ] {
+        let mut body = json!({"prompt": PROMPT});
+        body[field] = value;
+        let refused = service.post(body).await;
+        refused.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT").details_have(&format!("'{field}'"));
+        refused.details_have(words);
+        assert_eq!(refused.text("message"), "Invalid argument provided to Vertex AI.");
+    }
+    assert_eq!(service.emulator.counters().model_calls, 0);
+}

@@ -1,0 +1,228 @@
+//! One row for each line of the wire contract.
+
+use crate::service::{Answer, BUCKET, PROMPT, Service, answer};
+use iga::error::Kind;
+use iga::local::emulator::{Action, Stage};
+use serde_json::json;
+
+#[tokio::test]
+async fn a_prompt_becomes_a_stored_picture_and_three_fields() {
+    let service = Service::start().await;
+    let answer = service.prompt().await;
+    answer.is_picture();
+    assert_eq!(answer.text("prompt_used"), PROMPT);
+    assert_eq!(answer.text("model_version"), "vertex-ai-gemini-nano-banana-2.1");
+    let id = answer.header("x-request-id");
+    let start = format!("gs://{BUCKET}/images/iga/{id}_");
+    let end = answer.text("image_url").strip_prefix(&start).expect("the id names the object");
+    assert!(end.len() == "5e6f7a8b.png".len() && end.ends_with(".png"), "{end}");
+
+    let object = service.only_object();
+    assert_eq!(answer.text("image_url"), format!("gs://{BUCKET}/{}", object.name));
+    assert!(object.bytes.starts_with(b"\x89PNG"));
+    assert_eq!(object.metadata["contentType"], "image/png");
+    let metadata = &object.metadata["metadata"];
+    assert_eq!(metadata["request_id"], id);
+    assert_eq!((&metadata["model"], &metadata["aspect_ratio"]), (&json!("gemini-nano-banana-2.1"), &json!("1:1")));
+    assert_eq!(metadata["prompt_sha256"].as_str().unwrap().len(), 64);
+    assert!(!object.metadata.to_string().contains("fox"), "the prompt stays out of the metadata");
+    assert_eq!(service.emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn the_workflow_id_goes_to_the_metadata() {
+    let service = Service::current().await;
+    let request = service.request().header("x-workflow-id", "wf-7").header("content-type", "application/json");
+    answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_picture();
+    assert_eq!(service.only_object().metadata["metadata"]["workflow_id"], "wf-7");
+}
+
+#[tokio::test]
+async fn a_prompt_is_sent_on_and_echoed_exactly() {
+    let service = Service::current().await;
+    let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";
+    let answer = service.post(json!({"prompt": prompt, "unknown": [1, {"x": null}]})).await;
+    assert_eq!(answer.is_picture().text("prompt_used"), prompt);
+    let sent: serde_json::Value = serde_json::from_slice(&service.model_requests()[0].body).unwrap();
+    assert_eq!(sent["contents"][0]["parts"][0]["text"], prompt);
+}
+
+#[tokio::test]
+async fn health_and_index_answer_get_and_head() {
+    let service = Service::start().await;
+    let health = answer(service.http.get(format!("{}/health", service.url))).await;
+    assert_eq!((health.status, &health.body), (200, &json!({"status": "ok"})));
+    let index = answer(service.http.get(format!("{}/", service.url))).await;
+    assert_eq!((index.status, index.text("service")), (200, "iga"));
+    assert_eq!(index.text("version"), env!("CARGO_PKG_VERSION"));
+    assert_eq!(index.body["routes"], json!(["POST /generate_image", "GET /health", "GET /"]));
+    for path in ["/", "/health"] {
+        let head = answer(service.http.head(format!("{}{path}", service.url))).await;
+        assert_eq!(head.status, 200);
+        assert!(head.header("x-request-id").starts_with("iga_req_"));
+    }
+    assert_eq!(service.emulator.requests().len(), 0, "nothing is fetched before it is needed");
+}
+
+#[tokio::test]
+async fn other_routes_and_methods_are_refused() {
+    let service = Service::start().await;
+    let url = |path: &str| format!("{}{path}", service.url);
+    for path in ["/nothing", "/generate_image/", "/healthz", "//"] {
+        let refused = answer(service.http.get(url(path))).await;
+        refused.is_error(404, "IGA_NOT_FOUND");
+        assert_eq!(refused.text("message"), "No such endpoint.");
+        assert!(refused.header("x-request-id").starts_with("iga_req_"));
+    }
+    for (refused, allow) in [
+        (answer(service.http.get(url("/generate_image"))).await, "POST"),
+        (answer(service.http.put(url("/generate_image")).body("{}")).await, "POST"),
+        (answer(service.http.post(url("/health"))).await, "GET, HEAD"),
+        (answer(service.http.delete(url("/"))).await, "GET, HEAD"),
+    ] {
+        refused.is_error(405, "IGA_METHOD_NOT_ALLOWED");
+        assert_eq!((refused.text("message"), refused.header("allow")), ("Method not allowed.", allow));
+    }
+}
+
+/// What the model does, and the line of the contract that comes of it.
+async fn when_the_model_says(status: u16, body: &str) -> (Answer, Service) {
+    let service = Service::current().await;
+    service.model_answers(status, body);
+    let answer = service.prompt().await;
+    assert_eq!(service.emulator.counters().objects, 0);
+    (answer, service)
+}
+
+fn google(code: u16, status: &str, message: &str) -> String {
+    json!({"error": {"code": code, "message": message, "status": status}}).to_string()
+}
+
+#[tokio::test]
+async fn every_failure_of_the_model_has_its_row() {
+    let blocked = "The prompt could not be submitted. This prompt contains sensitive words that violate Google's \
+                   Responsible AI practices. Support codes: 42876398";
+    for (status, body, row, words, calls) in [
+        (400, google(400, "INVALID_ARGUMENT", blocked), Kind::SafetyBlocked, "Support codes: 42876398", 1),
+        (400, google(400, "INVALID_ARGUMENT", "Invalid aspect ratio"), Kind::InvalidArgument, "Invalid aspect", 1),
+        (401, google(401, "UNAUTHENTICATED", "bad token"), Kind::PermissionDenied, "bad token", 2),
+        (403, google(403, "PERMISSION_DENIED", "Permission denied on x"), Kind::PermissionDenied, "denied on x", 1),
+        (
+            404,
+            google(404, "NOT_FOUND", "was not found"),
+            Kind::ModelNotFound,
+            "retired, or not served in global; try",
+            3,
+        ),
+        (404, "<html>nothing here</html>".to_owned(), Kind::VertexApi, "location global", 1),
+        (429, google(429, "RESOURCE_EXHAUSTED", "Resource exhausted."), Kind::ResourceExhausted, "exhausted", 3),
+        (429, format!("[{}]", google(429, "X", "In an array.")), Kind::ResourceExhausted, "In an array.", 3),
+        (500, google(500, "INTERNAL", "Internal error"), Kind::VertexApi, "Internal error", 1),
+        (504, google(504, "DEADLINE_EXCEEDED", "too late"), Kind::VertexApi, "too late", 1),
+        (503, google(503, "UNAVAILABLE", "overloaded"), Kind::VertexUnavailable, "Service Unavailable: overloaded", 3),
+        (200, "this is no JSON".to_owned(), Kind::VertexApi, "not what its API documents", 1),
+        (200, r#"{"candidates": 7}"#.to_owned(), Kind::VertexApi, "not what its API documents", 1),
+        (200, "{}".to_owned(), Kind::EmptyImage, "no candidates", 1),
+    ] {
+        let (answer, service) = when_the_model_says(status, &body).await;
+        let row = row.row();
+        answer.is_error(row.status, row.code).details_have(words);
+        assert_eq!(answer.text("message"), row.message);
+        let waits = answer.headers.contains_key("retry-after");
+        assert_eq!(waits, row.status == 503 || row.status == 429, "{answer:?}");
+        assert_eq!(service.emulator.counters().model_calls, calls, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn retry_after_of_the_model_reaches_the_caller() {
+    let service = Service::current().await;
+    service.fault(Stage::Model, Action::status(429).header("retry-after", "7200"));
+    let answer = service.prompt().await;
+    answer.is_error(429, "IGA_VERTEXAI_RESOURCE_EXHAUSTED");
+    assert_eq!(answer.header("retry-after"), "7200");
+    assert_eq!(service.emulator.counters().model_calls, 1, "a wait past the deadline is not begun");
+}
+
+#[tokio::test]
+async fn trouble_that_passes_is_not_seen_by_the_caller() {
+    for status in [429, 503] {
+        let service = Service::current().await;
+        service.fault(Stage::Model, Action::status(status));
+        service.fault(Stage::Model, Action::status(status));
+        service.prompt().await.is_picture();
+        let counters = service.emulator.counters();
+        assert_eq!((counters.model_calls, counters.paid_generations), (3, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_expired_is_replaced_once() {
+    let service = Service::current().await;
+    service.prompt().await.is_picture();
+    service.emulator.expire_tokens();
+    service.prompt().await.is_picture();
+    let counters = service.emulator.counters();
+    assert_eq!((counters.unauthorized, counters.paid_generations, counters.objects), (1, 2, 2));
+}
+
+#[tokio::test]
+async fn the_deadline_ends_a_silent_model() {
+    let service =
+        Service::with(&[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::service::CURRENT].concat()).await;
+    for stage in [Stage::Model, Stage::Answer] {
+        service.fault(stage, Action::Stall);
+        let answer = service.prompt().await;
+        answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    assert_eq!(service.emulator.counters().objects, 0);
+}
+
+#[tokio::test]
+async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
+    for action in [Action::Reset, Action::Truncate] {
+        for after in [0, 1000] {
+            let service = Service::current().await;
+            let fault = iga::local::emulator::Fault::new(Stage::Answer, action.clone()).after(after);
+            service.emulator.script(fault);
+            let answer = service.prompt().await;
+            assert!(answer.status >= 500, "{answer:?}");
+            assert_eq!(answer.text("error_code"), "IGA_VERTEXAI_API_ERROR");
+            let counters = service.emulator.counters();
+            assert_eq!((counters.paid_generations, counters.objects), (1, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn beyond_its_capacity_the_service_says_so_at_once() {
+    let service = Service::with(&[&[("IGA_MAX_GENERATIONS", "1")], crate::service::CURRENT].concat()).await;
+    service.fault(Stage::Model, Action::Stall);
+    let held = tokio::spawn(answer(
+        service.request().header("content-type", "application/json").body(json!({"prompt": "slow"}).to_string()),
+    ));
+    while service.emulator.counters().model_calls == 0 {
+        tokio::task::yield_now().await;
+    }
+    let refused = service.prompt().await;
+    refused.is_error(503, "IGA_OVERLOADED");
+    assert_eq!((refused.text("message"), refused.header("retry-after")), ("IGA is at capacity.", "1"));
+    let health = answer(service.http.get(format!("{}/health", service.url))).await;
+    assert_eq!(health.status, 200);
+    held.abort();
+}
+
+#[tokio::test]
+async fn an_unusable_key_is_refused_before_anything_is_asked() {
+    let service = Service::current().await;
+    for (header, key) in
+        [("idempotency-key", ""), ("x-idempotency-key", "a b"), ("x-cloudtasks-taskname", &"x".repeat(256))]
+    {
+        let request = service.request().header("content-type", "application/json").header(header, key);
+        let refused = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
+        refused.is_error(400, "IGA_INVALID_IDEMPOTENCY_KEY");
+        assert_eq!(refused.text("message"), "Idempotency key is invalid.");
+    }
+    assert_eq!(service.emulator.requests().len(), 0);
+}

@@ -1,0 +1,254 @@
+//! Both families of models: what is sent, which picture is chosen, what becomes of refusals and of retirement.
+
+use crate::service::{BLUE, BUCKET, CURRENT, GREEN, PROMPT, RED, Service};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use iga::local::emulator::{Emulator, Options};
+use serde_json::{Value, json};
+
+fn bytes(picture: &str) -> Vec<u8> {
+    BASE64_STANDARD.decode(picture).unwrap()
+}
+
+/// A service whose model is an Imagen that is still served.
+async fn imagen() -> Service {
+    let id = "imagen-4.0-generate-001";
+    let options = Options { buckets: vec![BUCKET.to_owned()], revive: vec![id.to_owned()], ..Options::default() };
+    Service::on(Emulator::start(options).await.unwrap(), &[("IGA_VERTEXAI_IMAGE_MODEL_ID", id)]).await
+}
+
+#[tokio::test]
+async fn imagen_is_asked_and_answers() {
+    let service = imagen().await;
+    let answer = service.post(json!({"prompt": PROMPT, "aspect_ratio": "16:9", "add_watermark": false})).await;
+    assert_eq!(answer.is_picture().text("model_version"), "vertex-ai-imagen-4.0-generate-001");
+    let request = &service.model_requests()[0];
+    assert_eq!(
+        request.path,
+        "/v1/projects/test-project/locations/us-central1/publishers/google/models/imagen-4.0-generate-001:predict"
+    );
+    let body: Value = serde_json::from_slice(&request.body).unwrap();
+    assert_eq!(body["parameters"]["aspectRatio"], "16:9");
+    assert_eq!(body["parameters"]["addWatermark"], false);
+    assert_eq!(service.only_object().metadata["metadata"]["model"], "imagen-4.0-generate-001");
+}
+
+#[tokio::test]
+async fn imagens_pictures_come_in_every_field_order_and_with_every_sibling() {
+    let both_orders = [
+        json!({"bytesBase64Encoded": RED, "mimeType": "image/png"}).to_string(),
+        format!(
+            r#"{{"mimeType": "image/png", "safetyAttributes": {{"scores": [1, 0.1, 1e-9]}}, "bytesBase64Encoded": "{RED}"}}"#
+        ),
+    ];
+    for prediction in both_orders {
+        let service = imagen().await;
+        let reason = r#"{"raiFilteredReason": "filtered out 1"}"#;
+        service.model_answers(200, format!(r#"{{"deployedModelId": "1", "predictions": [{prediction}, {reason}]}}"#));
+        service.prompt().await.is_picture();
+        assert_eq!(service.only_object().bytes, bytes(RED));
+    }
+}
+
+#[tokio::test]
+async fn imagens_refusals_are_blocks_and_never_a_5xx() {
+    for (body, words) in [
+        (r#"{"predictions": [{"raiFilteredReason": "All filtered. Support codes: 39322892"}]}"#, "39322892"),
+        ("{}", "filtered out"),
+        (r#"{"predictions": []}"#, "filtered out"),
+        (r#"{"deployedModelId": "1"}"#, "filtered out"),
+    ] {
+        let service = imagen().await;
+        service.model_answers(200, body);
+        service.prompt().await.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY").details_have(words);
+    }
+}
+
+#[tokio::test]
+async fn a_picture_stored_elsewhere_or_empty_is_no_picture() {
+    for (body, words) in [
+        (r#"{"predictions": [{"gcsUri": "gs://x/y.png", "mimeType": "image/png"}]}"#, "gs://x/y.png"),
+        (r#"{"predictions": [{"bytesBase64Encoded": "", "mimeType": "image/png"}]}"#, "empty or inaccessible"),
+        (r#"{"predictions": [{"bytesBase64Encoded": "aGVsbG8=", "mimeType": "image/png"}]}"#, "no known picture"),
+    ] {
+        let service = imagen().await;
+        service.model_answers(200, body);
+        let answer = service.prompt().await;
+        answer.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have(words);
+        assert_eq!(answer.text("message"), "Image generation produced an empty image.");
+    }
+}
+
+/// A `:generateContent` answer with these parts.
+fn gemini(parts: &[Value], finish_reason: &str) -> String {
+    json!({"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}, "finishReason": finish_reason,
+        "safetyRatings": [{}]}], "usageMetadata": {"totalTokenCount": 9}, "modelVersion": "m", "responseId": "r"})
+    .to_string()
+}
+
+fn part(picture: &str) -> Value {
+    json!({"inlineData": {"mimeType": "image/png", "data": picture}, "thoughtSignature": "CpcB"})
+}
+
+fn draft(picture: &str) -> Value {
+    json!({"thought": true, "inlineData": {"mimeType": "image/png", "data": picture}})
+}
+
+#[tokio::test]
+async fn the_final_picture_is_the_one_that_is_stored() {
+    let text = json!({"text": "Here is the fox."});
+    for (parts, stored) in [
+        (vec![text.clone(), part(RED)], RED),
+        (vec![part(RED)], RED),
+        (vec![draft(RED), text.clone(), part(GREEN)], GREEN),
+        (vec![part(RED), part(GREEN), part(BLUE)], BLUE),
+        (vec![part(RED), draft(GREEN), draft(BLUE)], RED),
+        (vec![draft(RED), draft(GREEN)], GREEN),
+    ] {
+        let service = Service::current().await;
+        service.model_answers(200, gemini(&parts, "STOP"));
+        service.prompt().await.is_picture();
+        assert_eq!(service.only_object().bytes, bytes(stored), "{parts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_draft_is_never_stored_when_the_final_picture_was_filtered() {
+    let service = Service::current().await;
+    service.model_answers(200, gemini(&[draft(RED)], "IMAGE_SAFETY"));
+    service.prompt().await.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY").details_have("IMAGE_SAFETY");
+    assert_eq!(service.emulator.counters().objects, 0);
+}
+
+#[tokio::test]
+async fn type_and_extension_follow_the_bytes() {
+    let jpeg = BASE64_STANDARD.encode(b"\xff\xd8\xff\xe0 a jpeg");
+    let webp = BASE64_STANDARD.encode(b"RIFF\x10\0\0\0WEBPVP8 ");
+    for (picture, content_type, extension) in
+        [(RED, "image/png", ".png"), (&jpeg, "image/jpeg", ".jpg"), (&webp, "image/webp", ".webp")]
+    {
+        let service = Service::current().await;
+        let part = json!({"inlineData": {"mimeType": "image/tiff", "data": picture}});
+        service.model_answers(200, gemini(&[part], "STOP"));
+        assert!(service.prompt().await.is_picture().text("image_url").ends_with(extension));
+        assert_eq!(service.only_object().metadata["contentType"], content_type);
+    }
+}
+
+#[tokio::test]
+async fn every_way_of_having_no_picture_has_its_row() {
+    let finished = |reason: &str| {
+        json!({"candidates": [{"content": {"role": "model"}, "finishReason": reason, "finishMessage": "Because."}]})
+            .to_string()
+    };
+    for reason in [
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "SAFETY",
+        "PROHIBITED_CONTENT",
+        "BLOCKLIST",
+        "SPII",
+        "MODEL_ARMOR",
+        "RECITATION",
+        "IMAGE_RECITATION",
+    ] {
+        let service = Service::current().await;
+        service.model_answers(200, finished(reason));
+        let answer = service.prompt().await;
+        answer.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY").details_have(reason).details_have("Because.");
+    }
+    for reason in ["IMAGE_OTHER", "OTHER", "MALFORMED_RESPONSE", "NO_IMAGE", "MAX_TOKENS", "A_NEW_REASON"] {
+        let service = Service::current().await;
+        service.model_answers(200, finished(reason));
+        service.prompt().await.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have(reason);
+    }
+    let service = Service::current().await;
+    service.model_answers(200, gemini(&[json!({"text": "I can't draw that."})], "STOP"));
+    service.prompt().await.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have("I can't draw that.");
+}
+
+#[tokio::test]
+async fn the_emulators_magic_prompts_are_answered_as_they_say() {
+    let service = Service::start().await;
+    for (word, status, code) in [
+        ("[blocked]", 400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY"),
+        ("[filtered]", 400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY"),
+        ("[empty]", 500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES"),
+        ("[refuse]", 500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES"),
+        ("[quota]", 429, "IGA_VERTEXAI_RESOURCE_EXHAUSTED"),
+        ("[overloaded]", 503, "IGA_VERTEXAI_API_ERROR"),
+        ("[denied]", 403, "IGA_VERTEXAI_PERMISSION_DENIED"),
+    ] {
+        service.post(json!({"prompt": format!("a fox {word}")})).await.is_error(status, code);
+    }
+    assert_eq!(service.emulator.counters().paid_generations, 0);
+}
+
+#[tokio::test]
+async fn a_retired_model_costs_one_404_in_a_process() {
+    let service = Service::start().await;
+    for _ in 0..2 {
+        assert_eq!(service.prompt().await.is_picture().text("model_version"), "vertex-ai-gemini-nano-banana-2.1");
+    }
+    let calls = service.emulator.counters().model_calls_by_model;
+    assert_eq!(calls.get("imagegeneration@006"), Some(&1));
+    assert_eq!(calls.get("gemini-nano-banana-2.1"), Some(&2));
+}
+
+#[tokio::test]
+async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
+    let list = "us-central1/gemini-3-pro-image,imagen-4.0-generate-001,global/gemini-3.1-flash-lite-image";
+    let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
+    let answer = service.prompt().await;
+    assert_eq!(answer.is_picture().text("model_version"), "vertex-ai-gemini-3.1-flash-lite-image");
+    assert_eq!(service.emulator.counters().model_calls, 4);
+
+    for list in ["", "imagen-4.0-generate-001"] {
+        let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
+        let answer = service.prompt().await;
+        answer.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("is retired, or not served in us-central1; try");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_the_caller_names_never_falls_back() {
+    let service = Service::start().await;
+    let retired = service.post(json!({"prompt": PROMPT, "model_id_override": "imagen-4.0-generate-001"})).await;
+    retired.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("gemini-nano-banana-2.1 (global)");
+    assert_eq!(service.emulator.counters().model_calls, 1);
+    let named = service.post(json!({"prompt": PROMPT, "model_id_override": "gemini-3-pro-image"})).await;
+    assert_eq!(named.is_picture().text("model_version"), "vertex-ai-gemini-3-pro-image");
+    let regional = service.post(json!({"prompt": PROMPT, "model_id_override": "gemini-2.5-flash-image"})).await;
+    regional.is_picture();
+    assert!(service.model_requests().last().unwrap().path.contains("/locations/us-central1/"));
+}
+
+#[tokio::test]
+async fn the_fallbacks_own_limits_count() {
+    let service = Service::start().await;
+    let refused = service.post(json!({"prompt": PROMPT, "seed": 7, "add_watermark": false})).await;
+    refused.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT").details_have("gemini-nano-banana-2.1");
+    service.post(json!({"prompt": PROMPT, "aspect_ratio": "8:1", "image_size": "2K"})).await.is_picture();
+    let header = &service.only_object().bytes[16..24];
+    assert_eq!(header, [&6144u32.to_be_bytes()[..], &768u32.to_be_bytes()].concat(), "8:1 at 2K");
+}
+
+#[tokio::test]
+async fn every_model_and_every_ratio_of_the_table_is_taken() {
+    for model in iga::model::MODELS.iter().filter(|model| !model.retired) {
+        let service = Service::with(&[CURRENT, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", model.id)]].concat()).await;
+        for ratio in model.ratios() {
+            service.post(json!({"prompt": PROMPT, "aspect_ratio": ratio})).await.is_picture();
+        }
+        let everything = json!({"prompt": PROMPT, "person_generation": "dont_allow", "output_mime_type": "image/png"});
+        service.post(everything).await.is_picture();
+    }
+}
+
+#[tokio::test]
+async fn a_watermark_that_cannot_be_left_out_is_no_error() {
+    let service = Service::current().await;
+    service.post(json!({"prompt": PROMPT, "add_watermark": false})).await.is_picture();
+    let body: Value = serde_json::from_slice(&service.model_requests()[0].body).unwrap();
+    assert!(!body.to_string().contains("atermark"));
+}
