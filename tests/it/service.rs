@@ -7,7 +7,6 @@ use iga::runtime;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -21,7 +20,6 @@ pub const BLUE: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4
 
 pub struct Service {
     pub emulator: Emulator,
-    pub app: Arc<App>,
     pub url: String,
     pub http: Client,
 }
@@ -50,8 +48,8 @@ impl Service {
         let app = App::new(config(&emulator, settings)).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(runtime::serve(Arc::clone(&app), listener, std::future::pending()));
-        Service { emulator, app, url, http: Client::builder().no_proxy().build().unwrap() }
+        tokio::spawn(runtime::serve(app, listener, std::future::pending()));
+        Service { emulator, url, http: Client::builder().no_proxy().build().unwrap() }
     }
 
     /// A service whose model is a current one, so that no fallback comes in between.

@@ -78,6 +78,25 @@ async fn nothing_is_paid_for_a_bucket_that_does_not_exist() {
 }
 
 #[tokio::test]
+async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
+    let withheld = vec!["storage.objects.create".to_owned()];
+    let options = Options { buckets: vec![BUCKET.to_owned()], withheld, ..Options::default() };
+    let service = Service::on(Emulator::start(options).await.unwrap(), CURRENT).await;
+    service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("may not create objects in bucket");
+    assert_eq!(service.emulator.counters().model_calls, 0);
+}
+
+#[tokio::test]
+async fn the_bucket_is_asked_about_once_in_a_process() {
+    let service = Service::current().await;
+    service.prompt().await.is_picture();
+    service.prompt().await.is_picture();
+    let asked =
+        service.emulator.requests().into_iter().filter(|request| request.path.ends_with("/iam/testPermissions"));
+    assert_eq!(asked.count(), 1);
+}
+
+#[tokio::test]
 async fn the_prefix_may_be_the_root() {
     for (prefix, start) in [("", "iga_req_"), ("/a b/ü//", "a b/ü/iga_req_")] {
         let service = Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", prefix)]].concat()).await;

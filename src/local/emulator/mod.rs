@@ -20,7 +20,7 @@
 //! `GET /_emulator/counters`, `GET /_emulator/objects`, `POST /_emulator/expire_tokens`,
 //! `POST /_emulator/clock` (`{"advance_ms": 60000}`).
 //!
-//! **Not the real thing.** Signatures are not verified, nobody lacks a permission, listings have
+//! **Not the real thing.** Signatures are not verified, listings have
 //! no pages, and there are no object versions. A generation counts as paid from the moment at which
 //! the model starts on it, whether or not the caller waits.
 
@@ -73,6 +73,8 @@ pub struct Options {
     pub revive: Vec<String>,
     /// How long an access token holds.
     pub token_life: Duration,
+    /// Cloud Storage permissions that the caller lacks, such as `storage.objects.create`.
+    pub withheld: Vec<String>,
 }
 
 impl Default for Options {
@@ -84,6 +86,7 @@ impl Default for Options {
             latency: Duration::ZERO,
             revive: Vec::new(),
             token_life: Duration::from_secs(3600),
+            withheld: Vec::new(),
         }
     }
 }

@@ -47,6 +47,7 @@ pub(super) async fn objects(services: &Services, call: &Call, bucket: &str, rest
             let body = json!({"kind": "storage#bucket", "id": bucket, "name": bucket, "storageClass": "STANDARD"});
             Ok(Answer::json(StatusCode::OK, &body))
         }
+        ("GET", ["iam", "testPermissions"]) => test_permissions(services, call, bucket),
         ("GET", ["o"]) => {
             enter(services, call, bucket, "storage.objects.list")?;
             services.count(|counters| counters.lists += 1);
@@ -64,6 +65,18 @@ pub(super) async fn objects(services: &Services, call: &Call, bucket: &str, rest
         )),
         _ => Ok(error(StatusCode::NOT_IMPLEMENTED, "notImplemented", "Not part of this emulator.")),
     }
+}
+
+/// Which of the asked permissions the caller has: those that nobody withheld.
+fn test_permissions(services: &Services, call: &Call, bucket: &str) -> Handled {
+    // Asking needs no permission, so none is named here.
+    enter(services, call, bucket, "")?;
+    let mut body = json!({"kind": "storage#testIamPermissionsResponse"});
+    let asked = call.query.get("permissions");
+    if let Some(held) = asked.filter(|permission| !services.options.withheld.contains(permission)) {
+        body["permissions"] = json!([held]);
+    }
+    Ok(Answer::json(StatusCode::OK, &body))
 }
 
 async fn read(services: &Services, call: &Call, bucket: &str, name: &str) -> Handled {
@@ -555,6 +568,10 @@ fn enter(services: &Services, call: &Call, bucket: &str, permission: &str) -> Re
                 .with("www-authenticate", "Bearer realm=\"https://accounts.google.com/\", error=\"invalid_token\"")
         }
     })?;
+    if services.options.withheld.iter().any(|withheld| withheld == permission) {
+        let message = format!("Permission '{permission}' denied on resource (or it may not exist).");
+        return Err(error(StatusCode::FORBIDDEN, "forbidden", &message).into());
+    }
     if services.objects.has_bucket(bucket) {
         return Ok(());
     }
