@@ -18,33 +18,26 @@ pub struct App {
     pub auth: Arc<Auth>,
 }
 
-/// Why the parts cannot be put together, as a sentence for the operator.
+/// The HTTP client cannot be built. All else about it being fixed, the machine lacks what TLS needs;
+/// Google's credentials library would panic there.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(
-        "This machine has no CA certificates, so no TLS connection can be trusted: install the package \
-         ca-certificates, or point SSL_CERT_FILE at a bundle."
-    )]
-    NoCertificates,
-    #[error("The HTTP client could not be built: {0}")]
-    Client(#[source] reqwest::Error),
-}
+#[error(
+    "IGA cannot start: this machine has no usable CA certificates, so no TLS connection can be trusted. Install \
+     the package ca-certificates, or point SSL_CERT_FILE at a bundle."
+)]
+pub struct StartError(#[source] reqwest::Error);
 
 impl App {
     /// # Errors
     /// Where the machine lacks what TLS needs.
     pub fn new(config: Config) -> Result<Arc<App>, StartError> {
-        let probe = openssl_probe::probe();
-        if probe.cert_file.is_none() && probe.cert_dir.is_empty() {
-            return Err(StartError::NoCertificates);
-        }
         // One provider for all TLS of the process; a second App, as in tests, finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
-            .map_err(StartError::Client)?;
+            .map_err(StartError)?;
         let first_wait = config.first_retry_wait;
         let auth = Arc::new(Auth::new(config.credentials.clone(), first_wait));
         let vertex = Vertex {

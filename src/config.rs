@@ -85,7 +85,7 @@ pub enum Preset {
 
 /// Every setting, in the order of the README's table.
 pub const SETTINGS: &[Setting] = &[
-    setting(PORT, Preset::Value("5007"), "TCP port; `PORT` is Cloud Run's and wins"),
+    setting(PORT, Preset::Value("5007"), "TCP port, 0 for any that is free; `PORT` is Cloud Run's and wins"),
     setting(&["IGA_HOST"], Preset::Value("0.0.0.0"), "IP address to listen on"),
     setting(
         &["IGA_DEBUG_MODE"],
@@ -181,7 +181,7 @@ impl Config {
         let model = read.parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model).unwrap_or(&crate::model::MODELS[0]);
         let config = Config {
             host: read.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
-            port: read.parse("PORT", |text| parse_number(text, 1..=u16::MAX)),
+            port: read.parse("PORT", |text| parse_number(text, 0..=u16::MAX)),
             debug: read.parse("IGA_DEBUG_MODE", parse_bool),
             credentials: Credentials {
                 file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", parse_credentials_file),

@@ -1,1 +1,218 @@
+//! The built binary as a process: settings, log lines, signals.
 
+use crate::service::{BUCKET, CURRENT, PROMPT, answer};
+use iga::local::emulator::{Emulator, Options};
+use reqwest::Client;
+use serde_json::{Value, json};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// A running `iga`, on a free port.
+pub struct Process {
+    pub child: Child,
+    pub url: String,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    pub async fn start(emulator: &Emulator, settings: &[(&str, &str)]) -> Process {
+        let mut child = command(emulator, settings).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let listening = loop {
+            let line = lines.next_line().await.unwrap().expect("it listens before it ends");
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["message"] == "listening" {
+                break line;
+            }
+        };
+        let url = format!("http://{}", listening["address"].as_str().unwrap());
+        Process { child, url, lines }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        assert!(std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Waits for its end; what it logged since it listened.
+    pub async fn end(mut self) -> (ExitStatus, Vec<Value>) {
+        let mut lines = Vec::new();
+        while let Some(line) = self.lines.next_line().await.unwrap() {
+            lines.push(serde_json::from_str(&line).expect("every line is JSON"));
+        }
+        (self.child.wait().await.unwrap(), lines)
+    }
+}
+
+/// `iga` with exactly these settings and an empty environment otherwise.
+pub fn command(emulator: &Emulator, settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
+    command.env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);
+    command.envs([("STORAGE_EMULATOR_HOST", emulator.url()), ("IGA_VERTEXAI_ENDPOINT", emulator.url())]);
+    command.envs([("GCE_METADATA_HOST", emulator.host())]);
+    command.envs([("GCS_BUCKET_NAME", BUCKET), ("GCP_PROJECT_ID", "test-project"), ("GCP_LOCATION", "us-central1")]);
+    command.envs([("IGA_HOST", "127.0.0.1"), ("PORT", "0")]);
+    command.envs(settings.iter().copied());
+    command
+}
+
+pub async fn emulator() -> Emulator {
+    emulator_with_latency(Duration::ZERO).await
+}
+
+async fn emulator_with_latency(latency: Duration) -> Emulator {
+    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], latency, ..Options::default() }).await.unwrap()
+}
+
+async fn refused(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().await.unwrap();
+    assert!(output.stdout.is_empty(), "nothing is logged before the settings are known to be good");
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn post(process: &Process, body: &Value) -> reqwest::RequestBuilder {
+    let http = Client::builder().no_proxy().build().unwrap();
+    let request = http.post(format!("{}/generate_image", process.url));
+    request.header("content-type", "application/json").body(body.to_string())
+}
+
+#[tokio::test]
+async fn missing_and_invalid_settings_end_it_with_one_list_and_code_2() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
+    command.env_clear().current_dir(std::env::temp_dir()).env("PORT", "x").env("IGA_ADD_WATERMARK", "perhaps");
+    let (code, text) = refused(&mut command).await;
+    assert_eq!(code, Some(2));
+    assert!(text.starts_with("IGA cannot start: 5 settings need attention."), "{text}");
+    for name in [
+        "IGA_VERTEXAI_PROJECT_ID or GCP_PROJECT_ID",
+        "IGA_VERTEXAI_LOCATION or",
+        "GCS_BUCKET_NAME",
+        "PORT",
+        "IGA_ADD_WATERMARK",
+    ] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_without_certificates_is_said_in_a_sentence() {
+    let emulator = emulator().await;
+    let nothing = TempDir::new().unwrap();
+    let empty = nothing.path().join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    let (code, text) =
+        refused(command(&emulator, &[]).env("SSL_CERT_FILE", &empty).env("SSL_CERT_DIR", nothing.path())).await;
+    assert_eq!(code, Some(2));
+    assert!(text.contains("ca-certificates") && text.contains("SSL_CERT_FILE") && !text.contains("panicked"), "{text}");
+}
+
+#[tokio::test]
+async fn an_env_file_is_read_and_never_overrides() {
+    let emulator = emulator().await;
+    let folder = TempDir::new().unwrap();
+    let env_file = "GCP_LOCATION=mars/\nIGA_MAX_GENERATIONS=none\n";
+    std::fs::write(folder.path().join(".env"), env_file).unwrap();
+    let (code, text) = refused(command(&emulator, &[]).current_dir(folder.path())).await;
+    assert_eq!(code, Some(2));
+    assert!(text.contains("IGA_MAX_GENERATIONS") && !text.contains("GCP_LOCATION"), "{text}");
+
+    std::fs::write(folder.path().join(".env"), "this is no setting").unwrap();
+    let (code, text) = refused(command(&emulator, &[]).current_dir(folder.path())).await;
+    assert!(code == Some(2) && text.contains("the file .env cannot be read"), "{text}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_said_in_a_sentence() {
+    let emulator = emulator().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = command(&emulator, &[("PORT", &port)]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains(&format!("IGA cannot listen on 127.0.0.1:{port}")) && text.contains("IGA_PORT"), "{text}");
+}
+
+#[tokio::test]
+async fn the_log_tells_the_story_and_keeps_the_secrets() {
+    let emulator = emulator().await;
+    let process = Process::start(&emulator, &[("IGA_DEBUG_MODE", "False")]).await;
+    let prompt = format!("{PROMPT}, {}", "and much more of it ".repeat(10));
+    let request = post(&process, &json!({"prompt": prompt})).header("x-workflow-id", "wf-7");
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let answered = answer(request.header("traceparent", trace)).await;
+    let id = answered.is_picture().header("x-request-id").to_owned();
+    answer(post(&process, &json!({"prompt": ""}))).await.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
+    process.signal("TERM");
+    let (status, lines) = process.end().await;
+    assert!(status.success());
+
+    let of_request: Vec<_> = lines.iter().filter(|line| line["request_id"] == *id).collect();
+    for line in &of_request {
+        assert_eq!((&line["service_name"], &line["workflow_id"]), (&json!("iga"), &json!("wf-7")));
+        let trace = "projects/test-project/traces/4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(line["logging.googleapis.com/trace"], trace);
+        assert!(["INFO", "WARNING"].contains(&line["severity"].as_str().unwrap()));
+    }
+    let metric = |name: &str| {
+        let line = of_request.iter().rfind(|line| line["metric_name"] == name);
+        let line = line.unwrap_or_else(|| panic!("no {name}"));
+        assert!(line["value"].is_u64());
+        line["tags"].clone()
+    };
+    assert_eq!(metric("iga_generate_image_request_count"), json!({"status": "success"}));
+    assert_eq!(metric("iga_generate_image_latency_ms"), json!({"status": "success"}));
+    let call = json!({"model": "gemini-nano-banana-2.1", "attempt": 1, "outcome": "ok"});
+    assert_eq!(metric("iga_vertexai_call_latency_ms"), call);
+    assert_eq!(metric("iga_vertexai_error_count"), json!({"error_type": "not_found"}));
+    let size = emulator.objects()[0].bytes.len();
+    assert_eq!(metric("iga_gcs_upload_latency_ms"), json!({"bytes": size}));
+    let warnings = of_request.iter().filter(|line| line["severity"] == "WARNING").count();
+    assert_eq!(warnings, 1, "one warning names the retired model");
+    let preview = of_request.iter().find_map(|line| line["prompt_preview"].as_str()).unwrap();
+    assert_eq!(preview.chars().count(), 50);
+
+    let counted = |tag: &str| lines.iter().filter(|line| line["tags"]["status"] == tag).count();
+    assert_eq!(counted("validation_error_prompt_missing"), 2, "count and latency");
+    let everything = lines.iter().map(Value::to_string).collect::<String>();
+    assert!(!everything.contains("much more of it and much more"), "no whole prompt at info level");
+    for request in emulator.requests() {
+        if let Some(token) = request.headers.get("authorization").and_then(|value| value.to_str().ok()) {
+            assert!(!everything.contains(token.trim_start_matches("Bearer ")), "no token");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_upload_is_counted() {
+    use iga::local::emulator::{Action, Fault, Stage};
+    let emulator = emulator().await;
+    emulator.script(Fault::new(Stage::UploadStart, Action::status(403)));
+    let process = Process::start(&emulator, CURRENT).await;
+    answer(post(&process, &json!({"prompt": PROMPT}))).await.is_error(500, "IGA_FILE_SAVE_ERROR");
+    process.signal("INT");
+    let (_, lines) = process.end().await;
+    let failed = lines.iter().find(|line| line["metric_name"] == "iga_gcs_upload_failure_count").unwrap();
+    let detail = failed["tags"]["error_detail"].as_str().unwrap();
+    assert!(!detail.is_empty() && !detail.contains("http"), "{detail}");
+    assert!(lines.iter().any(|line| line["severity"] == "ERROR" && line["code"] == "IGA_FILE_SAVE_ERROR"));
+}
+
+#[tokio::test]
+async fn a_stop_signal_lets_the_work_finish() {
+    for signal in ["TERM", "INT"] {
+        let emulator = emulator_with_latency(Duration::from_millis(300)).await;
+        let process = Process::start(&emulator, CURRENT).await;
+        let request = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
+        while emulator.counters().paid_generations == 0 {
+            tokio::task::yield_now().await;
+        }
+        process.signal(signal);
+        request.await.unwrap().is_picture();
+        let (status, _) = process.end().await;
+        assert!(status.success(), "{signal}: {status}");
+        assert_eq!(emulator.counters().objects, 1);
+    }
+}
