@@ -2,7 +2,7 @@
 
 use crate::auth::Auth;
 use crate::config::Config;
-use crate::flight::Flights;
+use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
 use crate::image::Budget;
 use crate::storage::Storage;
@@ -10,11 +10,10 @@ use crate::vertex::Vertex;
 use reqwest::redirect::Policy;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 pub struct App {
     pub config: Config,
-    pub flights: Flights,
+    pub flights: Arc<Flights>,
     pub auth: Arc<Auth>,
 }
 
@@ -48,7 +47,7 @@ impl App {
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait,
         };
-        let storage = Storage {
+        let storage = Arc::new(Storage {
             http,
             auth: Arc::clone(&auth),
             endpoint: config.storage_endpoint.clone(),
@@ -56,11 +55,16 @@ impl App {
             prefix: config.prefix.clone(),
             first_wait,
             writable: Default::default(),
-        };
+        });
         let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
         let generator = Generator { vertex, storage, targets, current: Default::default() };
-        let flights =
-            Flights { generator: Arc::new(generator), places: Arc::new(Semaphore::new(config.max_generations)) };
+        let rules = Rules {
+            max_generations: config.max_generations,
+            retry_window: config.retry_window,
+            shared_retries: config.shared_retries,
+            answer_within: config.answer_within,
+        };
+        let flights = Arc::new(Flights::new(Arc::new(generator), rules));
         Ok(Arc::new(App { config, flights, auth }))
     }
 }

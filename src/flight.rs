@@ -1,59 +1,392 @@
-//! One paid generation per request, however often the caller asks.
+//! One paid generation for each request, however often the caller asks.
 //!
 //! A generation runs in a task of its own, its *flight*; handlers wait for it, and a caller that leaves
-//! does not stop it. Who may share a flight:
+//! does not stop it. Who joins a flight instead of paying for another:
 //!
-//! - the same idempotency key, always; with another request it is refused;
-//! - without a key, an equal request that comes while the flight runs or shortly after it landed, and at
-//!   least [`RETRY_AFTER_START`] after it began: a retry. Requests fired together are deliberate variants.
+//! - the same idempotency key, always; with a different request it is refused;
+//! - without a key, an equal request that comes while the flight is under way or within the retry window
+//!   after it landed, and at least [`VARIANT_AGE`] after it began: a retry. Requests fired together are
+//!   deliberate variants, and each gets its own picture.
 //!
 //! ```text
-//!           ┌────────── join ──────────┐
-//!  begin ─► running ─► landed ─► forgotten
-//!              │        (answers joins for the retry window)
-//!              ├─► failed: told to those who wait, forgotten at once
-//!              └─► unsaved: paid, but not stored; the next join stores it
+//! begin ─► (lease) ─► flying ─► landed      answers joins until the retry window has passed
+//!                       │  ▲
+//!                       │  └─────┐
+//!                       │     unsaved       paid, but Cloud Storage fails: stored again and again,
+//!                       │        ▲          at once when a caller joins, until the deadline
+//!                       ├────────┘
+//!                       └─► failed          told to those who wait, remembered by nobody
 //! ```
+//!
+//! The lease makes the same rules hold between instances ([`crate::lease`]). Requests with a key always
+//! take one, those without where the settings say so.
 
 use crate::error::{Error, Kind};
-use crate::generate::{Generated, Generator, Origin};
+use crate::generate::{Generated, Generator, Origin, Unstored};
+use crate::lease::{Claim, Claimed, Lease, key_reused};
 use crate::request::GenerateRequest;
-use std::sync::Arc;
+use crate::telemetry;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::Instrument;
 
+/// All flights of this instance, and the rules by which requests share them.
 pub struct Flights {
-    pub generator: Arc<Generator>,
+    generator: Arc<Generator>,
+    rules: Rules,
     /// One permit for each generation that may run.
-    pub places: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    flights: Mutex<HashMap<Identity, Vec<Arc<Flight>>>>,
+    /// A clone goes with every flight; taken away when no more may begin.
+    alive: Mutex<Option<mpsc::Sender<Infallible>>>,
+    /// Closes when the last flight has ended.
+    ended: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
+    /// Turns true when flights have no time left to end by themselves.
+    give_up: watch::Sender<bool>,
 }
 
-/// When a retry comes, at the earliest, after the request that it repeats began.
-pub const RETRY_AFTER_START: Duration = Duration::from_millis(400);
+/// The settings that decide who shares a flight.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub max_generations: usize,
+    pub retry_window: Option<Duration>,
+    pub shared_retries: bool,
+    pub answer_within: Option<Duration>,
+}
+
+/// What requests must have in common to share a flight.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    Key(String),
+    /// The request's fingerprint.
+    Equal(String),
+}
+
+struct Flight {
+    /// The id of the request that began it.
+    name: String,
+    fingerprint: String,
+    began: Instant,
+    joins: AtomicUsize,
+    progress: watch::Receiver<Progress>,
+    /// Somebody waits for an unsaved picture.
+    wanted: Arc<Notify>,
+}
+
+#[derive(Debug, Clone)]
+enum Progress {
+    Flying,
+    Landed(Generated, Instant),
+    Unsaved(Error),
+    Failed(Error),
+}
 
 impl Flights {
-    /// The answer to a request: from a flight of its own.
+    pub fn new(generator: Arc<Generator>, rules: Rules) -> Flights {
+        let (alive, ended) = mpsc::channel(1);
+        Flights {
+            generator,
+            places: Arc::new(Semaphore::new(rules.max_generations)),
+            rules,
+            flights: Mutex::default(),
+            alive: Mutex::new(Some(alive)),
+            ended: tokio::sync::Mutex::new(ended),
+            give_up: watch::Sender::new(false),
+        }
+    }
+
+    /// The picture for a request: of a flight it may join, else of one of its own.
     pub async fn answer(
-        &self,
+        self: &Arc<Self>,
         request: GenerateRequest,
+        key: Option<String>,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Generated, Error> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| overloaded())?;
-        let generator = Arc::clone(&self.generator);
-        let flight = async move {
-            let _place = place;
-            generator.generate(&request, &origin, deadline).await
-        };
-        match tokio::spawn(flight.in_current_span()).await {
-            Ok(result) => result,
-            Err(error) => Err(Kind::Internal.because("The generation ended unexpectedly.").caused_by(error)),
+        let flight = self.join_or_begin(request, key, origin, deadline)?;
+        match self.rules.answer_within {
+            None => flight.outcome().await,
+            Some(limit) => timeout(limit, flight.outcome()).await.unwrap_or_else(|_| Err(still_flying())),
         }
     }
+
+    /// Lets no flight begin any more, waits until `deadline` for those under way, then tells the rest to
+    /// give their leases back and waits a little for that.
+    pub async fn stop(&self, deadline: Instant) {
+        lock(&self.alive).take();
+        let mut ended = self.ended.lock().await;
+        if timeout_at(deadline, ended.recv()).await.is_err() {
+            tracing::warn!("no time left: giving up what is under way");
+            self.give_up.send_replace(true);
+            let _ = timeout(GIVE_UP_TIME, ended.recv()).await;
+        }
+    }
+
+    fn join_or_begin(
+        self: &Arc<Self>,
+        request: GenerateRequest,
+        key: Option<String>,
+        origin: Origin,
+        deadline: Instant,
+    ) -> Result<Arc<Flight>, Error> {
+        let fingerprint = request.fingerprint();
+        let identity = match key {
+            Some(key) => Identity::Key(key),
+            None => Identity::Equal(fingerprint.clone()),
+        };
+        let mut flights = lock(&self.flights);
+        flights.retain(|_, of_identity| {
+            of_identity.retain(|flight| flight.is_remembered(self.rules.retry_window));
+            !of_identity.is_empty()
+        });
+        let under_way = flights.get(&identity).map_or(&[][..], Vec::as_slice);
+        if let Some(flight) = self.joinable(&identity, &fingerprint, under_way)? {
+            flight.joins.fetch_add(1, Ordering::Relaxed);
+            telemetry::joined(&flight.name, matches!(identity, Identity::Key(_)));
+            return Ok(Arc::clone(flight));
+        }
+        let flight = self.begin(request, &identity, fingerprint, origin, deadline)?;
+        flights.entry(identity).or_default().push(Arc::clone(&flight));
+        Ok(flight)
+    }
+
+    /// The flight that a request with this identity joins. Of several the one that fewest have joined:
+    /// retries of variants spread over the variants.
+    fn joinable<'a>(
+        &self,
+        identity: &Identity,
+        fingerprint: &str,
+        under_way: &'a [Arc<Flight>],
+    ) -> Result<Option<&'a Arc<Flight>>, Error> {
+        match identity {
+            Identity::Key(_) => match under_way.first() {
+                Some(flight) if flight.fingerprint != fingerprint => Err(key_reused()),
+                flight => Ok(flight),
+            },
+            Identity::Equal(_) if self.rules.retry_window.is_none() => Ok(None),
+            Identity::Equal(_) => {
+                let old_enough = under_way.iter().filter(|flight| flight.began.elapsed() >= VARIANT_AGE);
+                Ok(old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed)))
+            }
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        request: GenerateRequest,
+        identity: &Identity,
+        fingerprint: String,
+        origin: Origin,
+        deadline: Instant,
+    ) -> Result<Arc<Flight>, Error> {
+        let Some(alive) = lock(&self.alive).clone() else {
+            return Err(Kind::Overloaded.because("This instance is stopping."));
+        };
+        if self.places.available_permits() == 0 {
+            return Err(overloaded());
+        }
+        let (report, progress) = watch::channel(Progress::Flying);
+        let wanted = Arc::new(Notify::new());
+        let flight = Flight {
+            name: origin.request_id.clone(),
+            fingerprint: fingerprint.clone(),
+            began: Instant::now(),
+            joins: AtomicUsize::new(0),
+            progress,
+            wanted: Arc::clone(&wanted),
+        };
+        let pilot = Pilot {
+            flights: Arc::clone(self),
+            claim: self.claim(identity, fingerprint),
+            request,
+            origin,
+            deadline,
+            report,
+            wanted,
+        };
+        let task = async move {
+            let _alive = alive;
+            pilot.fly().await;
+        };
+        tokio::spawn(task.in_current_span());
+        Ok(Arc::new(flight))
+    }
+
+    /// The lease to take before paying, if one is to be taken.
+    fn claim(&self, identity: &Identity, fingerprint: String) -> Option<Claim> {
+        let prefix = &self.generator.storage.prefix;
+        match (identity, self.rules.retry_window) {
+            (Identity::Key(key), _) => Some(Claim {
+                name: Claim::name(prefix, "key", key),
+                fingerprint,
+                receipt_life: None,
+                variant_age: Duration::ZERO,
+            }),
+            (Identity::Equal(_), Some(window)) if self.rules.shared_retries => Some(Claim {
+                name: Claim::name(prefix, "request", &fingerprint),
+                fingerprint,
+                receipt_life: Some(window),
+                variant_age: VARIANT_AGE,
+            }),
+            (Identity::Equal(_), _) => None,
+        }
+    }
+}
+
+impl Flight {
+    /// Waits for the picture; where one is paid but unsaved, for the next attempt to save it.
+    async fn outcome(&self) -> Result<Generated, Error> {
+        let mut progress = self.progress.clone();
+        if matches!(*progress.borrow_and_update(), Progress::Unsaved(_)) {
+            self.wanted.notify_one();
+            let _ = progress.changed().await;
+        }
+        loop {
+            match &*progress.borrow_and_update() {
+                Progress::Flying => {}
+                Progress::Landed(generated, _) => return Ok(generated.clone()),
+                Progress::Unsaved(error) | Progress::Failed(error) => return Err(error.clone()),
+            }
+            if progress.changed().await.is_err() {
+                return Err(Kind::Internal.because("The generation ended unexpectedly."));
+            }
+        }
+    }
+
+    fn is_remembered(&self, retry_window: Option<Duration>) -> bool {
+        let has_ended = self.progress.has_changed().is_err();
+        match &*self.progress.borrow() {
+            Progress::Flying | Progress::Unsaved(_) => !has_ended,
+            Progress::Landed(_, landed) => landed.elapsed() < retry_window.unwrap_or_default(),
+            Progress::Failed(_) => false,
+        }
+    }
+}
+
+/// What a flight's task needs.
+struct Pilot {
+    flights: Arc<Flights>,
+    claim: Option<Claim>,
+    request: GenerateRequest,
+    origin: Origin,
+    deadline: Instant,
+    report: watch::Sender<Progress>,
+    wanted: Arc<Notify>,
+}
+
+impl Pilot {
+    async fn fly(mut self) {
+        let mut give_up = self.flights.give_up.subscribe();
+        let end = match self.take_lease(&mut give_up).await {
+            Ok(Claimed::Landed(generated)) => Progress::Landed(generated, Instant::now()),
+            Ok(Claimed::Variant) => self.pay_and_land(&mut None, &mut give_up).await,
+            Ok(Claimed::Lease(lease)) => {
+                let mut lease = Some(lease);
+                let end = self.pay_and_land(&mut lease, &mut give_up).await;
+                if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
+                    lease.release(Instant::now() + GIVE_UP_TIME).await;
+                }
+                end
+            }
+            Err(error) => Progress::Failed(error),
+        };
+        self.report.send_replace(end);
+    }
+
+    async fn take_lease(&mut self, give_up: &mut watch::Receiver<bool>) -> Result<Claimed, Error> {
+        let Some(claim) = self.claim.take() else {
+            return Ok(Claimed::Variant);
+        };
+        tokio::select! {
+            claimed = Lease::take(&self.flights.generator.storage, claim, self.deadline) => claimed,
+            _ = give_up.wait_for(|give_up| *give_up) => Err(stopping()),
+        }
+    }
+
+    /// Pays for a picture and stores it, while the lease, if there is one, is kept.
+    async fn pay_and_land(&self, lease: &mut Option<Box<Lease>>, give_up: &mut watch::Receiver<bool>) -> Progress {
+        let Ok(_place) = Arc::clone(&self.flights.places).try_acquire_owned() else {
+            return Progress::Failed(overloaded());
+        };
+        let generator = &self.flights.generator;
+        let paid = tokio::select! {
+            paid = generator.generate(&self.request, &self.origin, self.deadline) => paid,
+            () = keep(lease) => unreachable!("a lease is kept for ever"),
+            _ = give_up.wait_for(|give_up| *give_up) => Err(stopping()),
+        };
+        let unstored = match paid {
+            Ok(unstored) => unstored,
+            Err(error) => return Progress::Failed(error),
+        };
+        loop {
+            let error = match self.land(&unstored, lease).await {
+                Ok(generated) => return Progress::Landed(generated, Instant::now()),
+                Err(error) => error,
+            };
+            self.report.send_replace(Progress::Unsaved(error.clone()));
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                () = tokio::time::sleep(SAVE_AGAIN_AFTER) => {}
+                () = sleep_until(self.deadline) => return Progress::Failed(error),
+                () = keep(lease) => unreachable!("a lease is kept for ever"),
+                _ = give_up.wait_for(|give_up| *give_up) => return Progress::Failed(error),
+            }
+            self.report.send_replace(Progress::Flying);
+        }
+    }
+
+    /// Stores the picture and says so in the receipt. A picture that came second is not kept.
+    async fn land(&self, unstored: &Unstored, lease: &mut Option<Box<Lease>>) -> Result<Generated, Error> {
+        let generator = &self.flights.generator;
+        let generated = tokio::select! {
+            stored = generator.store(unstored, self.deadline) => stored?,
+            () = keep(lease) => unreachable!("a lease is kept for ever"),
+        };
+        let Some(lease) = lease else {
+            return Ok(generated);
+        };
+        let first = lease.land(&generated, self.deadline).await?;
+        if first != generated {
+            tracing::warn!(object = generated.object, "another instance's picture came first; this one is deleted");
+            generator.storage.delete(&generated.object, None, self.deadline).await?;
+        }
+        Ok(first)
+    }
+}
+
+async fn keep(lease: &mut Option<Box<Lease>>) {
+    match lease {
+        Some(lease) => lease.keep().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn overloaded() -> Error {
     Kind::Overloaded.because("As many generations are running as this instance takes.")
 }
+
+fn stopping() -> Error {
+    Kind::Overloaded.because("This instance stopped before the picture was there.")
+}
+
+fn still_flying() -> Error {
+    Kind::VertexUnavailable.because("Service Unavailable: the picture is not there yet; ask again for the same one.")
+}
+
+/// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
+const VARIANT_AGE: Duration = Duration::from_millis(400);
+
+/// How long an unsaved picture rests between attempts when nobody asks for it.
+const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// What is left of the platform's patience for giving leases back.
+const GIVE_UP_TIME: Duration = Duration::from_secs(1);

@@ -5,15 +5,16 @@ use crate::error::{Error, Kind};
 use crate::image::Picture;
 use crate::model::{Family, Model};
 use crate::request::GenerateRequest;
-use crate::storage::Storage;
+use crate::storage::{Fields, Storage};
+use crate::telemetry;
 use crate::vertex::Vertex;
-use serde_json::json;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
 
 pub struct Generator {
     pub vertex: Vertex,
-    pub storage: Storage,
+    pub storage: Arc<Storage>,
     /// The configured model, then its fallbacks. Never empty.
     pub targets: Vec<Target>,
     /// The first of `targets` that is not known to be gone.
@@ -23,10 +24,10 @@ pub struct Generator {
 /// A picture that Cloud Storage has confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
-    /// `gs://BUCKET/NAME`
-    pub image_url: String,
-    /// The model that really made it.
-    pub model: &'static Model,
+    /// The object's name in the bucket.
+    pub object: String,
+    /// The id of the model that really made it.
+    pub model: String,
 }
 
 /// Whose picture it is, for the object's name and metadata.
@@ -36,29 +37,41 @@ pub struct Origin {
     pub workflow_id: Option<String>,
 }
 
+/// A paid picture on its way into the bucket. Its name is fixed, so that storing it again is safe.
+pub struct Unstored {
+    name: String,
+    picture: Picture,
+    metadata: Fields,
+    model: &'static Model,
+}
+
 impl Generator {
-    /// Generates one picture and stores it, everything before `deadline`.
+    /// Has one picture made, which is then to be stored.
     pub async fn generate(
         &self,
         request: &GenerateRequest,
         origin: &Origin,
         deadline: Instant,
-    ) -> Result<Generated, Error> {
+    ) -> Result<Unstored, Error> {
         self.storage.check_writable(deadline).await?;
         let (picture, model) = self.picture(request, deadline).await?;
+        telemetry::picture_paid(model.id);
         let stem = format!("{}_{}", origin.request_id, crate::id::random_hex::<4>());
-        let name = self.storage.picture_name(&stem, &picture);
-        let mut metadata = json!({
-            "request_id": origin.request_id,
-            "model": model.id,
-            "prompt_sha256": request.prompt_sha256(),
-            "aspect_ratio": request.params.aspect_ratio,
-        });
-        if let Some(workflow_id) = &origin.workflow_id {
-            metadata["workflow_id"] = json!(workflow_id);
-        }
-        self.storage.put_picture(&name, &picture, metadata, deadline).await?;
-        Ok(Generated { image_url: self.storage.uri(&name), model })
+        let mut metadata = Fields::from([
+            ("request_id".to_owned(), origin.request_id.clone()),
+            ("model".to_owned(), model.id.to_owned()),
+            ("prompt_sha256".to_owned(), request.prompt_sha256()),
+            ("aspect_ratio".to_owned(), request.params.aspect_ratio.clone()),
+        ]);
+        metadata.extend(origin.workflow_id.clone().map(|id| ("workflow_id".to_owned(), id)));
+        Ok(Unstored { name: self.storage.picture_name(&stem, &picture), picture, metadata, model })
+    }
+
+    /// Stores a picture, or confirms that it is stored.
+    pub async fn store(&self, unstored: &Unstored, deadline: Instant) -> Result<Generated, Error> {
+        let Unstored { name, picture, metadata, model } = unstored;
+        self.storage.put_picture(name, picture, metadata, deadline).await?;
+        Ok(Generated { object: name.clone(), model: model.id.to_owned() })
     }
 
     /// The picture and the model that made it: the one asked for, else the first fallback that is served.

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::error::{Error, Kind};
-use crate::generate::{Generated, Origin};
+use crate::generate::Origin;
 use crate::request::{GenerateRequest, idempotency_key};
 use crate::router::RequestId;
 use crate::telemetry;
@@ -33,24 +33,21 @@ pub async fn generate_image(
     let body = whole_body(body).await?;
     check_content_type(&headers, &body)?;
     let request = GenerateRequest::parse(&body, &app.config)?;
-    let _key = idempotency_key(&headers)?;
+    let key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256());
 
     let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
     let own_deadline = Instant::now() + app.config.generation_deadline;
     let deadline = platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
-    let generated = app.flights.answer(request, origin, deadline).await?;
-    Ok(answer(&prompt, &generated))
-}
-
-fn answer(prompt: &str, generated: &Generated) -> Response {
+    let generated = app.flights.answer(request, key, origin, deadline).await?;
+    telemetry::picture_delivered();
     let body = json!({
-        "image_url": generated.image_url,
+        "image_url": format!("gs://{}/{}", app.config.bucket, generated.object),
         "prompt_used": prompt,
-        "model_version": format!("vertex-ai-{}", generated.model.id),
+        "model_version": format!("vertex-ai-{}", generated.model),
     });
-    crate::router::json(200, &body)
+    Ok(crate::router::json(200, &body))
 }
 
 /// The caller's name for the work that this request is part of, if it can go into a log.

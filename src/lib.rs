@@ -25,6 +25,7 @@ pub mod generate;
 pub mod handler;
 pub mod id;
 pub mod image;
+pub mod lease;
 pub mod lift;
 #[cfg(feature = "local")]
 pub mod local;

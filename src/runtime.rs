@@ -37,29 +37,33 @@ pub async fn run(app: Arc<App>) -> Result<(), String> {
 }
 
 /// Serves on a socket until `stop`, then finishes what it holds.
+///
+/// New requests are answered, with 503, until the last flight has ended: nobody meets a closed door.
 pub async fn serve(
     app: Arc<App>,
     listener: TcpListener,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "listening");
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let stop = async move {
+    let (stopped, closing) = tokio::sync::oneshot::channel();
+    let flights = Arc::clone(&app.flights);
+    let finish = async move {
         stop.await;
-        tracing::info!("stopping: finishing what is held");
-        let _ = stopping.send(());
+        tracing::info!("stopping: finishing what is under way");
+        flights.stop(Instant::now() + FINISH_WITHIN).await;
+        let _ = stopped.send(());
     };
-    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(stop);
+    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(finish);
     let too_long = async {
-        match stopped.await {
-            Ok(()) => tokio::time::sleep(STOP_WITHIN).await,
+        match closing.await {
+            Ok(()) => tokio::time::sleep(CLOSE_WITHIN).await,
             Err(_) => std::future::pending().await,
         }
     };
     tokio::select! {
         result = serving => result,
         () = too_long => {
-            tracing::warn!("stopping with requests unanswered");
+            tracing::warn!("stopped with connections open");
             Ok(())
         }
     }
@@ -110,8 +114,11 @@ async fn stop_signal() {
     }
 }
 
-/// Cloud Run kills the process 10 s after SIGTERM.
-const STOP_WITHIN: Duration = Duration::from_secs(9);
+/// Cloud Run kills the process 10 s after SIGTERM: this long flights may go on, a second is for giving
+/// up the rest, and the answers have what then is left.
+const FINISH_WITHIN: Duration = Duration::from_millis(7500);
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
 const LAMBDA_MARGIN: Duration = Duration::from_secs(1);
 
 /// No function runs longer ("Lambda quotas").

@@ -1,4 +1,5 @@
-//! Cloud Storage: pictures, put once and confirmed ("Cloud Storage JSON API", "Objects: insert").
+//! Cloud Storage: pictures, put once and confirmed, and the notes by which instances agree ("Cloud Storage
+//! JSON API", "Objects: insert", "Request preconditions").
 
 use crate::auth::{Auth, SendError};
 use crate::error::{Error, Kind};
@@ -9,15 +10,18 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::{Rfc2822, Rfc3339};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
@@ -34,22 +38,58 @@ pub struct Storage {
     pub writable: OnceCell<()>,
 }
 
+/// A small object that is all metadata, by which instances tell each other something.
+#[derive(Debug, Clone)]
+pub struct Note {
+    pub fields: Fields,
+    pub generation: String,
+    /// Since it was written, by Cloud Storage's own clock; up to a second too little.
+    pub age: Duration,
+}
+
+pub type Fields = BTreeMap<String, String>;
+
+/// What came of writing a [`Note`].
+#[derive(Debug)]
+pub enum Written {
+    /// It stands there, in this generation.
+    Mine(String),
+    /// Something else stood there, or nothing any more where something was to be replaced.
+    Conflict(Option<Note>),
+}
+
 /// What Cloud Storage says of an object ("Objects" resource).
 #[derive(Debug, Clone, Deserialize)]
-pub struct Stored {
+#[serde(rename_all = "camelCase")]
+struct Stored {
     size: String,
     crc32c: String,
+    generation: String,
+    updated: String,
+    #[serde(default)]
+    metadata: Fields,
+}
+
+struct NewObject<'a> {
+    name: &'a str,
+    content_type: &'a str,
+    blob: &'a Blob,
+    metadata: &'a Fields,
+    /// The generation that must be there now.
+    over: Option<&'a str>,
+}
+
+/// What came of one try to insert an object.
+enum Inserted {
+    Confirmed(Stored),
+    /// The precondition does not hold.
+    Occupied,
 }
 
 impl Storage {
     /// The object's name for a picture: fixed before the first try, so that trying again is safe.
     pub fn picture_name(&self, stem: &str, picture: &Picture) -> String {
         format!("{}{stem}.{}", self.prefix, picture.format.extension())
-    }
-
-    /// `gs://BUCKET/NAME`
-    pub fn uri(&self, name: &str) -> String {
-        format!("gs://{}/{name}", self.bucket)
     }
 
     /// Asks, once in a process, whether the bucket takes objects: nobody should pay for a picture
@@ -102,44 +142,93 @@ impl Storage {
         &self,
         name: &str,
         picture: &Picture,
-        metadata: Value,
+        metadata: &Fields,
         deadline: Instant,
     ) -> Result<(), Error> {
         let start = Instant::now();
-        let result = retry::until(deadline, self.first_wait, |_| {
-            self.insert(name, picture.format.content_type(), &picture.blob, &metadata, deadline)
-        });
-        match result.await {
-            Ok(()) => {
-                telemetry::uploaded(picture.blob.len(), start.elapsed());
-                Ok(())
+        let (blob, content_type) = (&picture.blob, picture.format.content_type());
+        let object = NewObject { name, content_type, blob, metadata, over: None };
+        let result = retry::until(deadline, self.first_wait, |_| self.put_once(&object, deadline)).await;
+        match &result {
+            Ok(()) => telemetry::uploaded(blob.len(), start.elapsed()),
+            Err(error) => telemetry::upload_failed(&error.to_string()),
+        }
+        result
+    }
+
+    /// A 200 counts only for the very bytes that were sent; else the next try meets the object and
+    /// looks again. What stands there already may be an earlier try of ours, its answer lost.
+    async fn put_once(&self, object: &NewObject<'_>, deadline: Instant) -> Result<(), Failure> {
+        let blob = object.blob;
+        match self.insert(object, deadline).await? {
+            Inserted::Confirmed(stored) if stored.is(blob) => Ok(()),
+            Inserted::Confirmed(_) => {
+                Err(Failure::later(file_save("Cloud Storage confirmed other bytes than were sent.")))
             }
-            Err(error) => {
-                telemetry::upload_failed(&error.to_string());
-                Err(error)
-            }
+            Inserted::Occupied => match self.look(object.name, deadline).await? {
+                Some((stored, _)) if stored.is(blob) => Ok(()),
+                Some(_) => Err(Failure::never(file_save("Another object already has the picture's name."))),
+                None => Err(Failure::later(file_save("The object has vanished again."))),
+            },
         }
     }
 
-    /// One multipart upload: metadata and media in one request.
-    async fn insert(
+    /// Writes a note where nothing is, or over the generation given.
+    ///
+    /// The fields must be unlike those that anyone else would write: after a lost answer, they are how
+    /// our own note is recognised.
+    pub async fn write_note(
         &self,
         name: &str,
-        content_type: &str,
-        blob: &Blob,
-        metadata: &Value,
+        over: Option<&str>,
+        fields: &Fields,
         deadline: Instant,
-    ) -> Result<(), Failure> {
+    ) -> Result<Written, Error> {
+        let nothing = Blob::default();
+        let object =
+            NewObject { name, content_type: "application/octet-stream", blob: &nothing, metadata: fields, over };
+        let write = async || match self.insert(&object, deadline).await? {
+            Inserted::Confirmed(stored) => Ok(Written::Mine(stored.generation)),
+            Inserted::Occupied => Ok(match self.look_note(name, deadline).await? {
+                Some(note) if note.fields == *fields => Written::Mine(note.generation),
+                other => Written::Conflict(other),
+            }),
+        };
+        retry::until(deadline, self.first_wait, |_| write()).await
+    }
+
+    pub async fn read_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Error> {
+        retry::until(deadline, self.first_wait, |_| self.look_note(name, deadline)).await
+    }
+
+    /// Deletes an object, if it still is of the generation given; whether it was there is all the same.
+    pub async fn delete(&self, name: &str, generation: Option<&str>, deadline: Instant) -> Result<(), Error> {
+        let url = self.object_url(name);
+        let query: Vec<_> = generation.iter().map(|generation| ("ifGenerationMatch", *generation)).collect();
+        let delete = async || {
+            let response =
+                self.auth.send(deadline, || self.http.delete(&url).query(&query)).await.map_err(no_answer)?;
+            match response.status().as_u16() {
+                204 | 404 | 412 => Ok(()),
+                _ => Err(refused(response, deadline).await),
+            }
+        };
+        retry::until(deadline, self.first_wait, |_| delete()).await
+    }
+
+    /// One multipart upload: metadata and media in one request.
+    async fn insert(&self, object: &NewObject<'_>, deadline: Instant) -> Result<Inserted, Failure> {
         let resource = json!({
-            "name": name,
-            "contentType": content_type,
-            "crc32c": crc32c_text(blob.crc32c()),
-            "metadata": metadata,
+            "name": object.name,
+            "contentType": object.content_type,
+            "crc32c": crc32c_text(object.blob.crc32c()),
+            "metadata": object.metadata,
         });
         let url = format!("{}/upload/storage/v1/b/{}/o", self.endpoint, self.bucket);
-        let query = [("uploadType", "multipart"), ("name", name), ("ifGenerationMatch", "0")];
+        let generation = object.over.unwrap_or("0");
+        let query = [("uploadType", "multipart"), ("name", object.name), ("ifGenerationMatch", generation)];
         let response = self.auth.send(deadline, || {
-            let body = Multipart::new(&resource, content_type, blob);
+            let body = Multipart::new(&resource, object.content_type, object.blob);
             self.http
                 .post(&url)
                 .query(&query)
@@ -149,47 +238,67 @@ impl Storage {
         });
         let response = response.await.map_err(no_answer)?;
         match response.status() {
-            StatusCode::OK | StatusCode::CREATED => confirmed(response, blob, deadline).await,
-            // An earlier try of ours may have made it, its answer lost.
-            StatusCode::PRECONDITION_FAILED => self.check_stored(name, blob, deadline).await,
+            StatusCode::OK | StatusCode::CREATED => Ok(Inserted::Confirmed(stored(response, deadline).await?)),
+            StatusCode::PRECONDITION_FAILED => Ok(Inserted::Occupied),
+            // So says a server that wants to replace an object which is gone.
+            StatusCode::NOT_FOUND if object.over.is_some() => Ok(Inserted::Occupied),
             _ => Err(refused(response, deadline).await),
         }
     }
 
-    async fn check_stored(&self, name: &str, blob: &Blob, deadline: Instant) -> Result<(), Failure> {
-        let name = utf8_percent_encode(name, PATH_SEGMENT);
-        let url = format!("{}/storage/v1/b/{}/o/{name}", self.endpoint, self.bucket);
+    async fn look_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Failure> {
+        Ok(self.look(name, deadline).await?.map(|(stored, age)| Note {
+            fields: stored.metadata,
+            generation: stored.generation,
+            age,
+        }))
+    }
+
+    /// An object's metadata and age.
+    async fn look(&self, name: &str, deadline: Instant) -> Result<Option<(Stored, Duration)>, Failure> {
+        let url = self.object_url(name);
         let response = self.auth.send(deadline, || self.http.get(&url)).await.map_err(no_answer)?;
         match response.status() {
-            StatusCode::OK => match stored(response, deadline).await {
-                Some(stored) if stored.is(blob) => Ok(()),
-                Some(_) => {
-                    Err(Failure::never(Kind::FileSave.because("Another object already has the picture's name.")))
-                }
-                None => Err(Failure::later(Kind::FileSave.because("Cloud Storage's answer makes no sense."))),
-            },
+            StatusCode::OK => {
+                let now = server_time(&response);
+                let stored = stored(response, deadline).await?;
+                let age = now.and_then(|now| Duration::try_from(now - stored.updated()?).ok()).unwrap_or_default();
+                Ok(Some((stored, age)))
+            }
+            StatusCode::NOT_FOUND => Ok(None),
             _ => Err(refused(response, deadline).await),
         }
+    }
+
+    fn object_url(&self, name: &str) -> String {
+        let name = utf8_percent_encode(name, PATH_SEGMENT);
+        format!("{}/storage/v1/b/{}/o/{name}", self.endpoint, self.bucket)
     }
 }
 
 impl Stored {
+    fn updated(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::parse(&self.updated, &Rfc3339).ok()
+    }
+
     fn is(&self, blob: &Blob) -> bool {
         self.size == blob.len().to_string() && self.crc32c == crc32c_text(blob.crc32c())
     }
 }
 
-/// A 200 counts only for the very bytes that were sent. Else the next try meets the object and looks again.
-async fn confirmed(response: Response, blob: &Blob, deadline: Instant) -> Result<(), Failure> {
-    match stored(response, deadline).await {
-        Some(stored) if stored.is(blob) => Ok(()),
-        Some(_) => Err(Failure::later(Kind::FileSave.because("Cloud Storage confirmed other bytes than were sent."))),
-        None => Err(Failure::later(Kind::FileSave.because("Cloud Storage did not confirm the object."))),
-    }
+async fn stored(response: Response, deadline: Instant) -> Result<Stored, Failure> {
+    serde_json::from_slice(&body(response, deadline).await).map_err(|error| {
+        Failure::later(file_save("Cloud Storage's answer broke off or makes no sense.").caused_by(error))
+    })
 }
 
-async fn stored(response: Response, deadline: Instant) -> Option<Stored> {
-    serde_json::from_slice(&body(response, deadline).await).ok()
+/// The `Date` of an answer: Cloud Storage's clock, not ours.
+fn server_time(response: &Response) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(response.headers().get(DATE)?.to_str().ok()?, &Rfc2822).ok()
+}
+
+fn file_save(details: &str) -> Error {
+    Kind::FileSave.because(details)
 }
 
 /// What could be read of a small answer; empty where it broke off.
@@ -320,7 +429,11 @@ mod tests {
     #[test]
     fn only_the_same_bytes_are_our_own_success() {
         let blob = Blob::from(b"hello world".to_vec());
-        let stored = |size: &str, crc32c: &str| Stored { size: size.to_owned(), crc32c: crc32c.to_owned() };
+        let stored = |size: &str, crc32c: &str| -> Stored {
+            let resource =
+                json!({"size": size, "crc32c": crc32c, "generation": "1", "updated": "2026-11-22T12:00:00.5Z"});
+            serde_json::from_value(resource).unwrap()
+        };
         assert!(stored("11", "yZRlqg==").is(&blob));
         assert!(!stored("12", "yZRlqg==").is(&blob) && !stored("11", "AAAAAA==").is(&blob));
     }

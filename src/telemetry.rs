@@ -17,6 +17,10 @@ use tracing_subscriber::registry::LookupSpan;
 /// Sends every log line of the process to stdout, from debug level or from info level on.
 pub fn install(debug: bool) {
     let lines = JsonLines { debug, write: to_stdout };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("without a message"));
+    }));
     // A second call, as in tests, leaves the first in place.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
 }
@@ -114,6 +118,27 @@ pub fn uploaded(bytes: usize, latency: Duration) {
 /// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
 pub fn upload_failed(error_detail: &str) {
     info!(metric_name = "iga_gcs_upload_failure_count", value = 1, tags.error_detail = error_detail, "upload failed");
+}
+
+/// `iga_paid_generation_count`: a model made a picture.
+pub fn picture_paid(model: &str) {
+    info!(metric_name = "iga_paid_generation_count", value = 1, tags.model = model, "picture made");
+}
+
+/// `iga_joined_count`: a request that is answered by another's generation.
+pub fn joined(flight: &str, by_key: bool) {
+    info!(metric_name = "iga_joined_count", value = 1, tags.by_key = by_key, flight, "joined flight {flight}");
+}
+
+/// `iga_lease_wait_ms`: how long another instance's generation was waited for.
+pub fn lease_waited(outcome: &str, wait: Duration) {
+    let value = milliseconds(wait);
+    info!(metric_name = "iga_lease_wait_ms", value, tags.outcome = outcome, "waited for another instance");
+}
+
+/// `iga_delivered_picture_count`: a caller was told where its picture is.
+pub fn picture_delivered() {
+    info!(metric_name = "iga_delivered_picture_count", value = 1, "picture delivered");
 }
 
 /// Says what a request asks for: the start of the prompt at info level, all of it at debug level.
