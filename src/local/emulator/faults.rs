@@ -148,7 +148,9 @@ pub(super) struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
     pub fn push(&self, fault: Fault) {
-        self.lock().push(fault);
+        if fault.times != Some(0) {
+            self.lock().push(fault);
+        }
     }
 
     pub fn clear(&self) {

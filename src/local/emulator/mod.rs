@@ -28,7 +28,10 @@ mod faults;
 mod metadata;
 mod models;
 mod objects;
+mod order;
+mod resumable;
 mod storage;
+mod uploads;
 mod vertex;
 mod wire;
 
@@ -56,7 +59,7 @@ pub use objects::StoredObject;
 use faults::{Faults, spoil};
 use metadata::Tokens;
 use objects::Objects;
-use storage::Sessions;
+use resumable::Sessions;
 use wire::{Answer, Handled, Inflow};
 
 /// How an emulator is set up.
@@ -338,7 +341,7 @@ async fn route(services: &Arc<Services>, mut call: Call) -> Handled {
     match (call.method.as_str(), &segments[..]) {
         (_, ["upload", "storage", "v1", "b", bucket, "o"])
         | (_, ["resumable", "upload", "storage", "v1", "b", bucket, "o"]) => {
-            return storage::upload(services, call, bucket).await;
+            return uploads::upload(services, call, bucket).await;
         }
         (_, ["storage", "v1", "b", bucket, rest @ ..])
         | ("GET", ["download", "storage", "v1", "b", bucket, rest @ ..]) => {

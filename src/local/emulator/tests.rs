@@ -410,7 +410,7 @@ async fn connections_break_where_the_fault_says() {
         setup.emulator.script(Fault::new(Stage::Answer, action.clone()));
         assert!(setup.gemini(FLASH, "a fox", json!({})).send().await.is_err(), "{action:?}: not one byte");
 
-        setup.emulator.script(Fault::new(Stage::Answer, action).after(10_000));
+        setup.emulator.script(Fault::new(Stage::Answer, action).after(100_000));
         let mut response = setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of an answer");
         let mut received = 0;
         let error = loop {
@@ -420,7 +420,7 @@ async fn connections_break_where_the_fault_says() {
                 Err(error) => break error,
             }
         };
-        assert_eq!(received, 10_000);
+        assert_eq!(received, 100_000);
         assert_eq!(format!("{error:?}").contains("ConnectionReset"), reset, "{error:?}");
     }
     assert_eq!(setup.emulator.counters().paid_generations, 4);
