@@ -37,7 +37,7 @@ impl App {
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
             .map_err(StartError)?;
-        let first_wait = config.first_retry_wait;
+        let first_wait = config.timing.first_retry_wait;
         let auth = Arc::new(Auth::new(config.credentials.clone(), first_wait));
         let vertex = Vertex {
             http: http.clone(),
@@ -63,6 +63,7 @@ impl App {
             retry_window: config.retry_window,
             shared_retries: config.shared_retries,
             answer_within: config.answer_within,
+            timing: config.timing,
         };
         let flights = Arc::new(Flights::new(Arc::new(generator), rules));
         Ok(Arc::new(App { config, flights, auth }))

@@ -34,10 +34,28 @@ pub struct Config {
     pub vertex_endpoint: Option<String>,
     pub storage_endpoint: String,
     pub platform: Platform,
-    /// The first wait before trying again. No setting: tests shorten it.
-    pub first_retry_wait: Duration,
+    pub timing: Timing,
     /// What the operator should know, though nothing is wrong.
     pub warnings: Vec<String>,
+}
+
+/// Times that are no settings; tests choose their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// The first wait before a call is tried again.
+    pub first_retry_wait: Duration,
+    /// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
+    pub variant_age: Duration,
+    /// How long a lease lasts without being renewed: a retry after a crash waits at most this long.
+    pub lease_life: Duration,
+}
+
+impl Timing {
+    pub const DEFAULT: Timing = Timing {
+        first_retry_wait: Duration::from_secs(1),
+        variant_age: Duration::from_millis(400),
+        lease_life: Duration::from_secs(12),
+    };
 }
 
 /// A model and where to ask for it.
@@ -208,7 +226,7 @@ impl Config {
                 .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
                 .unwrap_or_else(|| "https://storage.googleapis.com".to_owned()),
             platform,
-            first_retry_wait: Duration::from_secs(1),
+            timing: Timing::DEFAULT,
             warnings: warnings(&variable),
         };
         if let Err(problem) = check_default_ratio(&config) {

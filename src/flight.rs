@@ -5,7 +5,7 @@
 //!
 //! - the same idempotency key, always; with a different request it is refused;
 //! - without a key, an equal request that comes while the flight is under way or within the retry window
-//!   after it landed, and at least [`VARIANT_AGE`] after it began: a retry. Requests fired together are
+//!   after it landed, and at least [`Timing::variant_age`] after it began: a retry. Requests fired together are
 //!   deliberate variants, and each gets its own picture.
 //!
 //! ```text
@@ -21,6 +21,7 @@
 //! The lease makes the same rules hold between instances ([`crate::lease`]). Requests with a key always
 //! take one, those without where the settings say so.
 
+use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Generator, Origin, Unstored};
 use crate::lease::{Claim, Claimed, Lease, key_reused};
@@ -32,14 +33,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::Instrument;
 
 /// All flights of this instance, and the rules by which requests share them.
 pub struct Flights {
     generator: Arc<Generator>,
     rules: Rules,
-    /// One permit for each generation that may run.
+    /// One permit for each flight that may be under way.
     places: Arc<Semaphore>,
     flights: Mutex<HashMap<Identity, Vec<Arc<Flight>>>>,
     /// A clone goes with every flight; taken away when no more may begin.
@@ -57,6 +58,7 @@ pub struct Rules {
     pub retry_window: Option<Duration>,
     pub shared_retries: bool,
     pub answer_within: Option<Duration>,
+    pub timing: Timing,
 }
 
 /// What requests must have in common to share a flight.
@@ -170,7 +172,8 @@ impl Flights {
             },
             Identity::Equal(_) if self.rules.retry_window.is_none() => Ok(None),
             Identity::Equal(_) => {
-                let old_enough = under_way.iter().filter(|flight| flight.began.elapsed() >= VARIANT_AGE);
+                let old_enough =
+                    under_way.iter().filter(|flight| flight.began.elapsed() >= self.rules.timing.variant_age);
                 Ok(old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed)))
             }
         }
@@ -187,9 +190,7 @@ impl Flights {
         let Some(alive) = lock(&self.alive).clone() else {
             return Err(Kind::Overloaded.because("This instance is stopping."));
         };
-        if self.places.available_permits() == 0 {
-            return Err(overloaded());
-        }
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| overloaded())?;
         let (report, progress) = watch::channel(Progress::Flying);
         let wanted = Arc::new(Notify::new());
         let flight = Flight {
@@ -210,7 +211,7 @@ impl Flights {
             wanted,
         };
         let task = async move {
-            let _alive = alive;
+            let _while_it_flies = (alive, place);
             pilot.fly().await;
         };
         tokio::spawn(task.in_current_span());
@@ -220,18 +221,21 @@ impl Flights {
     /// The lease to take before paying, if one is to be taken.
     fn claim(&self, identity: &Identity, fingerprint: String) -> Option<Claim> {
         let prefix = &self.generator.storage.prefix;
+        let Timing { variant_age, lease_life, .. } = self.rules.timing;
         match (identity, self.rules.retry_window) {
             (Identity::Key(key), _) => Some(Claim {
                 name: Claim::name(prefix, "key", key),
                 fingerprint,
                 receipt_life: None,
                 variant_age: Duration::ZERO,
+                lease_life,
             }),
             (Identity::Equal(_), Some(window)) if self.rules.shared_retries => Some(Claim {
                 name: Claim::name(prefix, "request", &fingerprint),
                 fingerprint,
                 receipt_life: Some(window),
-                variant_age: VARIANT_AGE,
+                variant_age,
+                lease_life,
             }),
             (Identity::Equal(_), _) => None,
         }
@@ -282,59 +286,50 @@ struct Pilot {
 impl Pilot {
     async fn fly(mut self) {
         let mut give_up = self.flights.give_up.subscribe();
-        let end = match self.take_lease(&mut give_up).await {
-            Ok(Claimed::Landed(generated)) => Progress::Landed(generated, Instant::now()),
-            Ok(Claimed::Variant) => self.pay_and_land(&mut None, &mut give_up).await,
-            Ok(Claimed::Lease(lease)) => {
-                let mut lease = Some(lease);
-                let end = self.pay_and_land(&mut lease, &mut give_up).await;
-                if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
-                    lease.release(Instant::now() + GIVE_UP_TIME).await;
-                }
-                end
-            }
-            Err(error) => Progress::Failed(error),
+        let mut lease = None;
+        let end = tokio::select! {
+            end = self.pay_once(&mut lease) => end,
+            _ = give_up.wait_for(|give_up| *give_up) => Progress::Failed(stopped()),
         };
+        if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
+            lease.release(Instant::now() + GIVE_UP_TIME).await;
+        }
         self.report.send_replace(end);
     }
 
-    async fn take_lease(&mut self, give_up: &mut watch::Receiver<bool>) -> Result<Claimed, Error> {
-        let Some(claim) = self.claim.take() else {
-            return Ok(Claimed::Variant);
+    /// Takes the lease, pays, and stores what was paid for; or finds that another instance does.
+    async fn pay_once(&mut self, lease: &mut Option<Box<Lease>>) -> Progress {
+        if let Some(claim) = self.claim.take() {
+            match Lease::take(&self.flights.generator.storage, claim, self.deadline).await {
+                Ok(Claimed::Lease(taken)) => *lease = Some(taken),
+                Ok(Claimed::Landed(generated)) => return Progress::Landed(generated, Instant::now()),
+                Ok(Claimed::Variant) => {}
+                Err(error) => return Progress::Failed(error),
+            }
+        }
+        let paid = tokio::select! {
+            paid = self.flights.generator.generate(&self.request, &self.origin, self.deadline) => paid,
+            never = keep(lease) => match never {},
         };
-        tokio::select! {
-            claimed = Lease::take(&self.flights.generator.storage, claim, self.deadline) => claimed,
-            _ = give_up.wait_for(|give_up| *give_up) => Err(stopping()),
+        match paid {
+            Ok(unstored) => self.save(&unstored, lease).await,
+            Err(error) => Progress::Failed(error),
         }
     }
 
-    /// Pays for a picture and stores it, while the lease, if there is one, is kept.
-    async fn pay_and_land(&self, lease: &mut Option<Box<Lease>>, give_up: &mut watch::Receiver<bool>) -> Progress {
-        let Ok(_place) = Arc::clone(&self.flights.places).try_acquire_owned() else {
-            return Progress::Failed(overloaded());
-        };
-        let generator = &self.flights.generator;
-        let paid = tokio::select! {
-            paid = generator.generate(&self.request, &self.origin, self.deadline) => paid,
-            () = keep(lease) => unreachable!("a lease is kept for ever"),
-            _ = give_up.wait_for(|give_up| *give_up) => Err(stopping()),
-        };
-        let unstored = match paid {
-            Ok(unstored) => unstored,
-            Err(error) => return Progress::Failed(error),
-        };
+    /// Stores a paid picture, however often it takes.
+    async fn save(&self, unstored: &Unstored, lease: &mut Option<Box<Lease>>) -> Progress {
         loop {
-            let error = match self.land(&unstored, lease).await {
+            let error = match self.land(unstored, lease).await {
                 Ok(generated) => return Progress::Landed(generated, Instant::now()),
                 Err(error) => error,
             };
             self.report.send_replace(Progress::Unsaved(error.clone()));
             tokio::select! {
                 () = self.wanted.notified() => {}
-                () = tokio::time::sleep(SAVE_AGAIN_AFTER) => {}
+                () = sleep(SAVE_AGAIN_AFTER) => {}
                 () = sleep_until(self.deadline) => return Progress::Failed(error),
-                () = keep(lease) => unreachable!("a lease is kept for ever"),
-                _ = give_up.wait_for(|give_up| *give_up) => return Progress::Failed(error),
+                never = keep(lease) => match never {},
             }
             self.report.send_replace(Progress::Flying);
         }
@@ -345,7 +340,7 @@ impl Pilot {
         let generator = &self.flights.generator;
         let generated = tokio::select! {
             stored = generator.store(unstored, self.deadline) => stored?,
-            () = keep(lease) => unreachable!("a lease is kept for ever"),
+            never = keep(lease) => match never {},
         };
         let Some(lease) = lease else {
             return Ok(generated);
@@ -359,7 +354,8 @@ impl Pilot {
     }
 }
 
-async fn keep(lease: &mut Option<Box<Lease>>) {
+/// Keeps the lease, if there is one, for as long as it is polled.
+async fn keep(lease: &mut Option<Box<Lease>>) -> Infallible {
     match lease {
         Some(lease) => lease.keep().await,
         None => std::future::pending().await,
@@ -374,16 +370,13 @@ fn overloaded() -> Error {
     Kind::Overloaded.because("As many generations are running as this instance takes.")
 }
 
-fn stopping() -> Error {
+fn stopped() -> Error {
     Kind::Overloaded.because("This instance stopped before the picture was there.")
 }
 
 fn still_flying() -> Error {
     Kind::VertexUnavailable.because("Service Unavailable: the picture is not there yet; ask again for the same one.")
 }
-
-/// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
-const VARIANT_AGE: Duration = Duration::from_millis(400);
 
 /// How long an unsaved picture rests between attempts when nobody asks for it.
 const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);

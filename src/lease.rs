@@ -14,6 +14,7 @@ use crate::generate::Generated;
 use crate::id::{random_hex, sha256_hex};
 use crate::storage::{Fields, Note, Storage, Written};
 use crate::telemetry;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -37,6 +38,8 @@ pub struct Claim {
     pub receipt_life: Option<Duration>,
     /// A lease younger than this is no retry's business.
     pub variant_age: Duration,
+    /// A lease older than this was left by somebody who died.
+    pub lease_life: Duration,
 }
 
 /// What came of claiming a picture.
@@ -99,10 +102,10 @@ impl Lease {
     }
 
     /// Renews the lease for as long as it is polled.
-    pub async fn keep(&mut self) {
+    pub async fn keep(&mut self) -> Infallible {
         loop {
-            sleep(LEASE_LIFE / 3).await;
-            let deadline = Instant::now() + LEASE_LIFE / 3;
+            sleep(self.claim.lease_life / 3).await;
+            let deadline = Instant::now() + self.claim.lease_life / 3;
             // Each renewal is told from the one before, should its answer be lost.
             let fields = renewed(&self.fields);
             match self.storage.write_note(&self.claim.name, Some(&self.generation), &fields, deadline).await {
@@ -165,15 +168,15 @@ fn judge(note: &Note, claim: &Claim) -> Result<Verdict, Error> {
     Ok(match landed(note) {
         Some(_) if claim.receipt_life.is_some_and(|life| note.age > life) => Verdict::Replace,
         Some(generated) => Verdict::Landed(generated),
-        None if note.age > LEASE_LIFE => Verdict::Replace,
-        None if began(note) < claim.variant_age => Verdict::Variant,
+        None if note.age > claim.lease_life => Verdict::Replace,
+        None if !is_renewed(note) && note.age < claim.variant_age => Verdict::Variant,
         None => Verdict::Wait,
     })
 }
 
-/// A lease that was renewed began at least one renewal ago.
-fn began(note: &Note) -> Duration {
-    if note.fields.contains_key(RENEWAL) { LEASE_LIFE } else { note.age }
+/// A lease that was renewed began longer ago than its note can tell.
+fn is_renewed(note: &Note) -> bool {
+    note.fields.contains_key(RENEWAL)
 }
 
 pub fn key_reused() -> Error {
@@ -210,8 +213,6 @@ const RENEWAL: &str = "renewal";
 const OBJECT: &str = "object";
 const MODEL: &str = "model";
 
-/// How long a lease lasts without being renewed: a retry after a crash waits at most this long.
-pub const LEASE_LIFE: Duration = Duration::from_secs(12);
 const FIRST_POLL: Duration = Duration::from_millis(200);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
@@ -225,6 +226,7 @@ mod tests {
             fingerprint: "f".to_owned(),
             receipt_life: Some(Duration::from_secs(5)),
             variant_age: Duration::from_millis(400),
+            lease_life: Duration::from_secs(12),
         }
     }
 

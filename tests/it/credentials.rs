@@ -1,18 +1,14 @@
 //! Application Default Credentials of every kind, and their absence.
 
-use crate::service::{BUCKET, CURRENT, Service, config};
+use crate::service::{CURRENT, Service, config, emulator};
 use iga::app::App;
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use iga::local::emulator::{Action, Emulator, Fault, Stage};
 use iga::runtime;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A key that was made for these tests and opens nothing.
 const PRIVATE_KEY: &str = include_str!("test_key.pem");
-
-async fn emulator() -> Emulator {
-    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], ..Options::default() }).await.unwrap()
-}
 
 fn impersonation_url(emulator: &Emulator) -> String {
     let account = "iga@test-project.iam.gserviceaccount.com";

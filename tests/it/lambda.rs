@@ -1,8 +1,8 @@
 //! Lambda events, through the path that the Lambda runtime takes.
 
-use crate::service::{BUCKET, config};
+use crate::service::{BUCKET, config, emulator};
 use iga::app::App;
-use iga::local::emulator::{Emulator, Options};
+use iga::local::emulator::Emulator;
 use iga::runtime;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ const BASE64: &str = include_str!("../../events/generate_image_base64.json");
 const LOAD_BALANCER: &str = include_str!("../../events/generate_image_alb.json");
 
 async fn invoke(event: &str) -> (Value, Emulator) {
-    let emulator = Emulator::start(Options { buckets: vec![BUCKET.to_owned()], ..Options::default() }).await.unwrap();
+    let emulator = emulator().await;
     let app = App::new(config(&emulator, &[])).unwrap();
     (runtime::invoke(app, event).await.unwrap(), emulator)
 }
@@ -65,7 +65,7 @@ async fn a_bad_body_is_the_contracts_row_and_no_function_error() {
 
 #[tokio::test]
 async fn what_is_no_event_is_said_in_a_sentence() {
-    let emulator = Emulator::start(Options::default()).await.unwrap();
+    let emulator = emulator().await;
     let app = App::new(config(&emulator, &[])).unwrap();
     let problem = runtime::invoke(app, r#"{"Records": []}"#).await.unwrap_err();
     assert!(problem.starts_with("This is no event that Lambda sends for HTTP"), "{problem}");
@@ -74,7 +74,7 @@ async fn what_is_no_event_is_said_in_a_sentence() {
 #[tokio::test]
 async fn the_functions_own_timeout_is_a_deadline() {
     // 2020, long past: whatever is left of it, nothing is paid for an answer that nobody will get.
-    let emulator = Emulator::start(Options { buckets: vec![BUCKET.to_owned()], ..Options::default() }).await.unwrap();
+    let emulator = emulator().await;
     let app = App::new(config(&emulator, &[])).unwrap();
     let answer = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();
     assert_eq!(answer["statusCode"], 503, "{answer}");

@@ -3,6 +3,7 @@
 mod bad_input;
 mod contract;
 mod credentials;
+mod flights;
 mod lambda;
 mod models;
 mod process;

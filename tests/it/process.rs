@@ -1,6 +1,6 @@
 //! The built binary as a process: settings, log lines, signals.
 
-use crate::service::{BUCKET, CURRENT, PROMPT, answer};
+use crate::service::{BUCKET, CURRENT, PROMPT, answer, emulator};
 use iga::local::emulator::{Emulator, Options};
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -57,10 +57,6 @@ pub fn command(emulator: &Emulator, settings: &[(&str, &str)]) -> Command {
     command.envs([("IGA_HOST", "127.0.0.1"), ("PORT", "0")]);
     command.envs(settings.iter().copied());
     command
-}
-
-pub async fn emulator() -> Emulator {
-    emulator_with_latency(Duration::ZERO).await
 }
 
 async fn emulator_with_latency(latency: Duration) -> Emulator {

@@ -1,7 +1,7 @@
 //! A running service with an emulator of its own, and what tests ask of it.
 
 use iga::app::App;
-use iga::config::Config;
+use iga::config::{Config, Timing};
 use iga::local::emulator::{Action, Emulator, Fault, Options, Recorded, Stage, StoredObject};
 use iga::runtime;
 use reqwest::header::HeaderMap;
@@ -39,13 +39,24 @@ impl Service {
 
     /// A service with these settings beside the usual ones; the last of a name wins.
     pub async fn with(settings: &[(&str, &str)]) -> Service {
-        let options = Options { buckets: vec![BUCKET.to_owned()], ..Options::default() };
-        Service::on(Emulator::start(options).await.unwrap(), settings).await
+        Service::on(emulator().await, settings).await
     }
 
-    /// One of several services on the same emulator.
+    /// One of several services on the same emulator. Every request is a variant to it, none a retry.
     pub async fn on(emulator: Emulator, settings: &[(&str, &str)]) -> Service {
-        let app = App::new(config(&emulator, settings)).unwrap();
+        let config = config(&emulator, settings);
+        Service::run(emulator, config).await
+    }
+
+    /// A service to which every equal request is a retry.
+    pub async fn that_joins(emulator: Emulator, settings: &[(&str, &str)]) -> Service {
+        let mut config = config(&emulator, settings);
+        config.timing.variant_age = Duration::ZERO;
+        Service::run(emulator, config).await
+    }
+
+    async fn run(emulator: Emulator, config: Config) -> Service {
+        let app = App::new(config).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(runtime::serve(app, listener, std::future::pending()));
@@ -134,6 +145,14 @@ impl Answer {
     }
 }
 
+/// An emulator with the bucket of the usual settings.
+pub async fn emulator() -> Emulator {
+    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], ..Options::default() }).await.unwrap()
+}
+
+/// Longer than any test.
+pub const HOUR: Duration = Duration::from_secs(3600);
+
 pub const CURRENT: &[(&str, &str)] =
     &[("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3.1-flash-image"), ("IGA_VERTEXAI_LOCATION", "global")];
 
@@ -152,7 +171,7 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
         all.rev().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
     };
     let mut config = Config::from_vars(find).unwrap();
-    config.first_retry_wait = Duration::from_millis(1);
+    config.timing = Timing { first_retry_wait: Duration::from_millis(1), variant_age: HOUR, lease_life: HOUR };
     config
 }
 

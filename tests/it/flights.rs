@@ -1,0 +1,294 @@
+//! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
+
+use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, emulator};
+use iga::local::emulator::{Action, Fault, Stage};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+const SHARED: &[(&str, &str)] = &[
+    ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3.1-flash-image"),
+    ("IGA_VERTEXAI_LOCATION", "global"),
+    ("IGA_SHARED_RETRIES", "yes"),
+];
+
+/// Two instances that share nothing but the emulator; an equal request is a retry to both.
+async fn two(settings: &[(&str, &str)]) -> (Service, Service) {
+    let one = that_joins(settings).await;
+    let other = Service::that_joins(one.emulator.clone(), settings).await;
+    (one, other)
+}
+
+async fn that_joins(settings: &[(&str, &str)]) -> Service {
+    Service::that_joins(emulator().await, &[CURRENT, settings].concat()).await
+}
+
+fn send(service: &Service, key: Option<&str>, body: Value) -> JoinHandle<Answer> {
+    let mut request = service.request().header("content-type", "application/json").body(body.to_string());
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    tokio::spawn(answer(request))
+}
+
+fn prompt() -> Value {
+    json!({"prompt": PROMPT})
+}
+
+async fn with_key(service: &Service, key: &str) -> Answer {
+    send(service, Some(key), prompt()).await.unwrap()
+}
+
+/// Lets a generation that was begun get so far that the model has been asked `calls` times.
+async fn model_called(service: &Service, calls: u64) {
+    while service.emulator.counters().model_calls < calls {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn holds_the_model(service: &Service, ms: u64) {
+    service.fault(Stage::Model, Action::Delay { ms });
+}
+
+fn notes(service: &Service) -> Vec<Value> {
+    let all = service.emulator.objects();
+    all.into_iter().filter(|object| object.name.contains("/.iga/")).map(|object| object.metadata).collect()
+}
+
+fn pictures(service: &Service) -> usize {
+    service.emulator.objects().len() - notes(service).len()
+}
+
+#[tokio::test]
+async fn the_same_key_gets_the_same_picture_from_any_instance_at_any_time() {
+    let (one, other) = two(CURRENT).await;
+    let first = with_key(&one, "k").await;
+    first.is_picture();
+    one.emulator.advance_clock(Duration::from_secs(86_400));
+    for service in [&one, &other] {
+        assert_eq!(with_key(service, "k").await.body, first.body);
+    }
+    assert_eq!((one.emulator.counters().paid_generations, pictures(&one)), (1, 1));
+    assert_ne!(with_key(&other, "another").await.body, first.body);
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
+    let (one, other) = two(CURRENT).await;
+    with_key(&one, "k").await.is_picture();
+    for service in [&one, &other] {
+        for body in [json!({"prompt": "something else"}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})] {
+            let refused = send(service, Some("k"), body).await.unwrap();
+            refused.is_error(422, "IGA_IDEMPOTENCY_KEY_REUSED");
+            assert_eq!(refused.text("message"), "Idempotency key was already used with a different request.");
+        }
+    }
+    assert_eq!(one.emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn every_key_header_means_the_same() {
+    let service = Service::current().await;
+    let first = with_key(&service, "k").await;
+    for header in ["x-idempotency-key", "x-cloudtasks-taskname"] {
+        let request = service.request().header("content-type", "application/json").header(header, "k");
+        assert_eq!(answer(request.body(prompt().to_string())).await.body, first.body);
+    }
+    assert_eq!(service.emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn many_with_one_key_on_two_instances_pay_once() {
+    let (one, other) = two(CURRENT).await;
+    holds_the_model(&one, 100);
+    let requests: Vec<_> = (0..10).map(|i| send(if i % 2 == 0 { &one } else { &other }, Some("k"), prompt())).collect();
+    let mut urls = Vec::new();
+    for request in requests {
+        urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
+    }
+    urls.dedup();
+    assert_eq!((urls.len(), one.emulator.counters().paid_generations, pictures(&one)), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_retry_without_a_key_joins_what_is_under_way() {
+    let service = that_joins(&[]).await;
+    holds_the_model(&service, 900);
+    let first = send(&service, None, prompt());
+    model_called(&service, 1).await;
+    let retry = send(&service, None, prompt()).await.unwrap();
+    assert_eq!(retry.is_picture().body, first.await.unwrap().body);
+    assert_eq!(service.emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_left_finds_its_picture_when_it_comes_back() {
+    let service = that_joins(&[]).await;
+    holds_the_model(&service, 500);
+    let first = send(&service, None, prompt());
+    model_called(&service, 1).await;
+    first.abort();
+    service.prompt().await.is_picture();
+    // Landed by now, and still answering for the retry window.
+    service.prompt().await.is_picture();
+    assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+}
+
+#[tokio::test]
+async fn requests_fired_together_are_variants() {
+    let one = Service::with(SHARED).await;
+    holds_the_model(&one, 300);
+    let requests: Vec<_> = (0..3).map(|_| send(&one, None, prompt())).collect();
+    let mut urls = Vec::new();
+    for request in requests {
+        urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
+    }
+    urls.sort();
+    urls.dedup();
+    assert_eq!((urls.len(), one.emulator.counters().paid_generations), (3, 3));
+}
+
+#[tokio::test]
+async fn joining_can_be_switched_off() {
+    let service = that_joins(&[("IGA_RETRY_WINDOW_SECONDS", "off")]).await;
+    holds_the_model(&service, 900);
+    let first = send(&service, None, prompt());
+    model_called(&service, 1).await;
+    let second = service.prompt().await;
+    assert_ne!(second.is_picture().body, first.await.unwrap().body);
+}
+
+#[tokio::test]
+async fn a_different_request_never_joins() {
+    let service = that_joins(&[]).await;
+    let first = service.prompt().await;
+    for body in [json!({"prompt": format!("{PROMPT}!")}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})] {
+        assert_ne!(service.post(body).await.is_picture().body["image_url"], first.body["image_url"]);
+    }
+}
+
+#[tokio::test]
+async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
+    let service = Service::current().await;
+    holds_the_model(&service, 700);
+    service.fault(Stage::Answer, Action::status(500));
+    let first = send(&service, Some("k"), prompt());
+    model_called(&service, 1).await;
+    let joined = send(&service, Some("k"), prompt());
+    for request in [first, joined] {
+        request.await.unwrap().is_error(500, "IGA_VERTEXAI_API_ERROR");
+    }
+    assert_eq!(notes(&service).len(), 0, "the lease is given back");
+    with_key(&service, "k").await.is_picture();
+}
+
+#[tokio::test]
+async fn without_cloud_storage_nothing_is_paid() {
+    let service = Service::current().await;
+    service.emulator.script(Fault::new(Stage::UploadStart, Action::status(503)).matching("/.iga/").always());
+    with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
+    assert_eq!(service.emulator.counters().model_calls, 0);
+}
+
+#[tokio::test]
+async fn a_picture_that_could_not_be_saved_waits_for_the_next_try_and_costs_nothing() {
+    for key in [None, Some("k")] {
+        let service = that_joins(&[]).await;
+        // All tries of the first request, and none after.
+        service.emulator.script(Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_").times(3));
+        send(&service, key, prompt()).await.unwrap().is_error(500, "IGA_FILE_SAVE_ERROR");
+        send(&service, key, prompt()).await.unwrap().is_picture();
+        assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1), "{key:?}");
+    }
+}
+
+#[tokio::test]
+async fn shared_retries_hold_between_instances() {
+    let (one, other) = two(SHARED).await;
+    holds_the_model(&one, 1500);
+    let first = send(&one, None, prompt());
+    model_called(&one, 1).await;
+    let retry = send(&other, None, prompt()).await.unwrap();
+    assert_eq!(retry.is_picture().body, first.await.unwrap().body);
+    assert_eq!((one.emulator.counters().paid_generations, pictures(&one)), (1, 1));
+
+    one.emulator.advance_clock(Duration::from_secs(60));
+    let later = Service::that_joins(one.emulator.clone(), SHARED).await.prompt().await;
+    assert_ne!(later.is_picture().body, retry.body, "after the window an equal request is a new one");
+    assert_eq!(notes(&one).len(), 1, "the note is used again");
+}
+
+#[tokio::test]
+async fn without_sharing_an_unkeyed_request_leaves_no_note() {
+    let service = Service::current().await;
+    service.prompt().await.is_picture();
+    assert_eq!(notes(&service).len(), 0);
+}
+
+#[tokio::test]
+async fn the_lease_of_a_dead_holder_is_taken_over_by_exactly_one() {
+    let (dead, one) = two(CURRENT).await;
+    let other = Service::that_joins(dead.emulator.clone(), CURRENT).await;
+    dead.fault(Stage::Model, Action::Stall);
+    drop(send(&dead, Some("k"), prompt()));
+    model_called(&dead, 1).await;
+    let waiting: Vec<_> = [&one, &other, &one, &other].map(|service| send(service, Some("k"), prompt())).into();
+    dead.emulator.advance_clock(HOUR + Duration::from_secs(2));
+    let mut urls = Vec::new();
+    for request in waiting {
+        urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
+    }
+    urls.dedup();
+    assert_eq!((urls.len(), dead.emulator.counters().paid_generations, pictures(&dead)), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_holder_that_comes_second_returns_the_first_picture_and_keeps_none_of_its_own() {
+    let (slow, quick) = two(CURRENT).await;
+    holds_the_model(&slow, 1500);
+    let slow_answer = send(&slow, Some("k"), prompt());
+    model_called(&slow, 1).await;
+    slow.emulator.advance_clock(HOUR + Duration::from_secs(2));
+    let first = with_key(&quick, "k").await;
+    assert_eq!(slow_answer.await.unwrap().body, first.is_picture().body);
+    assert_eq!((slow.emulator.counters().paid_generations, pictures(&slow)), (2, 1));
+}
+
+#[tokio::test]
+async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
+    for action in [Action::Reset, Action::status(503), Action::Truncate] {
+        let service = Service::current().await;
+        service.emulator.script(Fault::new(Stage::UploadEnd, action).matching("/.iga/").times(2));
+        with_key(&service, "k").await.is_picture();
+        let receipt = &notes(&service)[0]["metadata"];
+        assert!(receipt["object"].is_string() && receipt["model"] == "gemini-3.1-flash-image", "{receipt}");
+        assert!(!receipt.to_string().contains("fox"), "no prompt in the note");
+        assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_can_be_had_before_the_picture_is_there() {
+    let service = that_joins(&[("IGA_ANSWER_WITHIN_SECONDS", "0.1")]).await;
+    holds_the_model(&service, 1000);
+    let early = service.prompt().await;
+    early.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable: the picture is not there yet");
+    assert_eq!(early.header("retry-after"), "1");
+    let mut tries = 0;
+    while service.prompt().await.status == 503 {
+        tries += 1;
+        assert!(tries < 100);
+    }
+    assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+}
+
+#[tokio::test]
+async fn joins_are_welcome_when_there_is_no_room_for_more() {
+    let service = that_joins(&[("IGA_MAX_GENERATIONS", "1")]).await;
+    holds_the_model(&service, 900);
+    let first = send(&service, None, prompt());
+    model_called(&service, 1).await;
+    service.post(json!({"prompt": "another"})).await.is_error(503, "IGA_OVERLOADED");
+    assert_eq!(service.prompt().await.is_picture().body, first.await.unwrap().body);
+    service.post(json!({"prompt": "another"})).await.is_picture();
+}
