@@ -37,15 +37,14 @@ impl App {
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
             .map_err(StartError)?;
-        let first_wait = config.timing.first_retry_wait;
-        let auth = Arc::new(Auth::new(config.credentials.clone(), first_wait));
+        let auth = Arc::new(Auth::new(config.credentials.clone(), config.timing));
         let vertex = Vertex {
             http: http.clone(),
             auth: Arc::clone(&auth),
             endpoint: config.vertex_endpoint.clone(),
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
-            first_wait,
+            first_wait: config.timing.first_retry_wait,
         };
         let storage = Arc::new(Storage {
             http,
@@ -53,7 +52,7 @@ impl App {
             endpoint: config.storage_endpoint.clone(),
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
-            first_wait,
+            timing: config.timing,
             writable: Default::default(),
         });
         let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();

@@ -1,6 +1,6 @@
 //! One credential for both of Google's services, and the one way a request leaves the house.
 
-use crate::config::{CREDENTIAL_TYPES, Credentials as Sources};
+use crate::config::{CREDENTIAL_TYPES, Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::retry::{self, Failure};
 use google_cloud_auth::credentials::{
@@ -11,7 +11,6 @@ use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, Response, StatusCode};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Application Default Credentials, built on first use.
@@ -20,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 /// failures, some of them for good.
 pub struct Auth {
     sources: Sources,
-    first_wait: Duration,
+    timing: Timing,
     current: Mutex<Option<Arc<Credentials>>>,
 }
 
@@ -42,7 +41,7 @@ struct Authorization {
 
 impl Auth {
     pub fn new(sources: Sources, first_wait: Duration) -> Auth {
-        Auth { sources, first_wait, current: Mutex::new(None) }
+        Auth { sources, timing, current: Mutex::new(None) }
     }
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
@@ -67,12 +66,12 @@ impl Auth {
     }
 
     async fn authorization(&self, deadline: Instant) -> Result<Authorization, Error> {
-        retry::until(deadline, self.first_wait, |_| self.ask(deadline)).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| self.ask(deadline)).await
     }
 
     async fn ask(&self, deadline: Instant) -> Result<Authorization, Failure> {
         let credential = self.credential().map_err(Failure::never)?;
-        let limit = deadline.min(Instant::now() + TOKEN_TIMEOUT);
+        let limit = deadline.min(Instant::now() + self.timing.token_try);
         let headers = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
             Ok(Ok(CacheableResource::New { data, .. })) => return Ok(Authorization { headers: data, credential }),
             Ok(Ok(CacheableResource::NotModified)) => None,
@@ -189,6 +188,3 @@ async fn send(
         Err(_) => Err(SendError::Deadline),
     }
 }
-
-/// A token comes from a neighbour or from one of Google's fastest services.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);

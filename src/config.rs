@@ -44,6 +44,12 @@ pub struct Config {
 pub struct Timing {
     /// The first wait before a call is tried again.
     pub first_retry_wait: Duration,
+    /// One try to get an access token.
+    pub token_try: Duration,
+    /// One try of a small request to Cloud Storage.
+    pub note_try: Duration,
+    /// One try to upload a picture.
+    pub upload_try: Duration,
     /// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
     pub variant_age: Duration,
     /// How long a lease lasts without being renewed: a retry after a crash waits at most this long.
@@ -53,6 +59,9 @@ pub struct Timing {
 impl Timing {
     pub const DEFAULT: Timing = Timing {
         first_retry_wait: Duration::from_secs(1),
+        token_try: Duration::from_secs(10),
+        note_try: Duration::from_secs(10),
+        upload_try: Duration::from_secs(60),
         variant_age: Duration::from_millis(400),
         lease_life: Duration::from_secs(12),
     };

@@ -2,6 +2,7 @@
 //! JSON API", "Objects: insert", "Request preconditions").
 
 use crate::auth::{Auth, SendError};
+use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::image::{Blob, Picture};
 use crate::retry::{self, Again, Failure};
@@ -33,7 +34,7 @@ pub struct Storage {
     pub bucket: String,
     /// Empty, or ending in a slash.
     pub prefix: String,
-    pub first_wait: Duration,
+    pub timing: Timing,
     /// Set once the bucket is known to take objects.
     pub writable: OnceCell<()>,
 }
@@ -98,7 +99,8 @@ impl Storage {
     /// # Errors
     /// Where Cloud Storage says that it does not. Any other answer is left for the upload to meet.
     pub async fn check_writable(&self, deadline: Instant) -> Result<(), Error> {
-        self.writable.get_or_try_init(|| self.test_permission(deadline)).await.copied()
+        let limit = within(deadline, self.timing.note_try);
+        self.writable.get_or_try_init(|| self.test_permission(limit)).await.copied()
     }
 
     async fn test_permission(&self, deadline: Instant) -> Result<(), Error> {
@@ -113,11 +115,7 @@ impl Storage {
         let response = match self.auth.send(deadline, || self.http.get(&url).query(&query)).await {
             Ok(response) => response,
             Err(SendError::Credentials(error)) => return Err(error),
-            Err(SendError::Http(error)) => {
-                tracing::debug!("bucket not checked: {error}");
-                return Ok(());
-            }
-            Err(SendError::Deadline) => return Err(too_late()),
+            Err(SendError::Http(_) | SendError::Deadline) => return Ok(()),
         };
         let status = response.status();
         let body = body(response, deadline).await;
@@ -148,7 +146,10 @@ impl Storage {
         let start = Instant::now();
         let (blob, content_type) = (&picture.blob, picture.format.content_type());
         let object = NewObject { name, content_type, blob, metadata, over: None };
-        let result = retry::until(deadline, self.first_wait, |_| self.put_once(&object, deadline)).await;
+        let result = retry::until(deadline, self.timing.first_retry_wait, |_| {
+            self.put_once(&object, within(deadline, self.timing.upload_try))
+        })
+        .await;
         match &result {
             Ok(()) => telemetry::uploaded(blob.len(), start.elapsed()),
             Err(error) => telemetry::upload_failed(&error.to_string()),
@@ -187,33 +188,35 @@ impl Storage {
         let nothing = Blob::default();
         let object =
             NewObject { name, content_type: "application/octet-stream", blob: &nothing, metadata: fields, over };
-        let write = async || match self.insert(&object, deadline).await? {
+        let write = async |limit| match self.insert(&object, limit).await? {
             Inserted::Confirmed(stored) => Ok(Written::Mine(stored.generation)),
-            Inserted::Occupied => Ok(match self.look_note(name, deadline).await? {
+            Inserted::Occupied => Ok(match self.look_note(name, limit).await? {
                 Some(note) if note.fields == *fields => Written::Mine(note.generation),
                 other => Written::Conflict(other),
             }),
         };
-        retry::until(deadline, self.first_wait, |_| write()).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| write(within(deadline, self.timing.note_try))).await
     }
 
     pub async fn read_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Error> {
-        retry::until(deadline, self.first_wait, |_| self.look_note(name, deadline)).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| {
+            self.look_note(name, within(deadline, self.timing.note_try))
+        })
+        .await
     }
 
     /// Deletes an object, if it still is of the generation given; whether it was there is all the same.
     pub async fn delete(&self, name: &str, generation: Option<&str>, deadline: Instant) -> Result<(), Error> {
         let url = self.object_url(name);
         let query: Vec<_> = generation.iter().map(|generation| ("ifGenerationMatch", *generation)).collect();
-        let delete = async || {
-            let response =
-                self.auth.send(deadline, || self.http.delete(&url).query(&query)).await.map_err(no_answer)?;
+        let delete = async |limit| {
+            let response = self.auth.send(limit, || self.http.delete(&url).query(&query)).await.map_err(no_answer)?;
             match response.status().as_u16() {
                 204 | 404 | 412 => Ok(()),
-                _ => Err(refused(response, deadline).await),
+                _ => Err(refused(response, limit).await),
             }
         };
-        retry::until(deadline, self.first_wait, |_| delete()).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| delete(within(deadline, self.timing.note_try))).await
     }
 
     /// One multipart upload: metadata and media in one request.
@@ -316,15 +319,16 @@ async fn body(mut response: Response, deadline: Instant) -> Vec<u8> {
 fn no_answer(error: SendError) -> Failure {
     match error {
         SendError::Credentials(error) => Failure::never(error),
-        SendError::Deadline => Failure::never(too_late()),
+        SendError::Deadline => Failure::later(file_save("Cloud Storage did not answer in time.")),
         SendError::Http(error) => {
             Failure::later(Kind::FileSave.because("Cloud Storage could not be reached.").caused_by(error))
         }
     }
 }
 
-fn too_late() -> Error {
-    Kind::FileSave.because("Cloud Storage did not answer within the deadline.")
+/// The end of one try.
+fn within(deadline: Instant, limit: Duration) -> Instant {
+    deadline.min(Instant::now() + limit)
 }
 
 /// What an answer other than success means ("HTTP status and error codes for JSON", "Retry strategy").

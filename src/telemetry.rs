@@ -14,15 +14,19 @@ use tracing::{Event, Level, Metadata, Span, Subscriber, debug, info, info_span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Sends every log line of the process to stdout, from debug level or from info level on.
+/// Sends every log line of the process to stdout, from debug level or from info level on; panics too.
 pub fn install(debug: bool) {
-    let lines = JsonLines { debug, write: to_stdout };
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("without a message"));
     }));
-    // A second call, as in tests, leaves the first in place.
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
+    // A second call leaves the first in place.
+    let _ = tracing::subscriber::set_global_default(json_lines(debug, to_stdout));
+}
+
+/// Turns everything logged into lines for `write`, each one whole and ending in a newline.
+pub fn json_lines(debug: bool, write: impl Fn(&[u8]) + Send + Sync + 'static) -> impl Subscriber + Send + Sync {
+    tracing_subscriber::registry().with(JsonLines { debug, write })
 }
 
 /// One `write` a line, so that lines of several threads never mix.
@@ -277,7 +281,7 @@ mod tests {
             let written = Arc::clone(&written);
             move |line: &[u8]| written.lock().unwrap().push(serde_json::from_slice(line).unwrap())
         };
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(JsonLines { debug, write }), work);
+        tracing::subscriber::with_default(json_lines(debug, write), work);
         std::mem::take(&mut written.lock().unwrap())
     }
 

@@ -5,6 +5,7 @@ mod contract;
 mod credentials;
 mod flights;
 mod lambda;
+mod matrix;
 mod models;
 mod process;
 mod readme;

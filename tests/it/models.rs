@@ -1,9 +1,9 @@
 //! Both families of models: what is sent, which picture is chosen, what becomes of refusals and of retirement.
 
-use crate::service::{BLUE, BUCKET, CURRENT, GREEN, PROMPT, RED, Service};
+use crate::service::{BLUE, CURRENT, GREEN, PROMPT, RED, Service, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use iga::local::emulator::{Emulator, Options};
+use iga::local::emulator::Options;
 use serde_json::{Value, json};
 
 fn bytes(picture: &str) -> Vec<u8> {
@@ -13,8 +13,8 @@ fn bytes(picture: &str) -> Vec<u8> {
 /// A service whose model is an Imagen that is still served.
 async fn imagen() -> Service {
     let id = "imagen-4.0-generate-001";
-    let options = Options { buckets: vec![BUCKET.to_owned()], revive: vec![id.to_owned()], ..Options::default() };
-    Service::on(Emulator::start(options).await.unwrap(), &[("IGA_VERTEXAI_IMAGE_MODEL_ID", id)]).await
+    let emulator = emulator_with(Options { revive: vec![id.to_owned()], ..Options::default() }).await;
+    Service::on(emulator, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", id)]).await
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn the_fallbacks_own_limits_count() {
     refused.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT").details_have("gemini-nano-banana-2.1");
     service.post(json!({"prompt": PROMPT, "aspect_ratio": "8:1", "image_size": "2K"})).await.is_picture();
     let header = &service.only_object().bytes[16..24];
-    assert_eq!(header, [&6144u32.to_be_bytes()[..], &768u32.to_be_bytes()].concat(), "8:1 at 2K");
+    assert_eq!(header, [&(6144u32 / 16).to_be_bytes()[..], &(768u32 / 16).to_be_bytes()].concat(), "8:1 at 2K, shrunk");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The built binary as a process: settings, log lines, signals.
 
-use crate::service::{BUCKET, CURRENT, PROMPT, answer, emulator};
+use crate::service::{BUCKET, CURRENT, PROMPT, answer, emulator, emulator_with};
 use iga::local::emulator::{Emulator, Options};
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -57,10 +57,6 @@ pub fn command(emulator: &Emulator, settings: &[(&str, &str)]) -> Command {
     command.envs([("IGA_HOST", "127.0.0.1"), ("PORT", "0")]);
     command.envs(settings.iter().copied());
     command
-}
-
-async fn emulator_with_latency(latency: Duration) -> Emulator {
-    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], latency, ..Options::default() }).await.unwrap()
 }
 
 async fn refused(command: &mut Command) -> (Option<i32>, String) {
@@ -199,7 +195,7 @@ async fn a_failed_upload_is_counted() {
 #[tokio::test]
 async fn a_stop_signal_lets_the_work_finish() {
     for signal in ["TERM", "INT"] {
-        let emulator = emulator_with_latency(Duration::from_millis(300)).await;
+        let emulator = emulator_with(Options { latency: Duration::from_millis(300), ..Options::default() }).await;
         let process = Process::start(&emulator, CURRENT).await;
         let request = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
         while emulator.counters().paid_generations == 0 {

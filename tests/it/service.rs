@@ -55,7 +55,7 @@ impl Service {
         Service::run(emulator, config).await
     }
 
-    async fn run(emulator: Emulator, config: Config) -> Service {
+    pub async fn run(emulator: Emulator, config: Config) -> Service {
         let app = App::new(config).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -145,9 +145,13 @@ impl Answer {
     }
 }
 
-/// An emulator with the bucket of the usual settings.
+/// An emulator with the bucket of the usual settings and with small pictures.
 pub async fn emulator() -> Emulator {
-    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], ..Options::default() }).await.unwrap()
+    emulator_with(Options::default()).await
+}
+
+pub async fn emulator_with(options: Options) -> Emulator {
+    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options }).await.unwrap()
 }
 
 /// Longer than any test.
@@ -171,7 +175,8 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
         all.rev().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
     };
     let mut config = Config::from_vars(find).unwrap();
-    config.timing = Timing { first_retry_wait: Duration::from_millis(1), variant_age: HOUR, lease_life: HOUR };
+    config.timing =
+        Timing { first_retry_wait: Duration::from_millis(1), variant_age: HOUR, lease_life: HOUR, ..Timing::DEFAULT };
     config
 }
 

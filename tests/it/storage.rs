@@ -1,6 +1,6 @@
 //! Cloud Storage: put once, confirmed whole, tried again while that can help.
 
-use crate::service::{BUCKET, CURRENT, Service};
+use crate::service::{BUCKET, CURRENT, Service, emulator_with};
 use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn trouble_that_stays_is_the_contracts_row() {
 async fn a_silent_storage_ends_with_the_deadline() {
     let service = Service::with(&[CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "0.5")]].concat()).await;
     service.emulator.script(Fault::new(Stage::UploadBody, Action::Stall).always());
-    service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("within the deadline");
+    service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("did not answer in time");
     assert_eq!(service.emulator.counters().objects, 0);
 }
 
@@ -80,8 +80,8 @@ async fn nothing_is_paid_for_a_bucket_that_does_not_exist() {
 #[tokio::test]
 async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
     let withheld = vec!["storage.objects.create".to_owned()];
-    let options = Options { buckets: vec![BUCKET.to_owned()], withheld, ..Options::default() };
-    let service = Service::on(Emulator::start(options).await.unwrap(), CURRENT).await;
+    let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
+    let service = Service::on(emulator, CURRENT).await;
     service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("may not create objects in bucket");
     assert_eq!(service.emulator.counters().model_calls, 0);
 }

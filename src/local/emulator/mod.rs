@@ -74,6 +74,8 @@ pub struct Options {
     pub latency: Duration,
     /// Retired models that answer as if they were still served.
     pub revive: Vec<String>,
+    /// What the sides of pictures are divided by; 1 is Google's size.
+    pub shrunk: u32,
     /// How long an access token holds.
     pub token_life: Duration,
     /// Cloud Storage permissions that the caller lacks, such as `storage.objects.create`.
@@ -88,6 +90,7 @@ impl Default for Options {
             buckets: Vec::new(),
             latency: Duration::ZERO,
             revive: Vec::new(),
+            shrunk: 1,
             token_life: Duration::from_secs(3600),
             withheld: Vec::new(),
         }

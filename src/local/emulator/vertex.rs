@@ -56,7 +56,8 @@ pub(super) async fn generate(services: &Arc<Services>, call: &Call, place: [&str
     });
     tokio::time::sleep(services.options.latency).await;
     let created = rfc3339(services.clock.now());
-    let drawn = tokio::task::spawn_blocking(move || order.answer(&created));
+    let shrunk = services.options.shrunk;
+    let drawn = tokio::task::spawn_blocking(move || order.answer(&created, shrunk));
     let value = drawn.await.map_err(|_| Refusal::from(plain_error(StatusCode::INTERNAL_SERVER_ERROR)))?;
     let answer = Answer { streamed: true, ..Answer::json(StatusCode::OK, &value) };
     spoil(services.faults.take(Stage::Answer, &call.path), answer).await
@@ -122,32 +123,32 @@ fn served(services: &Services, project: &str, location: &str, id: &str) -> Resul
 
 impl Order {
     /// The 200 with its picture.
-    fn answer(&self, created: &str) -> Value {
+    fn answer(&self, created: &str, shrunk: u32) -> Value {
         match self.model.family {
-            Family::Imagen => self.predictions(),
-            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana => self.candidates(created),
+            Family::Imagen => self.predictions(shrunk),
+            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana => self.candidates(created, shrunk),
         }
     }
 
-    fn predictions(&self) -> Value {
+    fn predictions(&self, shrunk: u32) -> Value {
         let one = |number: usize| {
-            let data = self.draw(&format!("{} #{number}", self.model.id), 1);
+            let data = self.draw(&format!("{} #{number}", self.model.id), shrunk);
             json!({"bytesBase64Encoded": data, "mimeType": self.mime_type})
         };
         json!({"predictions": (1..=self.count).map(one).collect::<Vec<_>>()})
     }
 
-    fn candidates(&self, created: &str) -> Value {
+    fn candidates(&self, created: &str, shrunk: u32) -> Value {
         let mut parts = Vec::new();
         if self.model.family == Family::Gemini3 && self.with_image {
-            let draft = self.draw("draft: not the picture to keep", 4);
+            let draft = self.draw("draft: not the picture to keep", 4 * shrunk);
             parts.push(json!({"inlineData": {"data": draft, "mimeType": self.mime_type}, "thought": true}));
         }
         if self.with_text && (self.model.family != Family::NanoBanana || !self.with_image) {
             parts.push(json!({"text": format!("Here is your picture: {}", self.prompt)}));
         }
         if self.with_image {
-            let data = self.draw(self.model.id, 1);
+            let data = self.draw(self.model.id, shrunk);
             parts.push(json!({"inlineData": {"data": data, "mimeType": self.mime_type}}));
         }
         if let (Some(last), true) = (parts.last_mut(), self.model.family != Family::Gemini25) {
@@ -180,7 +181,7 @@ impl Order {
     /// The picture as base64, its sides divided by `shrunk`.
     fn draw(&self, label: &str, shrunk: u32) -> String {
         let (width, height) = pixels(self.model.family, &self.ratio, &self.size);
-        STANDARD.encode(picture::draw(&self.prompt, label, width / shrunk, height / shrunk))
+        STANDARD.encode(picture::draw(&self.prompt, label, (width / shrunk).max(1), (height / shrunk).max(1)))
     }
 
     fn prompt_tokens(&self) -> usize {
