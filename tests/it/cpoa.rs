@@ -2,10 +2,11 @@
 
 use crate::process::{Process, emulator};
 use crate::service::{BUCKET, CURRENT, PROMPT};
-use iga::local::emulator::{Action, Emulator, Fault, Stage};
+use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
 use iga::retry::TRIES;
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::time::Duration;
 use tokio::process::Command;
 
 /// A Python that has `requests`; None, and a line that says so, where there is none.
@@ -70,6 +71,19 @@ async fn a_caller_outlasts_a_model_that_is_unavailable_for_a_while() {
     assert!(
         outcome.complaints[0].starts_with("failed: 503 ") && outcome.complaints[0].contains("IGA_VERTEXAI_API_ERROR")
     );
+    assert_eq!(emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn a_caller_whose_patience_is_shorter_than_the_model_pays_once() {
+    let Some(python) = python().await else { return };
+    let (buckets, latency) = (vec![BUCKET.to_owned()], Duration::from_millis(2500));
+    let emulator = Emulator::start(Options { buckets, latency, ..Options::default() }).await.unwrap();
+    let process = Process::start(&emulator, CURRENT).await;
+    // A tenth of 20 s: the first request is given up while the model works, a later one gets the picture.
+    let outcome = ask(python, &process, PROMPT, 10).await;
+    is_stored(&outcome, &emulator);
+    assert!(!outcome.complaints.is_empty());
     assert_eq!(emulator.counters().paid_generations, 1);
 }
 
