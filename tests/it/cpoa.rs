@@ -32,7 +32,9 @@ struct Outcome {
 async fn ask(python: OsString, process: &Process, prompt: &str, factor: u32) -> Outcome {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cpoa.py");
     let mut command = Command::new(python);
-    command.args([script, &process.url, prompt, &factor.to_string()]).env("NO_PROXY", "127.0.0.1");
+    command
+        .args([script, &process.url, prompt, &factor.to_string()])
+        .envs([("NO_PROXY", "127.0.0.1"), ("no_proxy", "127.0.0.1")]);
     let output = command.kill_on_drop(true).output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Outcome {
