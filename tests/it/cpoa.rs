@@ -1,7 +1,7 @@
 //! The caller's side: CPOA's own loop (`cpoa.py`) against the built binary.
 
-use crate::process::{Process, emulator};
-use crate::service::{BUCKET, CURRENT, PROMPT};
+use crate::process::Process;
+use crate::service::{BUCKET, CURRENT, PROMPT, emulator};
 use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
 use iga::retry::TRIES;
 use std::ffi::OsString;
