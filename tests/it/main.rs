@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod contract;
+mod cpoa;
 mod credentials;
 mod flights;
 mod lambda;
@@ -11,3 +12,4 @@ mod process;
 mod readme;
 mod service;
 mod storage;
+mod third_party;
