@@ -40,7 +40,7 @@ struct Authorization {
 }
 
 impl Auth {
-    pub fn new(sources: Sources, first_wait: Duration) -> Auth {
+    pub fn new(sources: Sources, timing: Timing) -> Auth {
         Auth { sources, timing, current: Mutex::new(None) }
     }
 
