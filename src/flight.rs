@@ -24,7 +24,7 @@
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Generator, Origin, Unstored};
-use crate::lease::{Claim, Claimed, Lease, key_reused};
+use crate::lease::{Claim, Claimed, Lease};
 use crate::request::GenerateRequest;
 use crate::telemetry;
 use std::collections::HashMap;
@@ -64,15 +64,19 @@ pub struct Rules {
 /// What requests must have in common to share a flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Identity {
-    Key(String),
-    /// The request's fingerprint.
-    Equal(String),
+    /// Whose key it is, of two requests with the same one, the note in the bucket decides.
+    Key {
+        key: String,
+        fingerprint: String,
+    },
+    Equal {
+        fingerprint: String,
+    },
 }
 
 struct Flight {
     /// The id of the request that began it.
     name: String,
-    fingerprint: String,
     began: Instant,
     joins: AtomicUsize,
     progress: watch::Receiver<Progress>,
@@ -138,8 +142,8 @@ impl Flights {
     ) -> Result<Arc<Flight>, Error> {
         let fingerprint = request.fingerprint();
         let identity = match key {
-            Some(key) => Identity::Key(key),
-            None => Identity::Equal(fingerprint.clone()),
+            Some(key) => Identity::Key { key, fingerprint },
+            None => Identity::Equal { fingerprint },
         };
         let mut flights = lock(&self.flights);
         flights.retain(|_, of_identity| {
@@ -147,34 +151,26 @@ impl Flights {
             !of_identity.is_empty()
         });
         let under_way = flights.get(&identity).map_or(&[][..], Vec::as_slice);
-        if let Some(flight) = self.joinable(&identity, &fingerprint, under_way)? {
+        if let Some(flight) = self.joinable(&identity, under_way) {
             flight.joins.fetch_add(1, Ordering::Relaxed);
-            telemetry::joined(&flight.name, matches!(identity, Identity::Key(_)));
+            telemetry::joined(&flight.name, matches!(identity, Identity::Key { .. }));
             return Ok(Arc::clone(flight));
         }
-        let flight = self.begin(request, &identity, fingerprint, origin, deadline)?;
+        let flight = self.begin(request, &identity, origin, deadline)?;
         flights.entry(identity).or_default().push(Arc::clone(&flight));
         Ok(flight)
     }
 
     /// The flight that a request with this identity joins. Of several the one that fewest have joined:
     /// retries of variants spread over the variants.
-    fn joinable<'a>(
-        &self,
-        identity: &Identity,
-        fingerprint: &str,
-        under_way: &'a [Arc<Flight>],
-    ) -> Result<Option<&'a Arc<Flight>>, Error> {
+    fn joinable<'a>(&self, identity: &Identity, under_way: &'a [Arc<Flight>]) -> Option<&'a Arc<Flight>> {
         match identity {
-            Identity::Key(_) => match under_way.first() {
-                Some(flight) if flight.fingerprint != fingerprint => Err(key_reused()),
-                flight => Ok(flight),
-            },
-            Identity::Equal(_) if self.rules.retry_window.is_none() => Ok(None),
-            Identity::Equal(_) => {
+            Identity::Key { .. } => under_way.first(),
+            Identity::Equal { .. } if self.rules.retry_window.is_none() => None,
+            Identity::Equal { .. } => {
                 let old_enough =
                     under_way.iter().filter(|flight| flight.began.elapsed() >= self.rules.timing.variant_age);
-                Ok(old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed)))
+                old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed))
             }
         }
     }
@@ -183,7 +179,6 @@ impl Flights {
         self: &Arc<Self>,
         request: GenerateRequest,
         identity: &Identity,
-        fingerprint: String,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Arc<Flight>, Error> {
@@ -195,21 +190,13 @@ impl Flights {
         let wanted = Arc::new(Notify::new());
         let flight = Flight {
             name: origin.request_id.clone(),
-            fingerprint: fingerprint.clone(),
             began: Instant::now(),
             joins: AtomicUsize::new(0),
             progress,
             wanted: Arc::clone(&wanted),
         };
-        let pilot = Pilot {
-            flights: Arc::clone(self),
-            claim: self.claim(identity, fingerprint),
-            request,
-            origin,
-            deadline,
-            report,
-            wanted,
-        };
+        let pilot =
+            Pilot { flights: Arc::clone(self), claim: self.claim(identity), request, origin, deadline, report, wanted };
         let task = async move {
             let _while_it_flies = (alive, place);
             pilot.fly().await;
@@ -219,25 +206,25 @@ impl Flights {
     }
 
     /// The lease to take before paying, if one is to be taken.
-    fn claim(&self, identity: &Identity, fingerprint: String) -> Option<Claim> {
+    fn claim(&self, identity: &Identity) -> Option<Claim> {
         let prefix = &self.generator.storage.prefix;
         let Timing { variant_age, lease_life, .. } = self.rules.timing;
         match (identity, self.rules.retry_window) {
-            (Identity::Key(key), _) => Some(Claim {
+            (Identity::Key { key, fingerprint }, _) => Some(Claim {
                 name: Claim::name(prefix, "key", key),
-                fingerprint,
+                fingerprint: fingerprint.clone(),
                 receipt_life: None,
                 variant_age: Duration::ZERO,
                 lease_life,
             }),
-            (Identity::Equal(_), Some(window)) if self.rules.shared_retries => Some(Claim {
-                name: Claim::name(prefix, "request", &fingerprint),
-                fingerprint,
+            (Identity::Equal { fingerprint }, Some(window)) if self.rules.shared_retries => Some(Claim {
+                name: Claim::name(prefix, "request", fingerprint),
+                fingerprint: fingerprint.clone(),
                 receipt_life: Some(window),
                 variant_age,
                 lease_life,
             }),
-            (Identity::Equal(_), _) => None,
+            (Identity::Equal { .. }, _) => None,
         }
     }
 }

@@ -179,7 +179,7 @@ fn is_renewed(note: &Note) -> bool {
     note.fields.contains_key(RENEWAL)
 }
 
-pub fn key_reused() -> Error {
+fn key_reused() -> Error {
     Kind::IdempotencyKeyReused.because("The key belongs to a request with another prompt or other parameters.")
 }
 

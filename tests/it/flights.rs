@@ -87,6 +87,20 @@ async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
 }
 
 #[tokio::test]
+async fn a_key_still_answers_its_own_request_while_another_is_being_refused() {
+    let (one, other) = two(CURRENT).await;
+    let first = with_key(&one, "k").await;
+    // The other instance has yet to find out whose key it is.
+    other.fault(Stage::Read, Action::Delay { ms: 500 });
+    let wrong = send(&other, Some("k"), json!({"prompt": "something else"}));
+    while other.emulator.counters().metadata_gets == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(with_key(&other, "k").await.is_picture().body, first.body);
+    wrong.await.unwrap().is_error(422, "IGA_IDEMPOTENCY_KEY_REUSED");
+}
+
+#[tokio::test]
 async fn every_key_header_means_the_same() {
     let service = Service::current().await;
     let first = with_key(&service, "k").await;
