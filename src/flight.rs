@@ -24,7 +24,7 @@
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Generator, Origin, Unstored};
-use crate::lease::{Claim, Claimed, Lease};
+use crate::lease::{Claim, Claimed, Lease, RELEASE_TIME};
 use crate::request::GenerateRequest;
 use crate::telemetry;
 use std::collections::HashMap;
@@ -279,7 +279,7 @@ impl Pilot {
             _ = give_up.wait_for(|give_up| *give_up) => Progress::Failed(stopped()),
         };
         if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
-            lease.release(Instant::now() + GIVE_UP_TIME).await;
+            lease.release(Instant::now() + RELEASE_TIME).await;
         }
         self.report.send_replace(end);
     }
@@ -369,4 +369,4 @@ fn still_flying() -> Error {
 const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// What is left of the platform's patience for giving leases back.
-const GIVE_UP_TIME: Duration = Duration::from_secs(1);
+const GIVE_UP_TIME: Duration = RELEASE_TIME;
