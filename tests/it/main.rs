@@ -9,6 +9,7 @@ mod lambda;
 mod matrix;
 mod models;
 mod process;
+mod random;
 mod readme;
 mod service;
 mod storage;
