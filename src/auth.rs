@@ -2,7 +2,7 @@
 
 use crate::config::{CREDENTIAL_TYPES, Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
-use crate::retry::{self, Failure};
+use crate::retry::{self, Failure, within};
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account, user_account,
 };
@@ -11,6 +11,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, Response, StatusCode};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Application Default Credentials, built on first use.
@@ -45,16 +46,23 @@ impl Auth {
     }
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
-    pub async fn send(&self, deadline: Instant, build: impl Fn() -> RequestBuilder) -> Result<Response, SendError> {
+    ///
+    /// An answer must begin before `deadline`, and within `limit` of the sending.
+    pub async fn send(
+        &self,
+        deadline: Instant,
+        limit: Duration,
+        build: impl Fn() -> RequestBuilder,
+    ) -> Result<Response, SendError> {
         let authorization = self.authorization(deadline).await.map_err(SendError::Credentials)?;
-        let response = send(deadline, build(), &authorization).await?;
+        let response = send(within(deadline, limit), build(), &authorization).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         tracing::info!("access token refused, asking for another");
         self.forget(&authorization.credential);
         let authorization = self.authorization(deadline).await.map_err(SendError::Credentials)?;
-        send(deadline, build(), &authorization).await
+        send(within(deadline, limit), build(), &authorization).await
     }
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
@@ -71,7 +79,7 @@ impl Auth {
 
     async fn ask(&self, deadline: Instant) -> Result<Authorization, Failure> {
         let credential = self.credential().map_err(Failure::never)?;
-        let limit = deadline.min(Instant::now() + self.timing.token_try);
+        let limit = within(deadline, self.timing.token_try);
         let headers = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
             Ok(Ok(CacheableResource::New { data, .. })) => return Ok(Authorization { headers: data, credential }),
             Ok(Ok(CacheableResource::NotModified)) => None,

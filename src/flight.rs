@@ -151,7 +151,7 @@ impl Flights {
             !of_identity.is_empty()
         });
         let under_way = flights.get(&identity).map_or(&[][..], Vec::as_slice);
-        if let Some(flight) = self.joinable(&identity, under_way) {
+        if let Some(flight) = self.rules.joinable(&identity, under_way) {
             flight.joins.fetch_add(1, Ordering::Relaxed);
             telemetry::joined(&flight.name, matches!(identity, Identity::Key { .. }));
             return Ok(Arc::clone(flight));
@@ -159,20 +159,6 @@ impl Flights {
         let flight = self.begin(request, &identity, origin, deadline)?;
         flights.entry(identity).or_default().push(Arc::clone(&flight));
         Ok(flight)
-    }
-
-    /// The flight that a request with this identity joins. Of several the one that fewest have joined:
-    /// retries of variants spread over the variants.
-    fn joinable<'a>(&self, identity: &Identity, under_way: &'a [Arc<Flight>]) -> Option<&'a Arc<Flight>> {
-        match identity {
-            Identity::Key { .. } => under_way.first(),
-            Identity::Equal { .. } if self.rules.retry_window.is_none() => None,
-            Identity::Equal { .. } => {
-                let old_enough =
-                    under_way.iter().filter(|flight| flight.began.elapsed() >= self.rules.timing.variant_age);
-                old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed))
-            }
-        }
     }
 
     fn begin(
@@ -195,8 +181,15 @@ impl Flights {
             progress,
             wanted: Arc::clone(&wanted),
         };
-        let pilot =
-            Pilot { flights: Arc::clone(self), claim: self.claim(identity), request, origin, deadline, report, wanted };
+        let pilot = Pilot {
+            flights: Arc::clone(self),
+            claim: self.claim(identity),
+            request,
+            origin,
+            deadline,
+            report,
+            wanted,
+        };
         let task = async move {
             let _while_it_flies = (alive, place);
             pilot.fly().await;
@@ -225,6 +218,21 @@ impl Flights {
                 lease_life,
             }),
             (Identity::Equal { .. }, _) => None,
+        }
+    }
+}
+
+impl Rules {
+    /// The flight that a request with this identity joins. Of several the one that fewest have joined:
+    /// retries of variants spread over the variants.
+    fn joinable<'a>(&self, identity: &Identity, under_way: &'a [Arc<Flight>]) -> Option<&'a Arc<Flight>> {
+        match identity {
+            Identity::Key { .. } => under_way.first(),
+            Identity::Equal { .. } if self.retry_window.is_none() => None,
+            Identity::Equal { .. } => {
+                let old_enough = under_way.iter().filter(|flight| flight.began.elapsed() >= self.timing.variant_age);
+                old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed))
+            }
         }
     }
 }
@@ -370,3 +378,63 @@ const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// What is left of the platform's patience for giving leases back.
 const GIVE_UP_TIME: Duration = RELEASE_TIME;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flight(name: &str, joins: usize, began: Instant, end: Option<Progress>) -> Arc<Flight> {
+        let (report, progress) = watch::channel(Progress::Flying);
+        match end {
+            Some(end) => drop(report.send_replace(end)),
+            // It goes on for as long as the test.
+            None => std::mem::forget(report),
+        }
+        let name = name.to_owned();
+        Arc::new(Flight { name, began, joins: joins.into(), progress, wanted: Arc::default() })
+    }
+
+    fn rules(retry_window: Option<Duration>) -> Rules {
+        let timing = Timing::DEFAULT;
+        Rules { max_generations: 1, retry_window, shared_retries: false, answer_within: None, timing }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_joins_the_flight_that_is_old_enough_and_least_joined() {
+        let began = Instant::now();
+        let flights = [flight("a", 1, began, None), flight("b", 0, began, None)];
+        let joined = |rules: &Rules| {
+            let equal = Identity::Equal { fingerprint: "f".to_owned() };
+            rules.joinable(&equal, &flights).map(|flight| flight.name.clone())
+        };
+        let rules = rules(Some(Duration::from_secs(5)));
+        tokio::time::advance(Duration::from_millis(399)).await;
+        assert_eq!(joined(&rules), None, "fired together");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(joined(&rules).as_deref(), Some("b"));
+        assert_eq!(joined(&Rules { retry_window: None, ..rules }), None, "switched off");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_joins_at_once() {
+        let flights = [flight("a", 0, Instant::now(), None)];
+        let key = Identity::Key { key: "k".to_owned(), fingerprint: "f".to_owned() };
+        assert!(rules(None).joinable(&key, &flights).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_landed_is_remembered_for_the_window_and_failures_are_not() {
+        let window = Some(Duration::from_secs(5));
+        let now = Instant::now();
+        let generated = Generated { object: "o".to_owned(), model: "m".to_owned() };
+        let landed = flight("a", 0, now, Some(Progress::Landed(generated, now)));
+        tokio::time::advance(Duration::from_millis(4999)).await;
+        assert!(landed.is_remembered(window) && !landed.is_remembered(None));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!landed.is_remembered(window));
+        let error = Kind::VertexApi.because("no");
+        assert!(!flight("b", 0, now, Some(Progress::Failed(error.clone()))).is_remembered(window));
+        assert!(!flight("c", 0, now, Some(Progress::Unsaved(error))).is_remembered(window), "its task is gone");
+        assert!(flight("d", 0, now, None).is_remembered(window));
+    }
+}

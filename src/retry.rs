@@ -65,6 +65,11 @@ where
     }
 }
 
+/// When a try that may take `limit` must be over.
+pub fn within(deadline: Instant, limit: Duration) -> Instant {
+    deadline.min(Instant::now() + limit)
+}
+
 pub const TRIES: usize = 3;
 
 #[cfg(test)]

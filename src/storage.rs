@@ -5,7 +5,7 @@ use crate::auth::{Auth, SendError};
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::image::{Blob, Picture};
-use crate::retry::{self, Again, Failure};
+use crate::retry::{self, Again, Failure, within};
 use crate::telemetry;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -99,8 +99,7 @@ impl Storage {
     /// # Errors
     /// Where Cloud Storage says that it does not. Any other answer is left for the upload to meet.
     pub async fn check_writable(&self, deadline: Instant) -> Result<(), Error> {
-        let limit = within(deadline, self.timing.note_try);
-        self.writable.get_or_try_init(|| self.test_permission(limit)).await.copied()
+        self.writable.get_or_try_init(|| self.test_permission(deadline)).await.copied()
     }
 
     async fn test_permission(&self, deadline: Instant) -> Result<(), Error> {
@@ -112,13 +111,14 @@ impl Storage {
 
         let url = format!("{}/storage/v1/b/{}/iam/testPermissions", self.endpoint, self.bucket);
         let query = [("permissions", CREATE_PERMISSION)];
-        let response = match self.auth.send(deadline, || self.http.get(&url).query(&query)).await {
+        let limit = self.timing.note_try;
+        let response = match self.auth.send(deadline, limit, || self.http.get(&url).query(&query)).await {
             Ok(response) => response,
             Err(SendError::Credentials(error)) => return Err(error),
             Err(SendError::Http(_) | SendError::Deadline) => return Ok(()),
         };
         let status = response.status();
-        let body = body(response, deadline).await;
+        let body = body(response, within(deadline, limit)).await;
         match (status, serde_json::from_slice::<Granted>(&body)) {
             (StatusCode::OK, Ok(granted)) if granted.permissions.is_empty() => Err(Kind::FileSave.because(format!(
                 "This service's account may not create objects in bucket {} ({CREATE_PERMISSION}).",
@@ -146,10 +146,7 @@ impl Storage {
         let start = Instant::now();
         let (blob, content_type) = (&picture.blob, picture.format.content_type());
         let object = NewObject { name, content_type, blob, metadata, over: None };
-        let result = retry::until(deadline, self.timing.first_retry_wait, |_| {
-            self.put_once(&object, within(deadline, self.timing.upload_try))
-        })
-        .await;
+        let result = retry::until(deadline, self.timing.first_retry_wait, |_| self.put_once(&object, deadline)).await;
         match &result {
             Ok(()) => telemetry::uploaded(blob.len(), start.elapsed()),
             Err(error) => telemetry::upload_failed(&error.to_string()),
@@ -161,7 +158,7 @@ impl Storage {
     /// looks again. What stands there already may be an earlier try of ours, its answer lost.
     async fn put_once(&self, object: &NewObject<'_>, deadline: Instant) -> Result<(), Failure> {
         let blob = object.blob;
-        match self.insert(object, deadline).await? {
+        match self.insert(object, deadline, self.timing.upload_try).await? {
             Inserted::Confirmed(stored) if stored.is(blob) => Ok(()),
             Inserted::Confirmed(_) => {
                 Err(Failure::later(file_save("Cloud Storage confirmed other bytes than were sent.")))
@@ -188,39 +185,38 @@ impl Storage {
         let nothing = Blob::default();
         let object =
             NewObject { name, content_type: "application/octet-stream", blob: &nothing, metadata: fields, over };
-        let write = async |limit| match self.insert(&object, limit).await? {
+        let write = async || match self.insert(&object, deadline, self.timing.note_try).await? {
             Inserted::Confirmed(stored) => Ok(Written::Mine(stored.generation)),
-            Inserted::Occupied => Ok(match self.look_note(name, limit).await? {
+            Inserted::Occupied => Ok(match self.look_note(name, deadline).await? {
                 Some(note) if note.fields == *fields => Written::Mine(note.generation),
                 other => Written::Conflict(other),
             }),
         };
-        retry::until(deadline, self.timing.first_retry_wait, |_| write(within(deadline, self.timing.note_try))).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| write()).await
     }
 
     pub async fn read_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| {
-            self.look_note(name, within(deadline, self.timing.note_try))
-        })
-        .await
+        retry::until(deadline, self.timing.first_retry_wait, |_| self.look_note(name, deadline)).await
     }
 
     /// Deletes an object, if it still is of the generation given; whether it was there is all the same.
     pub async fn delete(&self, name: &str, generation: Option<&str>, deadline: Instant) -> Result<(), Error> {
         let url = self.object_url(name);
         let query: Vec<_> = generation.iter().map(|generation| ("ifGenerationMatch", *generation)).collect();
-        let delete = async |limit| {
-            let response = self.auth.send(limit, || self.http.delete(&url).query(&query)).await.map_err(no_answer)?;
+        let limit = self.timing.note_try;
+        let delete = async || {
+            let request = || self.http.delete(&url).query(&query);
+            let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
                 204 | 404 | 412 => Ok(()),
-                _ => Err(refused(response, limit).await),
+                _ => Err(refused(response, within(deadline, limit)).await),
             }
         };
-        retry::until(deadline, self.timing.first_retry_wait, |_| delete(within(deadline, self.timing.note_try))).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| delete()).await
     }
 
     /// One multipart upload: metadata and media in one request.
-    async fn insert(&self, object: &NewObject<'_>, deadline: Instant) -> Result<Inserted, Failure> {
+    async fn insert(&self, object: &NewObject<'_>, deadline: Instant, limit: Duration) -> Result<Inserted, Failure> {
         let resource = json!({
             "name": object.name,
             "contentType": object.content_type,
@@ -230,7 +226,7 @@ impl Storage {
         let url = format!("{}/upload/storage/v1/b/{}/o", self.endpoint, self.bucket);
         let generation = object.over.unwrap_or("0");
         let query = [("uploadType", "multipart"), ("name", object.name), ("ifGenerationMatch", generation)];
-        let response = self.auth.send(deadline, || {
+        let response = self.auth.send(deadline, limit, || {
             let body = Multipart::new(&resource, object.content_type, object.blob);
             self.http
                 .post(&url)
@@ -241,11 +237,13 @@ impl Storage {
         });
         let response = response.await.map_err(no_answer)?;
         match response.status() {
-            StatusCode::OK | StatusCode::CREATED => Ok(Inserted::Confirmed(stored(response, deadline).await?)),
+            StatusCode::OK | StatusCode::CREATED => {
+                Ok(Inserted::Confirmed(stored(response, within(deadline, limit)).await?))
+            }
             StatusCode::PRECONDITION_FAILED => Ok(Inserted::Occupied),
             // So says a server that wants to replace an object which is gone.
             StatusCode::NOT_FOUND if object.over.is_some() => Ok(Inserted::Occupied),
-            _ => Err(refused(response, deadline).await),
+            _ => Err(refused(response, within(deadline, limit)).await),
         }
     }
 
@@ -260,16 +258,17 @@ impl Storage {
     /// An object's metadata and age.
     async fn look(&self, name: &str, deadline: Instant) -> Result<Option<(Stored, Duration)>, Failure> {
         let url = self.object_url(name);
-        let response = self.auth.send(deadline, || self.http.get(&url)).await.map_err(no_answer)?;
+        let limit = self.timing.note_try;
+        let response = self.auth.send(deadline, limit, || self.http.get(&url)).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);
-                let stored = stored(response, deadline).await?;
+                let stored = stored(response, within(deadline, limit)).await?;
                 let age = now.and_then(|now| Duration::try_from(now - stored.updated()?).ok()).unwrap_or_default();
                 Ok(Some((stored, age)))
             }
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(refused(response, deadline).await),
+            _ => Err(refused(response, within(deadline, limit)).await),
         }
     }
 
@@ -324,11 +323,6 @@ fn no_answer(error: SendError) -> Failure {
             Failure::later(Kind::FileSave.because("Cloud Storage could not be reached.").caused_by(error))
         }
     }
-}
-
-/// The end of one try.
-fn within(deadline: Instant, limit: Duration) -> Instant {
-    deadline.min(Instant::now() + limit)
 }
 
 /// What an answer other than success means ("HTTP status and error codes for JSON", "Retry strategy").

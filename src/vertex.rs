@@ -60,8 +60,8 @@ impl Vertex {
     }
 
     async fn attempt(&self, target: &Target, url: &str, body: Bytes, deadline: Instant) -> Result<Picture, Failure> {
-        let response = self.auth.send(deadline, || {
-            let remaining = deadline.saturating_duration_since(Instant::now());
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let response = self.auth.send(deadline, remaining, || {
             self.http
                 .post(url)
                 .header(CONTENT_TYPE, "application/json")

@@ -1,7 +1,7 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
 use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator};
-use iga::local::emulator::{Action, Fault, Stage};
+use iga::local::emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -230,6 +230,29 @@ async fn shared_retries_hold_between_instances() {
     let later = Service::that_joins(one.emulator.clone(), SHARED).await.prompt().await;
     assert_ne!(later.is_picture().body, retry.body, "after the window an equal request is a new one");
     assert_eq!(notes(&one).len(), 1, "the note is used again");
+}
+
+/// Requests to Cloud Storage about objects since the last time: writes, refused writes, reads.
+fn storage_operations(service: &Service, before: &Counters) -> [u64; 3] {
+    let now = service.emulator.counters();
+    [
+        now.uploads_completed - before.uploads_completed,
+        now.uploads_refused - before.uploads_refused,
+        now.metadata_gets - before.metadata_gets,
+    ]
+}
+
+#[tokio::test]
+async fn what_agreement_costs_is_what_the_readme_says() {
+    let one = Service::current().await;
+    one.prompt().await.is_picture();
+    assert_eq!(storage_operations(&one, &Counters::default()), [1, 0, 0], "without a key");
+    let before = one.emulator.counters();
+    with_key(&one, "k").await.is_picture();
+    assert_eq!(storage_operations(&one, &before), [3, 0, 0], "with a key");
+    let before = one.emulator.counters();
+    with_key(&Service::on(one.emulator.clone(), CURRENT).await, "k").await.is_picture();
+    assert_eq!(storage_operations(&one, &before), [0, 1, 1], "from the receipt");
 }
 
 #[tokio::test]
