@@ -32,7 +32,7 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::Instrument;
 
@@ -183,6 +183,7 @@ impl Flights {
         };
         let pilot = Pilot {
             flights: Arc::clone(self),
+            place,
             claim: self.claim(identity),
             request,
             origin,
@@ -191,7 +192,7 @@ impl Flights {
             wanted,
         };
         let task = async move {
-            let _while_it_flies = (alive, place);
+            let _while_it_flies = alive;
             pilot.fly().await;
         };
         tokio::spawn(task.in_current_span());
@@ -270,6 +271,7 @@ impl Flight {
 /// What a flight's task needs.
 struct Pilot {
     flights: Arc<Flights>,
+    place: OwnedSemaphorePermit,
     claim: Option<Claim>,
     request: GenerateRequest,
     origin: Origin,
@@ -289,6 +291,8 @@ impl Pilot {
         if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
             lease.release(Instant::now() + RELEASE_TIME).await;
         }
+        // First: whoever hears of the end finds the place free.
+        drop(self.place);
         self.report.send_replace(end);
     }
 
