@@ -6,6 +6,7 @@ mod cpoa;
 mod credentials;
 mod flights;
 mod lambda;
+mod load;
 mod matrix;
 mod models;
 mod process;

@@ -3,7 +3,7 @@
 //! Each seed is one story. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a story
 //! that goes wrong is printed.
 
-use crate::service::{Answer, BUCKET, CURRENT, HOUR, config, emulator_with};
+use crate::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::app::App;
@@ -114,7 +114,7 @@ impl Story {
         faults(self.weather, &mut chance).into_iter().for_each(|fault| emulator.script(fault));
 
         let instances = [self.instance(&emulator), self.instance(&emulator)];
-        let http = Client::builder().no_proxy().build().unwrap();
+        let http = client();
         let sky = tokio::spawn(self.sky(emulator.clone(), Arc::clone(&instances[1]), chance.fork()));
         let callers: Vec<_> = (0..CALLERS)
             .map(|number| tokio::spawn(caller(number, instances.clone(), http.clone(), chance.fork())))
