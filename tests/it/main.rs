@@ -12,6 +12,7 @@ mod models;
 mod process;
 mod random;
 mod readme;
+mod retries;
 mod service;
 mod storage;
 mod third_party;
