@@ -156,3 +156,21 @@ pub fn json(status: u16, body: &impl Serialize) -> Response {
 
 const GENERATE_IMAGE: &str = "/generate_image";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_panic_becomes_the_contracts_500() {
+        let panics = get(async || -> Response { panic!("a bug") });
+        let router: Router = Router::new().route("/", panics).layer(CatchPanicLayer::custom(panicked));
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error_code"], "IGA_INTERNAL_SERVER_ERROR");
+        assert!(!body.to_string().contains("a bug"), "{body}");
+    }
+}
