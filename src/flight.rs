@@ -24,7 +24,7 @@
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Generator, Origin, Unstored};
-use crate::lease::{Claim, Claimed, Lease, key_reused};
+use crate::lease::{Claim, Claimed, Lease, RELEASE_TIME};
 use crate::request::GenerateRequest;
 use crate::telemetry;
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::Instrument;
 
@@ -64,15 +64,19 @@ pub struct Rules {
 /// What requests must have in common to share a flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Identity {
-    Key(String),
-    /// The request's fingerprint.
-    Equal(String),
+    /// Whose key it is, of two requests with the same one, the note in the bucket decides.
+    Key {
+        key: String,
+        fingerprint: String,
+    },
+    Equal {
+        fingerprint: String,
+    },
 }
 
 struct Flight {
     /// The id of the request that began it.
     name: String,
-    fingerprint: String,
     began: Instant,
     joins: AtomicUsize,
     progress: watch::Receiver<Progress>,
@@ -138,8 +142,8 @@ impl Flights {
     ) -> Result<Arc<Flight>, Error> {
         let fingerprint = request.fingerprint();
         let identity = match key {
-            Some(key) => Identity::Key(key),
-            None => Identity::Equal(fingerprint.clone()),
+            Some(key) => Identity::Key { key, fingerprint },
+            None => Identity::Equal { fingerprint },
         };
         let mut flights = lock(&self.flights);
         flights.retain(|_, of_identity| {
@@ -147,12 +151,12 @@ impl Flights {
             !of_identity.is_empty()
         });
         let under_way = flights.get(&identity).map_or(&[][..], Vec::as_slice);
-        if let Some(flight) = self.rules.joinable(&identity, &fingerprint, under_way)? {
+        if let Some(flight) = self.rules.joinable(&identity, under_way) {
             flight.joins.fetch_add(1, Ordering::Relaxed);
-            telemetry::joined(&flight.name, matches!(identity, Identity::Key(_)));
+            telemetry::joined(&flight.name, matches!(identity, Identity::Key { .. }));
             return Ok(Arc::clone(flight));
         }
-        let flight = self.begin(request, &identity, fingerprint, origin, deadline)?;
+        let flight = self.begin(request, &identity, origin, deadline)?;
         flights.entry(identity).or_default().push(Arc::clone(&flight));
         Ok(flight)
     }
@@ -161,7 +165,6 @@ impl Flights {
         self: &Arc<Self>,
         request: GenerateRequest,
         identity: &Identity,
-        fingerprint: String,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Arc<Flight>, Error> {
@@ -173,7 +176,6 @@ impl Flights {
         let wanted = Arc::new(Notify::new());
         let flight = Flight {
             name: origin.request_id.clone(),
-            fingerprint: fingerprint.clone(),
             began: Instant::now(),
             joins: AtomicUsize::new(0),
             progress,
@@ -181,7 +183,8 @@ impl Flights {
         };
         let pilot = Pilot {
             flights: Arc::clone(self),
-            claim: self.claim(identity, fingerprint),
+            place,
+            claim: self.claim(identity),
             request,
             origin,
             deadline,
@@ -189,7 +192,7 @@ impl Flights {
             wanted,
         };
         let task = async move {
-            let _while_it_flies = (alive, place);
+            let _while_it_flies = alive;
             pilot.fly().await;
         };
         tokio::spawn(task.in_current_span());
@@ -197,25 +200,25 @@ impl Flights {
     }
 
     /// The lease to take before paying, if one is to be taken.
-    fn claim(&self, identity: &Identity, fingerprint: String) -> Option<Claim> {
+    fn claim(&self, identity: &Identity) -> Option<Claim> {
         let prefix = &self.generator.storage.prefix;
         let Timing { variant_age, lease_life, .. } = self.rules.timing;
         match (identity, self.rules.retry_window) {
-            (Identity::Key(key), _) => Some(Claim {
+            (Identity::Key { key, fingerprint }, _) => Some(Claim {
                 name: Claim::name(prefix, "key", key),
-                fingerprint,
+                fingerprint: fingerprint.clone(),
                 receipt_life: None,
                 variant_age: Duration::ZERO,
                 lease_life,
             }),
-            (Identity::Equal(_), Some(window)) if self.rules.shared_retries => Some(Claim {
-                name: Claim::name(prefix, "request", &fingerprint),
-                fingerprint,
+            (Identity::Equal { fingerprint }, Some(window)) if self.rules.shared_retries => Some(Claim {
+                name: Claim::name(prefix, "request", fingerprint),
+                fingerprint: fingerprint.clone(),
                 receipt_life: Some(window),
                 variant_age,
                 lease_life,
             }),
-            (Identity::Equal(_), _) => None,
+            (Identity::Equal { .. }, _) => None,
         }
     }
 }
@@ -223,21 +226,13 @@ impl Flights {
 impl Rules {
     /// The flight that a request with this identity joins. Of several the one that fewest have joined:
     /// retries of variants spread over the variants.
-    fn joinable<'a>(
-        &self,
-        identity: &Identity,
-        fingerprint: &str,
-        under_way: &'a [Arc<Flight>],
-    ) -> Result<Option<&'a Arc<Flight>>, Error> {
+    fn joinable<'a>(&self, identity: &Identity, under_way: &'a [Arc<Flight>]) -> Option<&'a Arc<Flight>> {
         match identity {
-            Identity::Key(_) => match under_way.first() {
-                Some(flight) if flight.fingerprint != fingerprint => Err(key_reused()),
-                flight => Ok(flight),
-            },
-            Identity::Equal(_) if self.retry_window.is_none() => Ok(None),
-            Identity::Equal(_) => {
+            Identity::Key { .. } => under_way.first(),
+            Identity::Equal { .. } if self.retry_window.is_none() => None,
+            Identity::Equal { .. } => {
                 let old_enough = under_way.iter().filter(|flight| flight.began.elapsed() >= self.timing.variant_age);
-                Ok(old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed)))
+                old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed))
             }
         }
     }
@@ -276,6 +271,7 @@ impl Flight {
 /// What a flight's task needs.
 struct Pilot {
     flights: Arc<Flights>,
+    place: OwnedSemaphorePermit,
     claim: Option<Claim>,
     request: GenerateRequest,
     origin: Origin,
@@ -293,8 +289,10 @@ impl Pilot {
             _ = give_up.wait_for(|give_up| *give_up) => Progress::Failed(stopped()),
         };
         if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
-            lease.release(Instant::now() + GIVE_UP_TIME).await;
+            lease.release(Instant::now() + RELEASE_TIME).await;
         }
+        // First: whoever hears of the end finds the place free.
+        drop(self.place);
         self.report.send_replace(end);
     }
 
@@ -383,7 +381,7 @@ fn still_flying() -> Error {
 const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// What is left of the platform's patience for giving leases back.
-const GIVE_UP_TIME: Duration = Duration::from_secs(1);
+const GIVE_UP_TIME: Duration = RELEASE_TIME;
 
 #[cfg(test)]
 mod tests {
@@ -396,8 +394,8 @@ mod tests {
             // It goes on for as long as the test.
             None => std::mem::forget(report),
         }
-        let (name, fingerprint) = (name.to_owned(), "f".to_owned());
-        Arc::new(Flight { name, fingerprint, began, joins: joins.into(), progress, wanted: Arc::default() })
+        let name = name.to_owned();
+        Arc::new(Flight { name, began, joins: joins.into(), progress, wanted: Arc::default() })
     }
 
     fn rules(retry_window: Option<Duration>) -> Rules {
@@ -410,8 +408,8 @@ mod tests {
         let began = Instant::now();
         let flights = [flight("a", 1, began, None), flight("b", 0, began, None)];
         let joined = |rules: &Rules| {
-            let equal = Identity::Equal("f".to_owned());
-            rules.joinable(&equal, "f", &flights).unwrap().map(|flight| flight.name.clone())
+            let equal = Identity::Equal { fingerprint: "f".to_owned() };
+            rules.joinable(&equal, &flights).map(|flight| flight.name.clone())
         };
         let rules = rules(Some(Duration::from_secs(5)));
         tokio::time::advance(Duration::from_millis(399)).await;
@@ -422,12 +420,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_joins_at_once_but_only_the_same_request() {
+    async fn a_key_joins_at_once() {
         let flights = [flight("a", 0, Instant::now(), None)];
-        let (rules, key) = (rules(None), Identity::Key("k".to_owned()));
-        assert!(rules.joinable(&key, "f", &flights).unwrap().is_some());
-        let error = rules.joinable(&key, "other", &flights).err().unwrap();
-        assert_eq!(error.kind, Kind::IdempotencyKeyReused);
+        let key = Identity::Key { key: "k".to_owned(), fingerprint: "f".to_owned() };
+        assert!(rules(None).joinable(&key, &flights).is_some());
     }
 
     #[tokio::test(start_paused = true)]

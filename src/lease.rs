@@ -17,7 +17,7 @@ use crate::telemetry;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// The right to pay for one request's picture.
 pub struct Lease {
@@ -25,6 +25,7 @@ pub struct Lease {
     claim: Claim,
     fields: Fields,
     generation: String,
+    renew_at: Instant,
 }
 
 /// Which picture is claimed, and when a picture that exists already is the answer.
@@ -69,13 +70,19 @@ impl Lease {
         let mut over = None;
         let mut wait = FIRST_POLL;
         loop {
-            let written = storage.write_note(&claim.name, over.as_deref(), &fields, deadline).await?;
-            let mut seen = match written {
-                Written::Mine(generation) => {
-                    let lease = Lease { storage: Arc::clone(storage), claim, fields, generation };
-                    return Ok(Claimed::Lease(Box::new(lease)));
+            let renew_at = Instant::now() + claim.lease_life / 3;
+            let lease = |generation| {
+                let (storage, claim, fields) = (Arc::clone(storage), claim.clone(), fields.clone());
+                Lease { storage, claim, fields, generation, renew_at }
+            };
+            let mut seen = match storage.write_note(&claim.name, over.as_deref(), &fields, deadline).await {
+                Ok(Written::Mine(generation)) => return Ok(Claimed::Lease(Box::new(lease(generation)))),
+                Ok(Written::Conflict(seen)) => seen,
+                Err(error) => {
+                    // It may have been written all the same, and nobody would renew it or give it back.
+                    lease(String::new()).release(Instant::now() + RELEASE_TIME).await;
+                    return Err(error);
                 }
-                Written::Conflict(seen) => seen,
             };
             // What stands there decides; it is looked at until it is gone or can be replaced.
             over = loop {
@@ -101,19 +108,33 @@ impl Lease {
         }
     }
 
-    /// Renews the lease for as long as it is polled.
+    /// Renews the lease for as long as it is polled; when, is remembered between polls.
     pub async fn keep(&mut self) -> Infallible {
+        let period = self.claim.lease_life / 3;
         loop {
-            sleep(self.claim.lease_life / 3).await;
-            let deadline = Instant::now() + self.claim.lease_life / 3;
+            sleep_until(self.renew_at).await;
+            let start = Instant::now();
             // Each renewal is told from the one before, should its answer be lost.
             let fields = renewed(&self.fields);
-            match self.storage.write_note(&self.claim.name, Some(&self.generation), &fields, deadline).await {
-                Ok(Written::Mine(generation)) => self.generation = generation,
-                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => self.generation = note.generation,
-                Ok(Written::Conflict(_)) => tracing::warn!("lease lost: another instance may pay too"),
-                Err(error) => tracing::warn!(causes = error.causes(), "lease not renewed: {error}"),
-            }
+            let over = Some(self.generation.as_str());
+            self.renew_at = match self.storage.write_note(&self.claim.name, over, &fields, start + period).await {
+                Ok(Written::Mine(generation)) => {
+                    self.generation = generation;
+                    start + period
+                }
+                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => {
+                    self.generation = note.generation;
+                    start + period
+                }
+                Ok(Written::Conflict(_)) => {
+                    tracing::warn!("lease lost: another instance may pay too");
+                    start + period
+                }
+                Err(error) => {
+                    tracing::warn!(causes = error.causes(), "lease not renewed: {error}");
+                    Instant::now() + period / 4
+                }
+            };
         }
     }
 
@@ -179,7 +200,7 @@ fn is_renewed(note: &Note) -> bool {
     note.fields.contains_key(RENEWAL)
 }
 
-pub fn key_reused() -> Error {
+fn key_reused() -> Error {
     Kind::IdempotencyKeyReused.because("The key belongs to a request with another prompt or other parameters.")
 }
 
@@ -213,6 +234,8 @@ const RENEWAL: &str = "renewal";
 const OBJECT: &str = "object";
 const MODEL: &str = "model";
 
+/// How long giving back a lease may take.
+pub const RELEASE_TIME: Duration = Duration::from_secs(1);
 const FIRST_POLL: Duration = Duration::from_millis(200);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 

@@ -1,10 +1,12 @@
 """The caller: asks IGA for a picture and tries again, exactly as CPOA does.
 
-Usage: cpoa.py URL PROMPT FACTOR
+Usage: cpoa.py URL[,URL...] PROMPT FACTOR
 
-Prints the picture's URI. CPOA's times are divided by FACTOR, so that nobody has to wait for them.
+Prints the picture's URI. Of several services each try asks the next one, as behind a load balancer. CPOA's times
+are divided by FACTOR, so that nobody has to wait for them.
 """
 
+import itertools
 import sys
 import time
 
@@ -14,8 +16,8 @@ TIMEOUT_SECONDS = 20
 WAITS_SECONDS = [0.5, 1]
 
 
-def image_url(url, prompt, factor):
-    for wait in [*WAITS_SECONDS, None]:
+def image_url(urls, prompt, factor):
+    for url, wait in zip(itertools.cycle(urls), [*WAITS_SECONDS, None]):
         try:
             answer = requests.post(
                 f"{url}/generate_image", json={"prompt": prompt}, timeout=TIMEOUT_SECONDS / factor
@@ -34,4 +36,4 @@ def image_url(url, prompt, factor):
 
 
 if __name__ == "__main__":
-    print(image_url(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    print(image_url(sys.argv[1].split(","), sys.argv[2], float(sys.argv[3])))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 /// A Python that has `requests`; None, and a line that says so, where there is none.
-async fn python() -> Option<OsString> {
+pub async fn python() -> Option<OsString> {
     let python = std::env::var_os("IGA_TEST_PYTHON").unwrap_or(OsString::from("python3"));
     match Command::new(&python).args(["-c", "import requests"]).output().await {
         Ok(output) if output.status.success() => Some(python),
@@ -23,17 +23,22 @@ async fn python() -> Option<OsString> {
 }
 
 /// What CPOA made of it.
-struct Outcome {
-    image_url: Option<String>,
+pub struct Outcome {
+    pub image_url: Option<String>,
     /// One line for each request that failed.
-    complaints: Vec<String>,
+    pub complaints: Vec<String>,
 }
 
 async fn ask(python: OsString, process: &Process, prompt: &str, factor: u32) -> Outcome {
+    ask_each(python, &process.url, prompt, factor).await
+}
+
+/// Asks several services in turn; their URLs are separated by commas.
+pub async fn ask_each(python: OsString, urls: &str, prompt: &str, factor: u32) -> Outcome {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cpoa.py");
     let mut command = Command::new(python);
     command
-        .args([script, &process.url, prompt, &factor.to_string()])
+        .args([script, urls, prompt, &factor.to_string()])
         .envs([("NO_PROXY", "127.0.0.1"), ("no_proxy", "127.0.0.1")]);
     let output = command.kill_on_drop(true).output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();

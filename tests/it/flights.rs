@@ -1,6 +1,6 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, emulator, until};
+use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, until};
 use iga::local::emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -82,6 +82,20 @@ async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
         }
     }
     assert_eq!(one.emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn a_key_still_answers_its_own_request_while_another_is_being_refused() {
+    let (one, other) = two(CURRENT).await;
+    let first = with_key(&one, "k").await;
+    // The other instance has yet to find out whose key it is.
+    other.fault(Stage::Read, Action::Delay { ms: 500 });
+    let wrong = send(&other, Some("k"), json!({"prompt": "something else"}));
+    while other.emulator.counters().metadata_gets == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(with_key(&other, "k").await.is_picture().body, first.body);
+    wrong.await.unwrap().is_error(422, "IGA_IDEMPOTENCY_KEY_REUSED");
 }
 
 #[tokio::test]
@@ -286,6 +300,36 @@ async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
         assert!(!receipt.to_string().contains("fox"), "no prompt in the note");
         assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
     }
+}
+
+#[tokio::test]
+async fn a_lease_is_kept_while_its_picture_cannot_be_saved() {
+    let emulator = emulator().await;
+    let mut config = config(&emulator, CURRENT);
+    config.timing.lease_life = Duration::from_millis(900);
+    let service = Service::run(emulator, config).await;
+    service.emulator.script(Fault::new(Stage::UploadStart, Action::status(403)).matching("/iga_req_").always());
+    let is_renewed = |note: &Value| note["metadata"]["renewal"].is_string();
+    let mut tries = 0;
+    // However often a caller comes and has it tried again.
+    while !notes(&service).iter().any(is_renewed) {
+        with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
+        tries += 1;
+        assert!(tries < 1000, "the lease is never renewed");
+    }
+    service.emulator.clear_faults();
+    with_key(&service, "k").await.is_picture();
+    assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_lease_that_was_written_without_our_knowing_is_given_back() {
+    let service = Service::current().await;
+    service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/.iga/"));
+    service.emulator.script(Fault::new(Stage::Read, Action::status(503)).matching("/.iga/").times(2));
+    with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
+    assert_eq!((notes(&service).len(), service.emulator.counters().model_calls), (0, 0));
+    with_key(&service, "k").await.is_picture();
 }
 
 #[tokio::test]

@@ -1,20 +1,21 @@
 //! The built binary as a process: settings, log lines, signals.
 
-use crate::service::{BUCKET, CURRENT, PROMPT, answer, emulator, emulator_with, until};
+use crate::service::{BUCKET, CURRENT, PROMPT, answer, client, emulator, emulator_with, until};
 use iga::local::emulator::{Emulator, Options};
-use reqwest::Client;
 use serde_json::{Value, json};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 
 /// A running `iga`, on a free port.
 pub struct Process {
     pub child: Child,
     pub url: String,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// Reads on from the start: a process whose log nobody reads would stand still before long.
+    logged: JoinHandle<Vec<Value>>,
 }
 
 impl Process {
@@ -29,7 +30,7 @@ impl Process {
             }
         };
         let url = format!("http://{}", listening["address"].as_str().unwrap());
-        Process { child, url, lines }
+        Process { child, url, logged: tokio::spawn(logged(lines)) }
     }
 
     pub fn signal(&self, name: &str) {
@@ -39,12 +40,17 @@ impl Process {
 
     /// Waits for its end; what it logged since it listened.
     pub async fn end(mut self) -> (ExitStatus, Vec<Value>) {
-        let mut lines = Vec::new();
-        while let Some(line) = self.lines.next_line().await.unwrap() {
-            lines.push(serde_json::from_str(&line).expect("every line is JSON"));
-        }
-        (self.child.wait().await.unwrap(), lines)
+        let logged = self.logged.await.unwrap();
+        (self.child.wait().await.unwrap(), logged)
     }
+}
+
+async fn logged(mut lines: Lines<BufReader<ChildStdout>>) -> Vec<Value> {
+    let mut logged = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        logged.push(serde_json::from_str(&line).expect("every line is JSON"));
+    }
+    logged
 }
 
 /// `iga` with exactly these settings and an empty environment otherwise.
@@ -66,8 +72,7 @@ async fn refused(command: &mut Command) -> (Option<i32>, String) {
 }
 
 fn post(process: &Process, body: &Value) -> reqwest::RequestBuilder {
-    let http = Client::builder().no_proxy().build().unwrap();
-    let request = http.post(format!("{}/generate_image", process.url));
+    let request = client().post(format!("{}/generate_image", process.url));
     request.header("content-type", "application/json").body(body.to_string())
 }
 

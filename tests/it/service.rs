@@ -60,7 +60,7 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(runtime::serve(app, listener, std::future::pending()));
-        Service { emulator, url, http: Client::builder().no_proxy().build().unwrap() }
+        Service { emulator, url, http: client() }
     }
 
     /// A service whose model is a current one, so that no fallback comes in between.
@@ -188,6 +188,12 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
     config.timing =
         Timing { first_retry_wait: Duration::from_millis(1), variant_age: HOUR, lease_life: HOUR, ..Timing::DEFAULT };
     config
+}
+
+/// A caller, on its own as well: TLS needs its provider even where it is not used.
+pub fn client() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().build().unwrap()
 }
 
 pub async fn answer(request: RequestBuilder) -> Answer {

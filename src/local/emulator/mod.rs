@@ -216,6 +216,8 @@ pub struct Recorded {
     pub headers: HeaderMap,
     /// Its beginning; of an upload only the JSON metadata.
     pub body: Bytes,
+    /// It is a generation that made a picture, delivered or not.
+    pub paid: bool,
 }
 
 /// All that a request can touch.
@@ -254,7 +256,7 @@ impl Services {
         Counters { objects: self.objects.count(), ..lock(&self.counters).clone() }
     }
 
-    /// Notes a request down; the number is for [`Services::record_body`].
+    /// Notes a request down; the number is for what becomes known of it later.
     fn record(&self, request: &Request<Incoming>) -> usize {
         let mut requests = lock(&self.requests);
         requests.push(Recorded {
@@ -263,6 +265,7 @@ impl Services {
             query: request.uri().query().unwrap_or_default().to_owned(),
             headers: request.headers().clone(),
             body: Bytes::new(),
+            paid: false,
         });
         requests.len() - 1
     }
@@ -270,6 +273,10 @@ impl Services {
     fn record_body(&self, number: usize, body: &[u8]) {
         let kept = &body[..body.len().min(RECORDED_BYTES)];
         lock(&self.requests)[number].body = Bytes::copy_from_slice(kept);
+    }
+
+    fn record_paid(&self, number: usize) {
+        lock(&self.requests)[number].paid = true;
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) async fn generate(services: &Arc<Services>, call: &Call, place: [&str
         counters.paid_generations += 1;
         *counters.paid_generations_by_model.entry(id.to_owned()).or_default() += 1;
     });
+    services.record_paid(call.number);
     tokio::time::sleep(services.options.latency).await;
     let created = rfc3339(services.clock.now());
     let shrunk = services.options.shrunk;

@@ -1,0 +1,186 @@
+//! The built binary under load: a thousand at once, more than it takes, and a stop signal in the middle.
+
+use crate::process::Process;
+use crate::service::{Answer, CURRENT, answer, client, emulator, emulator_with};
+use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use reqwest::Client;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> JoinHandle<Answer> {
+    let request = http.post(format!("{}/generate_image", process.url)).header("content-type", "application/json");
+    let request = match key {
+        Some(key) => request.header("idempotency-key", key),
+        None => request,
+    };
+    tokio::spawn(answer(request.body(json!({"prompt": prompt}).to_string())))
+}
+
+fn send_many(http: &Client, process: &Process, count: usize) -> Vec<JoinHandle<Answer>> {
+    (0..count).map(|number| send(http, process, &format!("Picture {number}"), None)).collect()
+}
+
+async fn all(requests: Vec<JoinHandle<Answer>>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for request in requests {
+        answers.push(request.await.unwrap());
+    }
+    answers
+}
+
+async fn slow_emulator() -> Emulator {
+    emulator_with(Options { latency: Duration::from_secs(3), ..Options::default() }).await
+}
+
+/// Raises the limit of open files as far as this user may; says so where that is not enough.
+fn may_open_files(wanted: usize) -> bool {
+    let pid = std::process::id().to_string();
+    let limit = format!("--nofile={wanted}:");
+    let raised = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next()).and_then(|soft| soft.parse::<usize>().ok());
+    let enough = soft.is_some_and(|soft| soft >= wanted);
+    if !enough {
+        // Past the test harness, which hides what `eprintln!` writes.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {wanted} open files are not allowed here ({raised:?})");
+    }
+    enough
+}
+
+async fn model_called(emulator: &Emulator, calls: u64) {
+    while emulator.counters().model_calls < calls {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Only receipts may be left when a process has ended.
+fn leases(emulator: &Emulator) -> usize {
+    let notes = emulator.objects().into_iter().filter(|object| object.name.contains("/.iga/"));
+    notes.filter(|note| note.metadata["metadata"]["object"].is_null()).count()
+}
+
+fn settings<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    [CURRENT, &[("IGA_DEBUG_MODE", "False")], more].concat()
+}
+
+/// The most memory that a process has used, in MiB.
+fn peak_mib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_at_once_are_all_answered() {
+    const COUNT: usize = 1000;
+    // This process holds the caller's and the emulator's ends of all connections.
+    if !may_open_files(4 * COUNT) {
+        return;
+    }
+    let emulator = slow_emulator().await;
+    let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "1000")])).await;
+    let requests = send_many(&client(), &process, COUNT);
+    model_called(&emulator, COUNT as u64).await;
+    let under_way = requests.iter().filter(|request| !request.is_finished()).count();
+    let answers = all(requests).await;
+    let pictures: BTreeSet<_> = answers.iter().map(|answer| answer.is_picture().text("image_url")).collect();
+    assert_eq!(pictures.len(), COUNT);
+    assert_eq!((emulator.counters().paid_generations, emulator.counters().objects), (1000, 1000));
+    let peak_mib = peak_mib(&process);
+    println!("{COUNT} requests, {under_way} of them under way when the last came: at most {peak_mib} MiB");
+    assert!(peak_mib < 512, "{peak_mib} MiB");
+    process.signal("TERM");
+    assert!(process.end().await.0.success());
+}
+
+#[tokio::test]
+async fn a_stop_signal_under_load_leaves_nobody_without_an_answer() {
+    let emulator = slow_emulator().await;
+    let process = Process::start(&emulator, &settings(&[])).await;
+    let http = client();
+    let mut requests = send_many(&http, &process, 40);
+    requests.extend((0..20).map(|number| send(&http, &process, "A red fox", Some(&format!("key-{number}")))));
+    model_called(&emulator, 60).await;
+    process.signal("TERM");
+    for answer in all(requests).await {
+        answer.is_picture();
+    }
+    assert!(process.end().await.0.success());
+    assert_eq!((emulator.counters().paid_generations, leases(&emulator)), (60, 0));
+    assert_eq!(emulator.counters().objects, 80, "60 pictures and 20 receipts");
+}
+
+#[tokio::test]
+async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_at_once() {
+    let emulator = emulator().await;
+    emulator.script(Fault::new(Stage::Model, Action::Stall).times(2));
+    let process = Process::start(&emulator, &settings(&[])).await;
+    let http = client();
+    let stalled = [send(&http, &process, "Picture", Some("k")), send(&http, &process, "Picture", None)];
+    model_called(&emulator, 2).await;
+    process.signal("TERM");
+    let refused = loop {
+        let answer = send(&http, &process, "Another", None).await.unwrap();
+        if answer.status == 503 {
+            break answer;
+        }
+    };
+    refused.is_error(503, "IGA_OVERLOADED").details_have("stopping");
+    assert_eq!(refused.header("retry-after"), "1");
+    for answer in all(stalled.into()).await {
+        answer.is_error(503, "IGA_OVERLOADED").details_have("stopped before the picture was there");
+        assert_eq!(answer.header("retry-after"), "1");
+    }
+    assert!(process.end().await.0.success());
+    assert_eq!(leases(&emulator), 0);
+
+    // The emulator's clock stands where it was: a lease that was left would hold the retry up for 12 s.
+    let elsewhere = Process::start(&emulator, &settings(&[("IGA_GENERATION_DEADLINE_SECONDS", "8")])).await;
+    send(&http, &elsewhere, "Picture", Some("k")).await.unwrap().is_picture();
+}
+
+#[tokio::test]
+async fn more_than_it_takes_is_refused_at_once_and_served_later() {
+    let emulator = slow_emulator().await;
+    let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "4")])).await;
+    let http = client();
+    let ask = |number: usize| send(&http, &process, &format!("Picture {number}"), Some(&format!("key-{number}")));
+    let requests: Vec<_> = (0..20).map(ask).collect();
+    while requests.iter().filter(|request| request.is_finished()).count() < 16 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let (refused, taken): (Vec<_>, Vec<_>) =
+        requests.into_iter().enumerate().partition(|(_, request)| request.is_finished());
+    let joins: Vec<_> = taken.iter().map(|(number, _)| ask(*number)).collect();
+    let health = answer(http.get(format!("{}/health", process.url))).await;
+    assert_eq!((health.status, health.text("status")), (200, "ok"));
+    for (join, (_, first)) in joins.into_iter().zip(taken) {
+        assert_eq!(join.await.unwrap().is_picture().body, first.await.unwrap().body);
+    }
+    assert_eq!(refused.len(), 16);
+    let mut missing = Vec::new();
+    for (number, request) in refused {
+        let answer = request.await.unwrap();
+        answer.is_error(503, "IGA_OVERLOADED");
+        assert_eq!(answer.header("retry-after"), "1");
+        missing.push(number);
+    }
+    for _ in 0..4 {
+        let mut later = Vec::new();
+        for number in missing.split_off(missing.len() - 4) {
+            later.push(ask(number));
+        }
+        for answer in all(later).await {
+            answer.is_picture();
+        }
+    }
+    assert_eq!((missing.len(), emulator.counters().paid_generations), (0, 20));
+    process.signal("TERM");
+    assert!(process.end().await.0.success());
+    assert_eq!(leases(&emulator), 0);
+}

@@ -1,0 +1,618 @@
+//! Many callers with and without keys, two instances, faults at every stage: the rules of payment hold.
+//!
+//! Each seed is one story. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a story
+//! that goes wrong is printed.
+
+use crate::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use iga::app::App;
+use iga::error::Kind;
+use iga::local::emulator::{Action, Emulator, Fault, Options, Stage, StoredObject};
+use iga::runtime;
+use reqwest::Client;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_happens_the_rules_hold() {
+    let at_once = Arc::new(Semaphore::new(8));
+    let stories: Vec<_> = seeds()
+        .map(|seed| {
+            let at_once = Arc::clone(&at_once);
+            let story = async move {
+                let _turn = at_once.acquire_owned().await.unwrap();
+                Story::of(seed).run().await;
+            };
+            (seed, tokio::spawn(story))
+        })
+        .collect();
+    for (seed, story) in stories {
+        if story.await.is_err() {
+            panic!("this story went wrong: IGA_TEST_SEEDS={seed}..{}", seed + 1);
+        }
+    }
+}
+
+fn seeds() -> Range<u64> {
+    let Ok(given) = std::env::var("IGA_TEST_SEEDS") else { return 0..24 };
+    let (first, end) = given.split_once("..").expect("IGA_TEST_SEEDS is like 100..200");
+    first.parse().unwrap()..end.parse().unwrap()
+}
+
+/// What happens, and the settings under which it does.
+#[derive(Debug)]
+struct Story {
+    seed: u64,
+    weather: Weather,
+    shared: bool,
+    variant_age: Duration,
+    answer_within: &'static str,
+    max_generations: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    /// Nothing goes wrong.
+    Calm,
+    /// Everything that goes wrong passes, and no paid answer is lost.
+    Windy,
+    /// Paid answers are lost, connections fall silent, an instance dies.
+    Storm,
+}
+
+/// What makes requests the same to the service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Wish {
+    key: Option<String>,
+    prompt: String,
+}
+
+/// One request and what came of it.
+#[derive(Debug)]
+struct Told {
+    wish: Wish,
+    /// Its `X-Workflow-ID`, by which its picture is recognised.
+    id: String,
+    sent: Instant,
+    ended: Instant,
+    /// None where the caller left, or the instance died.
+    answer: Option<Answer>,
+}
+
+impl Story {
+    fn of(seed: u64) -> Story {
+        let mut chance = Chance::new(seed);
+        let shared = chance.one_in(2);
+        let variant_age = match chance.below(3) {
+            0 => Duration::ZERO,
+            // A receipt does not tell how old its flight is, so pictures would be shared before an hour is over.
+            1 if !shared => HOUR,
+            _ => SHORT_VARIANT_AGE,
+        };
+        Story {
+            seed,
+            weather: [Weather::Calm, Weather::Windy, Weather::Windy, Weather::Storm][seed as usize % 4],
+            shared,
+            variant_age,
+            answer_within: if chance.one_in(3) { "0.08" } else { "off" },
+            max_generations: if chance.one_in(3) { "3" } else { "80" },
+        }
+    }
+
+    async fn run(self) {
+        let emulator = emulator_with(Options { latency: GENERATION, ..Options::default() }).await;
+        let mut chance = Chance::new(!self.seed);
+        faults(self.weather, &mut chance).into_iter().for_each(|fault| emulator.script(fault));
+
+        let instances = [self.instance(&emulator), self.instance(&emulator)];
+        let http = client();
+        let sky = tokio::spawn(self.sky(emulator.clone(), Arc::clone(&instances[1]), chance.fork()));
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|number| tokio::spawn(caller(number, instances.clone(), http.clone(), chance.fork())))
+            .collect();
+        let mut told = Vec::new();
+        for caller in callers {
+            told.extend(caller.await.unwrap());
+        }
+        sky.await.unwrap();
+        emulator.clear_faults();
+        for instance in &instances {
+            instance.stop().await;
+        }
+
+        // All that an instance left behind has expired when the next ones are asked the same again.
+        emulator.advance_clock(LEASE_LIFE + Duration::from_secs(2));
+        let instances = [self.instance(&emulator), self.instance(&emulator)];
+        let wishes: BTreeSet<_> = told.iter().map(|told| told.wish.clone()).collect();
+        let mut asked = Vec::new();
+        for (number, wish) in wishes.iter().enumerate() {
+            for (place, instance) in instances.iter().enumerate() {
+                let (instance, http, wish) = (Arc::clone(instance), http.clone(), wish.clone());
+                let id = format!("afterwards-{number}-{place}");
+                asked.push(tokio::spawn(async move { until_answered(&instance, &http, &wish, &id).await }));
+            }
+        }
+        let mut afterwards = Vec::new();
+        for asked in asked {
+            afterwards.extend(asked.await.unwrap());
+        }
+        for instance in &instances {
+            instance.stop().await;
+        }
+        Ending { story: &self, told, afterwards, objects: emulator.objects(), paid: paid(&emulator) }.check();
+    }
+
+    fn instance(&self, emulator: &Emulator) -> Arc<Instance> {
+        let shared = if self.shared { "yes" } else { "no" };
+        let deadline = if self.weather == Weather::Storm { "3" } else { "60" };
+        let settings = [
+            CURRENT,
+            &[
+                ("IGA_SHARED_RETRIES", shared),
+                ("IGA_ANSWER_WITHIN_SECONDS", self.answer_within),
+                ("IGA_MAX_GENERATIONS", self.max_generations),
+                ("IGA_GENERATION_DEADLINE_SECONDS", deadline),
+                ("IGA_RETRY_WINDOW_SECONDS", "3600"),
+            ],
+        ];
+        let mut config = config(emulator, &settings.concat());
+        config.timing.variant_age = self.variant_age;
+        config.timing.lease_life = LEASE_LIFE;
+        config.timing.note_try = Duration::from_millis(600);
+        config.timing.upload_try = Duration::from_millis(600);
+        Instance::start(App::new(config).unwrap())
+    }
+
+    /// What happens while the callers call.
+    fn sky(&self, emulator: Emulator, doomed: Arc<Instance>, mut chance: Chance) -> impl Future<Output = ()> + use<> {
+        let weather = self.weather;
+        async move {
+            if weather == Weather::Calm {
+                return;
+            }
+            for _ in 0..3 {
+                sleep(chance.ms(150)).await;
+                emulator.expire_tokens();
+                faults(weather, &mut chance).into_iter().take(3).for_each(|fault| emulator.script(fault));
+            }
+            if weather == Weather::Storm && chance.one_in(2) {
+                doomed.die();
+                emulator.advance_clock(LEASE_LIFE + Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+/// An instance on threads of its own, so that it can die with all that it was doing.
+struct Instance {
+    url: String,
+    runtime: std::sync::Mutex<Option<Runtime>>,
+    stop: std::sync::Mutex<Option<(oneshot::Sender<()>, JoinHandle<std::io::Result<()>>)>>,
+    dead: AtomicBool,
+}
+
+impl Instance {
+    fn start(app: Arc<App>) -> Arc<Instance> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let serving = runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            runtime::serve(app, listener, async move { stopped.await.unwrap() }).await
+        });
+        let (runtime, stop) = (Some(runtime).into(), Some((stop, serving)).into());
+        Arc::new(Instance { url, runtime, stop, dead: AtomicBool::new(false) })
+    }
+
+    /// As with SIGTERM: returns when every flight has ended.
+    async fn stop(&self) {
+        let (stop, serving) = self.stop.lock().unwrap().take().unwrap();
+        if !self.dead.load(Ordering::SeqCst) {
+            stop.send(()).unwrap();
+            serving.await.unwrap().unwrap();
+        }
+        self.die();
+    }
+
+    /// As with SIGKILL.
+    fn die(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        if let Some(runtime) = self.runtime.lock().unwrap().take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// None where the caller left, or this instance died.
+    async fn ask(&self, http: &Client, wish: &Wish, id: &str, patience: Duration) -> Told {
+        let body = json!({"prompt": wish.prompt}).to_string();
+        let mut request = http.post(format!("{}/generate_image", self.url)).body(body);
+        request = request.header("content-type", "application/json").header("x-workflow-id", id);
+        if let Some(key) = &wish.key {
+            request = request.header("idempotency-key", key);
+        }
+        let sent = Instant::now();
+        let answered = async {
+            let response = request.send().await?;
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
+            let body = serde_json::from_slice(&response.bytes().await?).expect("every answer is JSON");
+            Ok::<_, reqwest::Error>(Answer { status, headers, body })
+        };
+        let answer = match timeout(patience, answered).await {
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(error)) => {
+                assert!(self.dead.load(Ordering::SeqCst), "no answer to {wish:?}: {error:?}");
+                None
+            }
+            Err(_) => {
+                assert!(patience < HOUR);
+                None
+            }
+        };
+        Told { wish: wish.clone(), id: id.to_owned(), sent, ended: Instant::now(), answer }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
+
+/// Asks up to three times, now of one instance, now of the other, and sometimes leaves.
+async fn caller(number: usize, instances: [Arc<Instance>; 2], http: Client, mut chance: Chance) -> Vec<Told> {
+    let wish = Wish::any(&mut chance);
+    let mut told: Vec<Told> = Vec::new();
+    sleep(chance.ms(500)).await;
+    for attempt in 0..3 {
+        let instance = &instances[chance.below(2)];
+        let patience = if chance.one_in(6) { chance.ms(200) } else { HOUR };
+        told.push(instance.ask(&http, &wish, &format!("caller-{number}-{attempt}"), patience).await);
+        let answer = told.last().and_then(|told| told.answer.as_ref());
+        if answer.is_some_and(|answer| answer.status < 500) {
+            break;
+        }
+        sleep(chance.ms(100)).await;
+    }
+    told
+}
+
+/// Asks again for as long as it is told to.
+async fn until_answered(instance: &Instance, http: &Client, wish: &Wish, id: &str) -> Vec<Told> {
+    let mut all = Vec::new();
+    loop {
+        let told = instance.ask(http, wish, &format!("{id}-{}", all.len()), HOUR).await;
+        let status = told.answer.as_ref().unwrap().status;
+        all.push(told);
+        if status != 503 {
+            return all;
+        }
+        assert!(all.len() < 2000, "{all:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl Wish {
+    fn any(chance: &mut Chance) -> Wish {
+        if chance.one_in(3) {
+            return Wish { key: None, prompt: format!("free {}.", chance.below(4)) };
+        }
+        let number = chance.below(7);
+        let which = if chance.one_in(8) { "other" } else { "usual" };
+        Wish { key: Some(format!("key-{number}")), prompt: format!("key {number}, the {which}.") }
+    }
+
+    /// What the service goes by.
+    fn identity(&self) -> &str {
+        self.key.as_deref().unwrap_or(&self.prompt)
+    }
+}
+
+fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
+    use Action::*;
+    let mut table = vec![
+        (Stage::Token, Action::status(500)),
+        (Stage::Model, Action::status(400)),
+        (Stage::Model, Action::status(429)),
+        (Stage::Model, Action::status(500)),
+        (Stage::Model, Action::status(503)),
+        (Stage::Model, Reset),
+        (Stage::Model, Delay { ms: 300 }),
+        (Stage::Answer, Delay { ms: 200 }),
+        (Stage::Read, Action::status(503)),
+        (Stage::Read, Reset),
+        (Stage::Read, Truncate),
+        (Stage::UploadStart, Action::status(403)),
+        (Stage::UploadStart, Action::status(429)),
+        (Stage::UploadStart, Action::status(503)),
+        (Stage::UploadStart, Reset),
+        (Stage::UploadStart, Delay { ms: 150 }),
+        (Stage::UploadBody, Action::status(500)),
+        (Stage::UploadBody, Reset),
+        (Stage::UploadBody, Truncate),
+        (Stage::UploadEnd, Action::status(500)),
+        (Stage::UploadEnd, Delay { ms: 150 }),
+        (Stage::UploadEnd, Reset),
+        (Stage::UploadEnd, Truncate),
+        (Stage::UploadEnd, WrongChecksum),
+    ];
+    if weather == Weather::Storm {
+        table.extend([
+            (Stage::Model, Stall),
+            (Stage::Answer, Action::status(500)),
+            (Stage::Answer, Reset),
+            (Stage::Answer, Stall),
+            (Stage::Answer, Truncate),
+            (Stage::Read, Stall),
+            (Stage::UploadStart, Stall),
+            (Stage::UploadBody, Stall),
+            (Stage::UploadEnd, Stall),
+            (Stage::Delete, Action::status(503)),
+            (Stage::Delete, Reset),
+            (Stage::Delete, Stall),
+        ]);
+    }
+    let count = if weather == Weather::Calm { 0 } else { 4 + chance.below(8) };
+    let mut any = || {
+        let (stage, action) = table[chance.below(table.len())].clone();
+        let fault = Fault::new(stage, action).times(1 + chance.below(3) as u32);
+        match stage {
+            Stage::Token | Stage::Model | Stage::Answer => fault,
+            Stage::Read | Stage::UploadStart | Stage::UploadBody | Stage::UploadEnd | Stage::Delete => {
+                fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)])
+            }
+        }
+    };
+    (0..count).map(|_| any()).collect()
+}
+
+/// How often each prompt was paid for.
+fn paid(emulator: &Emulator) -> BTreeMap<String, usize> {
+    let mut paid = BTreeMap::new();
+    for request in emulator.requests().into_iter().filter(|request| request.paid) {
+        let body: Value = serde_json::from_slice(&request.body).unwrap();
+        let prompt = body.pointer("/contents/0/parts/0/text").unwrap().as_str().unwrap();
+        *paid.entry(prompt.to_owned()).or_default() += 1;
+    }
+    paid
+}
+
+/// All that is known when it is over.
+struct Ending<'a> {
+    story: &'a Story,
+    told: Vec<Told>,
+    afterwards: Vec<Told>,
+    objects: Vec<StoredObject>,
+    paid: BTreeMap<String, usize>,
+}
+
+impl Ending<'_> {
+    fn check(&self) {
+        self.all().filter_map(|told| told.answer.as_ref()).for_each(is_a_row_of_the_contract);
+        self.every_200_has_its_picture();
+        self.a_key_has_one_answer();
+        self.a_key_in_use_is_the_only_reason_for_422();
+        self.nobody_shares_who_should_not();
+        self.payments_are_as_few_as_promised();
+        self.no_picture_is_lost();
+        self.no_lease_is_left();
+        self.afterwards_everything_is_answered();
+        if self.story.weather == Weather::Calm {
+            self.without_faults_nothing_fails();
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Told> {
+        self.told.iter().chain(&self.afterwards)
+    }
+
+    /// Who got a picture, and its object's name.
+    fn delivered(&self) -> impl Iterator<Item = (&Told, &str)> {
+        self.all().filter_map(|told| {
+            let answer = told.answer.as_ref().filter(|answer| answer.status == 200)?;
+            let name = answer.text("image_url").strip_prefix(&format!("gs://{BUCKET}/"));
+            Some((told, name.expect("an object of the bucket")))
+        })
+    }
+
+    fn pictures(&self) -> impl Iterator<Item = &StoredObject> {
+        self.objects.iter().filter(|object| !object.name.contains("/.iga/"))
+    }
+
+    fn notes(&self) -> impl Iterator<Item = &Value> {
+        let notes = self.objects.iter().filter(|object| object.name.contains("/.iga/"));
+        notes.map(|object| &object.metadata["metadata"])
+    }
+
+    /// The request that a picture was paid for.
+    fn founder(&self, picture: &StoredObject) -> &Told {
+        let id = picture.metadata["metadata"]["workflow_id"].as_str().unwrap();
+        self.all().find(|told| told.id == id).expect("every picture was asked for")
+    }
+
+    fn every_200_has_its_picture(&self) {
+        for (told, name) in self.delivered() {
+            let answer = told.answer.as_ref().unwrap();
+            answer.is_picture();
+            assert_eq!(answer.text("prompt_used"), told.wish.prompt);
+            assert_eq!(answer.text("model_version"), "vertex-ai-gemini-3.1-flash-image");
+            let picture = self.pictures().find(|picture| picture.name == name);
+            let picture = picture.unwrap_or_else(|| panic!("{told:?} was promised a picture that is not there"));
+            let whole = picture.bytes.starts_with(b"\x89PNG\r\n\x1a\n") && picture.bytes.ends_with(IEND);
+            assert!(whole && picture.metadata["contentType"] == "image/png", "{picture:?}");
+            let crc32c = BASE64_STANDARD.encode(crc32c::crc32c(&picture.bytes).to_be_bytes());
+            assert_eq!(picture.metadata["crc32c"], crc32c);
+        }
+    }
+
+    fn a_key_has_one_answer(&self) {
+        let mut answers = BTreeMap::new();
+        for (told, _) in self.delivered().filter(|(told, _)| told.wish.key.is_some()) {
+            let body = &told.answer.as_ref().unwrap().body;
+            assert_eq!(*answers.entry(&told.wish.key).or_insert(body), body, "{told:?}");
+        }
+    }
+
+    fn a_key_in_use_is_the_only_reason_for_422(&self) {
+        for refused in self.all().filter(|told| told.answer.as_ref().is_some_and(|answer| answer.status == 422)) {
+            let (key, prompt) = (&refused.wish.key, &refused.wish.prompt);
+            let used = |told: &Told| told.wish.key == *key && told.wish.prompt != *prompt && told.sent < refused.ended;
+            assert!(key.is_some() && self.all().any(used), "{refused:?}");
+        }
+    }
+
+    fn nobody_shares_who_should_not(&self) {
+        for (told, name) in self.delivered() {
+            let picture = self.pictures().find(|picture| picture.name == name).unwrap();
+            let founder = self.founder(picture);
+            assert_eq!(told.wish, founder.wish, "{told:?} got the picture of {founder:?}");
+            if told.wish.key.is_none() && told.id != founder.id {
+                // It came before it was answered, and the flight began after its founder's request was sent.
+                let apart = told.ended.saturating_duration_since(founder.sent);
+                assert!(apart >= self.story.variant_age, "a variant got the picture of another: {told:?} {founder:?}");
+            }
+        }
+    }
+
+    fn payments_are_as_few_as_promised(&self) {
+        if self.story.weather == Weather::Storm {
+            return;
+        }
+        let mut paid = BTreeMap::<_, usize>::new();
+        let wishes: BTreeSet<_> = self.all().map(|told| &told.wish).collect();
+        for wish in wishes {
+            *paid.entry((wish.key.is_some(), wish.identity())).or_default() +=
+                self.paid.get(&wish.prompt).copied().unwrap_or_default();
+        }
+        for ((has_key, identity), paid) in paid {
+            let requests = self.all().filter(|told| told.wish.identity() == identity).count();
+            let most = match self.story.variant_age {
+                _ if has_key => 1,
+                Duration::ZERO if self.story.shared => 1,
+                // Each of the instances, those from afterwards too.
+                Duration::ZERO => 4,
+                _ => requests,
+            };
+            assert!(paid <= most, "{identity} was paid for {paid} times, at most {most} are right");
+        }
+    }
+
+    /// A picture that nobody was told of was asked for by someone who left or was told of a failure, and
+    /// with a key there is no such picture.
+    fn no_picture_is_lost(&self) {
+        let delivered: BTreeSet<_> = self.delivered().map(|(_, name)| name).collect();
+        let received: BTreeSet<_> = self.notes().filter_map(|note| note["object"].as_str()).collect();
+        for picture in self.pictures().filter(|picture| !delivered.contains(&*picture.name)) {
+            let founder = self.founder(picture);
+            let answered = founder.answer.as_ref().is_some_and(|answer| answer.status == 200);
+            if self.story.weather != Weather::Storm {
+                assert!(!answered, "{founder:?} got another picture than its own, {}", picture.name);
+                assert!(founder.wish.key.is_none(), "{founder:?} paid, and nobody got {}", picture.name);
+            }
+        }
+        for object in received {
+            assert!(
+                self.pictures().any(|picture| picture.name == object),
+                "a receipt for {object}, which is not there"
+            );
+        }
+    }
+
+    fn no_lease_is_left(&self) {
+        for note in self.notes() {
+            assert!(note["object"].is_string(), "{note}");
+        }
+    }
+
+    fn afterwards_everything_is_answered(&self) {
+        for told in &self.afterwards {
+            let status = told.answer.as_ref().unwrap().status;
+            assert!([200, 422, 503].contains(&status), "{told:?}");
+        }
+        for told in &self.told {
+            let same = |other: &&Told| other.wish.identity() == told.wish.identity();
+            let answers: Vec<_> = self.afterwards.iter().filter(same).filter_map(|told| told.answer.as_ref()).collect();
+            assert!(answers.iter().any(|answer| answer.status == 200), "{told:?} {answers:?}");
+        }
+    }
+
+    fn without_faults_nothing_fails(&self) {
+        for told in self.all() {
+            let Some(answer) = &told.answer else { continue };
+            match (answer.status, answer.text("error_code")) {
+                (200, _) | (422, _) => {}
+                (503, "IGA_OVERLOADED") => assert_ne!(self.story.max_generations, "80", "{told:?}"),
+                (503, "IGA_VERTEXAI_API_ERROR") => {
+                    assert_ne!(self.story.answer_within, "off", "{told:?}");
+                    answer.details_have("the picture is not there yet");
+                }
+                _ => panic!("{told:?}"),
+            }
+        }
+    }
+}
+
+fn is_a_row_of_the_contract(answer: &Answer) {
+    assert!(answer.header("x-request-id").starts_with("iga_req_"), "{answer:?}");
+    if answer.status == 200 {
+        return;
+    }
+    let (code, message) = (answer.text("error_code"), answer.text("message"));
+    answer.is_error(answer.status, code);
+    let is_row = Kind::ALL
+        .map(Kind::row)
+        .iter()
+        .any(|row| (row.status, row.code, row.message) == (answer.status, code, message));
+    assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{answer:?}");
+    assert_eq!(matches!(answer.status, 429 | 503), !answer.header("retry-after").is_empty(), "{answer:?}");
+}
+
+/// Numbers that look random and follow from a seed (SplitMix64).
+struct Chance(u64);
+
+impl Chance {
+    fn new(seed: u64) -> Chance {
+        Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn fork(&mut self) -> Chance {
+        Chance(self.next())
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+
+    fn ms(&mut self, most: usize) -> Duration {
+        Duration::from_millis(self.below(most) as u64)
+    }
+}
+
+const CALLERS: usize = 40;
+/// Longer than [`SHORT_VARIANT_AGE`], as generations in life are longer than the real one.
+const GENERATION: Duration = Duration::from_millis(60);
+const SHORT_VARIANT_AGE: Duration = Duration::from_millis(30);
+const LEASE_LIFE: Duration = Duration::from_secs(12);
+/// What every PNG ends in.
+const IEND: &[u8] = b"IEND\xae\x42\x60\x82";

@@ -1,0 +1,118 @@
+//! CPOA's retries, its times divided by ten: however long a generation takes, it is paid once.
+//!
+//! Only the age from which an equal request counts as a retry stays as it is; it is far below the timeout.
+
+use crate::cpoa::{Outcome, ask_each, python};
+use crate::process::Process;
+use crate::service::{BUCKET, CURRENT, PROMPT, emulator, emulator_with};
+use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use std::ffi::OsString;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const FACTOR: u32 = 10;
+const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "1.8");
+const SHARED: (&str, &str) = ("IGA_SHARED_RETRIES", "yes");
+
+/// One generation that takes this long in CPOA's time, and what its caller gets.
+async fn generation(python: OsString, seconds: u32, instances: usize, answer_within: bool) -> (Outcome, Emulator) {
+    let latency = Duration::from_secs(seconds.into()) / FACTOR;
+    let emulator = emulator_with(Options { latency, ..Options::default() }).await;
+    let mut settings = CURRENT.to_vec();
+    settings.extend((instances > 1).then_some(SHARED));
+    settings.extend(answer_within.then_some(ANSWER_WITHIN));
+    let mut processes = Vec::new();
+    for _ in 0..instances {
+        processes.push(Process::start(&emulator, &settings).await);
+    }
+    let urls: Vec<_> = processes.iter().map(|process| process.url.as_str()).collect();
+    let outcome = ask_each(python, &urls.join(","), PROMPT, FACTOR).await;
+    for process in processes {
+        // Whatever is still under way ends first.
+        process.signal("TERM");
+        assert!(process.end().await.0.success());
+    }
+    (outcome, emulator)
+}
+
+fn pictures(emulator: &Emulator) -> Vec<String> {
+    let names = emulator.objects().into_iter().map(|object| object.name);
+    names.filter(|name| !name.contains("/.iga/")).collect()
+}
+
+#[track_caller]
+fn is_delivered(outcome: &Outcome, emulator: &Emulator, what: &str) {
+    let pictures = pictures(emulator);
+    assert_eq!((emulator.counters().paid_generations, pictures.len()), (1, 1), "{what}: {:?}", outcome.complaints);
+    let uri = format!("gs://{BUCKET}/{}", pictures[0]);
+    assert_eq!(outcome.image_url.as_ref(), Some(&uri), "{what}: {:?}", outcome.complaints);
+}
+
+async fn each_is_paid_once_and_delivered(seconds: &[u32], instances: usize, answer_within: bool) {
+    let Some(python) = python().await else { return };
+    let mut generations = JoinSet::new();
+    for &seconds in seconds {
+        let generation = generation(python.clone(), seconds, instances, answer_within);
+        generations.spawn(async move { (seconds, generation.await) });
+    }
+    while let Some(ended) = generations.join_next().await {
+        let (seconds, (outcome, emulator)) = ended.unwrap();
+        is_delivered(&outcome, &emulator, &format!("{seconds} s"));
+    }
+}
+
+#[tokio::test]
+async fn on_one_instance_a_picture_is_paid_once_and_delivered() {
+    each_is_paid_once_and_delivered(&[5, 19, 21, 35, 55], 1, false).await;
+}
+
+#[tokio::test]
+async fn on_two_instances_a_picture_is_paid_once_and_delivered() {
+    each_is_paid_once_and_delivered(&[5, 19, 21, 35, 55], 2, false).await;
+}
+
+// Three answers within 18 s and the waits between them make 55.5 s, not 61.5 s.
+#[tokio::test]
+async fn answers_within_a_limit_deliver_it_too() {
+    each_is_paid_once_and_delivered(&[5, 19, 21, 35, 50], 1, true).await;
+}
+
+#[tokio::test]
+async fn answers_within_a_limit_deliver_it_from_two_instances_too() {
+    each_is_paid_once_and_delivered(&[5, 19, 21, 35, 50], 2, true).await;
+}
+
+#[tokio::test]
+async fn what_takes_longer_than_the_caller_waits_fails_and_is_paid_once() {
+    let Some(python) = python().await else { return };
+    for (instances, answer_within) in [(1, false), (2, true)] {
+        let (outcome, emulator) = generation(python.clone(), 70, instances, answer_within).await;
+        assert_eq!(outcome.image_url, None);
+        assert_eq!(outcome.complaints.len(), 4, "three tries and the end: {:?}", outcome.complaints);
+        assert_eq!((emulator.counters().paid_generations, pictures(&emulator).len()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn the_retry_after_a_killed_process_takes_over() {
+    let Some(python) = python().await else { return };
+    let emulator = emulator().await;
+    emulator.script(Fault::new(Stage::Model, Action::Stall));
+    let settings = [CURRENT, &[SHARED]].concat();
+    let (doomed, other) = (Process::start(&emulator, &settings).await, Process::start(&emulator, &settings).await);
+    let urls = format!("{},{}", doomed.url, other.url);
+    // CPOA's own times: it would wait long for the first.
+    let asked = tokio::spawn(async move { ask_each(python, &urls, PROMPT, 1).await });
+    while emulator.counters().model_calls == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    doomed.signal("KILL");
+    assert!(!doomed.end().await.0.success());
+    let lease_life = iga::config::Timing::DEFAULT.lease_life;
+    emulator.advance_clock(lease_life + Duration::from_secs(2));
+    let outcome = asked.await.unwrap();
+    is_delivered(&outcome, &emulator, "after a kill");
+    assert_eq!(outcome.complaints.len(), 1, "{:?}", outcome.complaints);
+    assert_eq!(emulator.counters().model_calls, 2);
+}
