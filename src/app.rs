@@ -35,6 +35,7 @@ impl App {
         let http = reqwest::Client::builder()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .build()
             .map_err(StartError)?;
         let auth = Arc::new(Auth::new(config.credentials.clone(), config.timing));
@@ -70,3 +71,6 @@ impl App {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that a frozen instance wakes up with is most likely dead.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);

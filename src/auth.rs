@@ -67,7 +67,7 @@ impl Auth {
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
     pub fn hint(&self) -> Option<String> {
-        let found = self.sources.file.is_some() || self.sources.metadata_host.is_some() || self.gcloud_file().is_some();
+        let found = self.is_configured() || self.gcloud_file().is_some();
         (!found).then(|| {
             format!("No credentials file found; only the metadata server is left. Looked at: {}.", self.looked_at())
         })
@@ -93,19 +93,24 @@ impl Auth {
     /// A source that was configured and cannot answer now may answer soon; a source that was only
     /// guessed at is most likely not there.
     fn failure(&self, error: Option<CredentialsError>) -> Failure {
-        let configured = self.sources.file.is_some() || self.sources.metadata_host.is_some();
         let transient = error.as_ref().is_none_or(CredentialsError::is_transient);
         let caused = |failure: Error| match error {
             Some(cause) => failure.caused_by(cause),
             None => failure,
         };
-        match (transient, configured) {
+        match (transient, self.is_configured()) {
             (true, true) => Failure::later(caused(
                 Kind::VertexUnavailable
                     .because(format!("Service Unavailable: no access token from {}.", self.source_in_use())),
             )),
             (true, false) | (false, _) => Failure::never(caused(self.no_credentials())),
         }
+    }
+
+    /// Whether a source is known to be there, rather than only looked for.
+    fn is_configured(&self) -> bool {
+        let Sources { file, metadata_host, has_metadata_server, .. } = &self.sources;
+        file.is_some() || metadata_host.is_some() || *has_metadata_server
     }
 
     fn credential(&self) -> Result<Arc<Credentials>, Error> {

@@ -83,6 +83,8 @@ pub struct Credentials {
     pub gcloud_file: Option<PathBuf>,
     /// `host` or `host:port` of a metadata server other than Google's.
     pub metadata_host: Option<String>,
+    /// The platform has a metadata server, for certain.
+    pub has_metadata_server: bool,
 }
 
 /// What the process runs on.
@@ -214,6 +216,7 @@ impl Config {
                 file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", parse_credentials_file),
                 gcloud_file: variable("HOME").map(|home| PathBuf::from(home).join(GCLOUD_FILE)),
                 metadata_host: read.optional("GCE_METADATA_HOST", parse_metadata_host),
+                has_metadata_server: platform == Platform::CloudRun,
             },
             project_id: read.parse("IGA_VERTEXAI_PROJECT_ID", parse_project),
             fallbacks: read.parse("IGA_VERTEXAI_FALLBACK_MODELS", |text| parse_fallbacks(text, &location)),

@@ -13,7 +13,7 @@ use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use http_body_util::BodyExt;
-use serde_json::json;
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -42,12 +42,19 @@ pub async fn generate_image(
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
     telemetry::picture_delivered();
-    let body = json!({
-        "image_url": format!("gs://{}/{}", app.config.bucket, generated.object),
-        "prompt_used": prompt,
-        "model_version": format!("vertex-ai-{}", generated.model),
-    });
+    let body = AnswerBody {
+        image_url: format!("gs://{}/{}", app.config.bucket, generated.object),
+        prompt_used: prompt,
+        model_version: format!("vertex-ai-{}", generated.model),
+    };
     Ok(crate::router::json(200, &body))
+}
+
+#[derive(Serialize)]
+struct AnswerBody {
+    image_url: String,
+    prompt_used: String,
+    model_version: String,
 }
 
 /// The caller's name for the work that this request is part of, if it can go into a log.

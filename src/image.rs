@@ -97,7 +97,7 @@ impl From<Vec<u8>> for Blob {
     }
 }
 
-/// Collects a [`Blob`] in pieces of [`PIECE_BYTES`], so that nothing is ever moved to make room.
+/// Collects a [`Blob`] in pieces of `PIECE_BYTES`, so that nothing is ever moved to make room.
 #[derive(Default)]
 pub struct BlobWriter {
     blob: Blob,

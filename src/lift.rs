@@ -10,7 +10,7 @@
 //! {"parts":[{"inlineData":{"mimeType":"image/png","data":"#0"}}]}
 //! ```
 //!
-//! A picture is the string under one of the keys [`PICTURE_KEYS`], wherever it stands. Models send drafts
+//! A picture is the string under one of the keys `PICTURE_KEYS`, wherever it stands. Models send drafts
 //! before the final picture, so whenever another picture begins only the best of the earlier ones is kept
 //! (the family says which): at most two are held at any time.
 

@@ -13,7 +13,8 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
@@ -124,11 +125,18 @@ fn needs_someone(kind: Kind) -> bool {
     }
 }
 
+#[derive(Serialize)]
+struct ErrorBody {
+    error_code: &'static str,
+    message: &'static str,
+    details: String,
+}
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let row = self.kind.row();
-        let body = json!({"error_code": row.code, "message": row.message, "details": self.to_string()});
-        let mut response = json(row.status, &body);
+        let details = self.to_string();
+        let mut response = json(row.status, &ErrorBody { error_code: row.code, message: row.message, details });
         if let Some(seconds) = self.retry_after_seconds() {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
@@ -137,8 +145,10 @@ impl IntoResponse for Error {
     }
 }
 
-pub fn json(status: u16, body: &Value) -> Response {
-    let mut response = Response::new(Body::from(body.to_string()));
+/// An answer with a JSON body, its fields in their own order.
+pub fn json(status: u16, body: &impl Serialize) -> Response {
+    let text = serde_json::to_vec(body).expect("strings and lists of strings are JSON");
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = StatusCode::from_u16(status).expect("the contract's statuses are HTTP's");
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -146,3 +156,21 @@ pub fn json(status: u16, body: &Value) -> Response {
 
 const GENERATE_IMAGE: &str = "/generate_image";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_panic_becomes_the_contracts_500() {
+        let panics = get(async || -> Response { panic!("a bug") });
+        let router: Router = Router::new().route("/", panics).layer(CatchPanicLayer::custom(panicked));
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error_code"], "IGA_INTERNAL_SERVER_ERROR");
+        assert!(!body.to_string().contains("a bug"), "{body}");
+    }
+}

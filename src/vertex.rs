@@ -166,7 +166,7 @@ async fn refused(target: &Target, mut response: Response, deadline: Instant) -> 
         }
     }
     let mut failure = meaning(status.as_u16(), &GoogleError::parse(&body), target);
-    failure.error.retry_after = wait;
+    failure.error.retry_after = wait.or(failure.error.retry_after);
     failure
 }
 
@@ -192,7 +192,11 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
             target.location
         ))),
         429 if google.quota_is_zero => Failure::never(Kind::ResourceExhausted.because(said)),
-        429 => Failure::later(Kind::ResourceExhausted.because(said)),
+        429 => {
+            let mut error = Kind::ResourceExhausted.because(said);
+            error.retry_after = google.retry_delay;
+            Failure::later(error)
+        }
         503 => Failure::later(Kind::VertexUnavailable.because(format!("Service Unavailable: {said}"))),
         _ => Failure::never(Kind::VertexApi.because(said)),
     }
@@ -232,6 +236,8 @@ struct GoogleError {
     message: String,
     reasons: Vec<String>,
     quota_is_zero: bool,
+    /// `google.rpc.RetryInfo`
+    retry_delay: Option<Duration>,
 }
 
 impl GoogleError {
@@ -256,6 +262,8 @@ impl GoogleError {
         #[derive(Deserialize)]
         struct Detail {
             reason: Option<String>,
+            #[serde(rename = "retryDelay")]
+            retry_delay: Option<String>,
             #[serde(default)]
             metadata: serde_json::Map<String, serde_json::Value>,
         }
@@ -269,6 +277,7 @@ impl GoogleError {
             json: true,
             message: inner.message,
             quota_is_zero: inner.details.iter().any(zero),
+            retry_delay: inner.details.iter().find_map(|detail| seconds(detail.retry_delay.as_deref()?)),
             reasons: inner.details.into_iter().filter_map(|detail| detail.reason).collect(),
         }
     }
@@ -291,6 +300,11 @@ impl GoogleError {
     fn is_safety_block(&self) -> bool {
         SAFETY_WORDS.iter().any(|words| self.message.contains(words))
     }
+}
+
+/// A protobuf duration in JSON: `"17s"`, `"1.5s"`.
+fn seconds(text: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(text.strip_suffix('s')?.parse().ok()?).ok()
 }
 
 /// How a refusal of the prompt is worded, in the API's older and newer versions.
@@ -373,6 +387,15 @@ mod tests {
         let nothing_left = json!({"error": {"message": "Quota exceeded", "details": [
             {"reason": "RATE_LIMIT_EXCEEDED", "metadata": {"quota_limit_value": "0"}}]}});
         assert_eq!(meaning_of(429, &nothing_left.to_string()).1, Again::Never);
+    }
+
+    #[test]
+    fn a_retry_delay_is_read_wherever_it_stands() {
+        for (delay, expected) in [("17s", Some(17)), ("2.0s", Some(2)), ("soon", None), ("-1s", None)] {
+            let body = json!({"error": {"message": "x", "details": [{"reason": "X"}, {"retryDelay": delay}]}});
+            let google = GoogleError::parse(body.to_string().as_bytes());
+            assert_eq!(google.retry_delay, expected.map(Duration::from_secs), "{delay}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator};
+use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, until};
 use iga::local::emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -41,9 +41,7 @@ async fn with_key(service: &Service, key: &str) -> Answer {
 
 /// Lets a generation that was begun get so far that the model has been asked `calls` times.
 async fn model_called(service: &Service, calls: u64) {
-    while service.emulator.counters().model_calls < calls {
-        tokio::task::yield_now().await;
-    }
+    until(|| service.emulator.counters().model_calls >= calls).await;
 }
 
 fn holds_the_model(service: &Service, ms: u64) {

@@ -1,10 +1,11 @@
 //! Both families of models: what is sent, which picture is chosen, what becomes of refusals and of retirement.
 
-use crate::service::{BLUE, CURRENT, GREEN, PROMPT, RED, Service, emulator_with};
+use crate::service::{Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::local::emulator::Options;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 fn bytes(picture: &str) -> Vec<u8> {
     BASE64_STANDARD.decode(picture).unwrap()
@@ -251,4 +252,49 @@ async fn a_watermark_that_cannot_be_left_out_is_no_error() {
     service.post(json!({"prompt": PROMPT, "add_watermark": false})).await.is_picture();
     let body: Value = serde_json::from_slice(&service.model_requests()[0].body).unwrap();
     assert!(!body.to_string().contains("atermark"));
+}
+
+/// A PNG of that many bytes, as far as anyone here looks at it.
+fn large_picture(bytes: usize) -> String {
+    let mut picture = b"\x89PNG\r\n\x1a\n".to_vec();
+    picture.resize(bytes, 7);
+    BASE64_STANDARD.encode(picture)
+}
+
+#[tokio::test]
+async fn an_answer_of_30_mb_is_taken() {
+    let service = Service::current().await;
+    service.model_answers(200, gemini(&[draft(&large_picture(4 << 20)), part(&large_picture(23 << 20))], "STOP"));
+    service.prompt().await.is_picture();
+    assert_eq!(service.only_object().bytes.len(), 23 << 20);
+}
+
+#[tokio::test]
+async fn pictures_beyond_the_budget_wait_for_each_other() {
+    let service = Service::with(&[CURRENT, &[("IGA_TRANSFER_BUDGET_MIB", "1")]].concat()).await;
+    service.model_answers(200, gemini(&[part(&large_picture(3 << 20))], "STOP"));
+    let requests = several_at_once(&service, 6);
+    for request in requests {
+        request.await.unwrap().is_picture();
+    }
+    assert_eq!(service.emulator.counters().objects, 6);
+}
+
+fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
+    let body = |i: usize| json!({"prompt": format!("{PROMPT} {i}")}).to_string();
+    let request = |i| service.request().header("content-type", "application/json").body(body(i));
+    (0..count).map(|i| tokio::spawn(answer(request(i)))).collect()
+}
+
+#[tokio::test]
+async fn an_answer_beyond_the_limits_is_a_clear_error() {
+    for (answer, words) in [
+        (gemini(&[part(&large_picture((64 << 20) + 1))], "STOP"), "a picture of more than 67108864 bytes"),
+        (gemini(&[json!({"text": "x".repeat(2 << 20)}), part(RED)], "STOP"), "more than 1048576 bytes beside"),
+    ] {
+        let service = Service::current().await;
+        service.model_answers(200, answer);
+        service.prompt().await.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have(words);
+        assert_eq!(service.emulator.counters().objects, 0);
+    }
 }

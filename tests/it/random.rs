@@ -192,11 +192,14 @@ impl Story {
     }
 }
 
+/// Asks an instance to stop, and its end.
+type Stop = (oneshot::Sender<()>, JoinHandle<std::io::Result<()>>);
+
 /// An instance on threads of its own, so that it can die with all that it was doing.
 struct Instance {
     url: String,
     runtime: std::sync::Mutex<Option<Runtime>>,
-    stop: std::sync::Mutex<Option<(oneshot::Sender<()>, JoinHandle<std::io::Result<()>>)>>,
+    stop: std::sync::Mutex<Option<Stop>>,
     dead: AtomicBool,
 }
 

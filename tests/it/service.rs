@@ -154,6 +154,16 @@ pub async fn emulator_with(options: Options) -> Emulator {
     Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options }).await.unwrap()
 }
 
+/// Waits for something that other tasks bring about.
+pub async fn until(happened: impl Fn() -> bool) {
+    let waiting = async {
+        while !happened() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it happens");
+}
+
 /// Longer than any test.
 pub const HOUR: Duration = Duration::from_secs(3600);
 
