@@ -117,24 +117,17 @@ impl Lease {
             // Each renewal is told from the one before, should its answer be lost.
             let fields = renewed(&self.fields);
             let over = Some(self.generation.as_str());
-            self.renew_at = match self.storage.write_note(&self.claim.name, over, &fields, start + period).await {
-                Ok(Written::Mine(generation)) => {
-                    self.generation = generation;
-                    start + period
-                }
-                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => {
-                    self.generation = note.generation;
-                    start + period
-                }
-                Ok(Written::Conflict(_)) => {
-                    tracing::warn!("lease lost: another instance may pay too");
-                    start + period
-                }
+            let written = self.storage.write_note(&self.claim.name, over, &fields, start + period).await;
+            self.renew_at = start + period;
+            match written {
+                Ok(Written::Mine(generation)) => self.generation = generation,
+                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => self.generation = note.generation,
+                Ok(Written::Conflict(_)) => tracing::warn!("lease lost: another instance may pay too"),
                 Err(error) => {
                     tracing::warn!(causes = error.causes(), "lease not renewed: {error}");
-                    Instant::now() + period / 4
+                    self.renew_at = Instant::now() + period / 4;
                 }
-            };
+            }
         }
     }
 

@@ -23,15 +23,16 @@ use std::sync::LazyLock;
 /// What stands before a picture's number in the skeleton.
 pub const REFERENCE: char = '#';
 
-/// What one answer may hold, in bytes.
+/// What one answer may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub skeleton_bytes: usize,
     pub picture_bytes: usize,
+    pub pictures: usize,
 }
 
 impl Limits {
-    pub const DEFAULT: Limits = Limits { skeleton_bytes: 1 << 20, picture_bytes: 64 << 20 };
+    pub const DEFAULT: Limits = Limits { skeleton_bytes: 1 << 20, picture_bytes: 64 << 20, pictures: 256 };
 
     fn check_picture(self, len: usize) -> Result<(), LiftError> {
         if len > self.picture_bytes { Err(LiftError::PictureTooLarge(self.picture_bytes)) } else { Ok(()) }
@@ -45,6 +46,8 @@ pub enum LiftError {
     SkeletonTooLarge(usize),
     #[error("The answer holds a picture of more than {0} bytes.")]
     PictureTooLarge(usize),
+    #[error("The answer holds more than {0} pictures.")]
+    TooManyPictures(usize),
     #[error("A picture in the answer is not valid base64.")]
     InvalidBase64,
     #[error("The answer is not valid JSON.")]
@@ -165,6 +168,9 @@ impl Lift {
         self.last_string.clear();
         match key.as_deref() {
             Some(key) if PICTURE_KEYS.contains(&key) => {
+                if self.pictures.len() == self.limits.pictures {
+                    return Err(LiftError::TooManyPictures(self.limits.pictures));
+                }
                 self.drop_superseded();
                 self.keep(b"\"")?;
                 Ok(State::Picture(Box::default()))
@@ -508,14 +514,16 @@ mod tests {
     }
 
     #[test]
-    fn both_limits_are_kept() {
-        let limits = Limits { skeleton_bytes: 20, picture_bytes: 9 };
+    fn all_limits_are_kept() {
+        let limits = Limits { skeleton_bytes: 20, picture_bytes: 9, pictures: 1 };
         let answer = |picture: &str| format!(r#"{{"data": "{picture}"}}"#);
         assert!(lift(&[answer("AAAAAAAAAAAA").as_bytes()], limits).is_ok());
         let too_large = lift(&[answer("AAAAAAAAAAAAAA").as_bytes()], limits).unwrap_err();
         assert_eq!(too_large, LiftError::PictureTooLarge(9));
         let too_long = lift(&[br#"{"text": "a long text"}"#], limits).unwrap_err();
         assert_eq!(too_long, LiftError::SkeletonTooLarge(20));
+        let too_many = lift(&[br#"{"data":"","data":""}"#], limits).unwrap_err();
+        assert_eq!(too_many, LiftError::TooManyPictures(1));
     }
 
     #[test]

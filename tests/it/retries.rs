@@ -1,4 +1,4 @@
-//! CPOA's retries, its times divided by ten: however long a generation takes, it is paid once.
+//! CPOA's retries, its times divided by five: however long a generation takes, it is paid once.
 //!
 //! Only the age from which an equal request counts as a retry stays as it is; it is far below the timeout.
 
@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-const FACTOR: u32 = 10;
-const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "1.8");
+const FACTOR: u32 = 5;
+const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "3.6");
 const SHARED: (&str, &str) = ("IGA_SHARED_RETRIES", "yes");
 
 /// One generation that takes this long in CPOA's time, and what its caller gets.
@@ -87,7 +87,7 @@ async fn answers_within_a_limit_deliver_it_from_two_instances_too() {
 async fn what_takes_longer_than_the_caller_waits_fails_and_is_paid_once() {
     let Some(python) = python().await else { return };
     for (instances, answer_within) in [(1, false), (2, true)] {
-        let (outcome, emulator) = generation(python.clone(), 70, instances, answer_within).await;
+        let (outcome, emulator) = generation(python.clone(), 65, instances, answer_within).await;
         assert_eq!(outcome.image_url, None);
         assert_eq!(outcome.complaints.len(), 4, "three tries and the end: {:?}", outcome.complaints);
         assert_eq!((emulator.counters().paid_generations, pictures(&emulator).len()), (1, 1));
