@@ -1,6 +1,6 @@
 //! One row for each line of the wire contract.
 
-use crate::service::{Answer, BUCKET, PROMPT, Service, answer, until};
+use crate::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
 use iga::error::Kind;
 use iga::local::emulator::{Action, Stage};
 use serde_json::json;
@@ -202,7 +202,7 @@ async fn beyond_its_capacity_the_service_says_so_at_once() {
     let held = tokio::spawn(answer(
         service.request().header("content-type", "application/json").body(json!({"prompt": "slow"}).to_string()),
     ));
-    until(|| service.emulator.counters().model_calls == 1).await;
+    reached(&service.emulator, |counters| counters.model_calls == 1).await;
     let refused = service.prompt().await;
     refused.is_error(503, "IGA_OVERLOADED");
     assert_eq!((refused.text("message"), refused.header("retry-after")), ("IGA is at capacity.", "1"));

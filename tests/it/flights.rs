@@ -1,6 +1,6 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, until};
+use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached};
 use iga::local::emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -41,7 +41,7 @@ async fn with_key(service: &Service, key: &str) -> Answer {
 
 /// Lets a generation that was begun get so far that the model has been asked `calls` times.
 async fn model_called(service: &Service, calls: u64) {
-    until(|| service.emulator.counters().model_calls >= calls).await;
+    reached(&service.emulator, |counters| counters.model_calls >= calls).await;
 }
 
 fn holds_the_model(service: &Service, ms: u64) {
@@ -91,9 +91,7 @@ async fn a_key_still_answers_its_own_request_while_another_is_being_refused() {
     // The other instance has yet to find out whose key it is.
     other.fault(Stage::Read, Action::Delay { ms: 500 });
     let wrong = send(&other, Some("k"), json!({"prompt": "something else"}));
-    while other.emulator.counters().metadata_gets == 0 {
-        tokio::task::yield_now().await;
-    }
+    reached(&other.emulator, |counters| counters.metadata_gets > 0).await;
     assert_eq!(with_key(&other, "k").await.is_picture().body, first.body);
     wrong.await.unwrap().is_error(422, "IGA_IDEMPOTENCY_KEY_REUSED");
 }

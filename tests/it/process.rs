@@ -1,6 +1,6 @@
 //! The built binary as a process: settings, log lines, signals.
 
-use crate::service::{BUCKET, CURRENT, PROMPT, answer, client, emulator, emulator_with, until};
+use crate::service::{BUCKET, CURRENT, PROMPT, answer, client, emulator, emulator_with, reached};
 use iga::local::emulator::{Emulator, Options};
 use serde_json::{Value, json};
 use std::process::{ExitStatus, Stdio};
@@ -203,7 +203,7 @@ async fn a_stop_signal_lets_the_work_finish() {
         let emulator = emulator_with(Options { latency: Duration::from_millis(300), ..Options::default() }).await;
         let process = Process::start(&emulator, CURRENT).await;
         let request = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
-        until(|| emulator.counters().paid_generations == 1).await;
+        reached(&emulator, |counters| counters.paid_generations == 1).await;
         process.signal(signal);
         request.await.unwrap().is_picture();
         let (status, _) = process.end().await;

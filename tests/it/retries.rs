@@ -4,12 +4,11 @@
 
 use crate::cpoa::{Outcome, ask_each, python};
 use crate::process::Process;
-use crate::service::{BUCKET, CURRENT, PROMPT, emulator, emulator_with};
+use crate::service::{BUCKET, CURRENT, PROMPT, emulator, emulator_with, reached};
 use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
 use std::ffi::OsString;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 const FACTOR: u32 = 5;
 const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "3.6");
@@ -104,9 +103,7 @@ async fn the_retry_after_a_killed_process_takes_over() {
     let urls = format!("{},{}", doomed.url, other.url);
     // CPOA's own times: it would wait long for the first.
     let asked = tokio::spawn(async move { ask_each(python, &urls, PROMPT, 1).await });
-    while emulator.counters().model_calls == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    reached(&emulator, |counters| counters.model_calls > 0).await;
     doomed.signal("KILL");
     assert!(!doomed.end().await.0.success());
     let lease_life = iga::config::Timing::DEFAULT.lease_life;

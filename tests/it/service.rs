@@ -2,7 +2,7 @@
 
 use iga::app::App;
 use iga::config::{Config, Timing};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Recorded, Stage, StoredObject};
+use iga::local::emulator::{Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject};
 use iga::runtime;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
@@ -154,14 +154,10 @@ pub async fn emulator_with(options: Options) -> Emulator {
     Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options }).await.unwrap()
 }
 
-/// Waits for something that other tasks bring about.
-pub async fn until(happened: impl Fn() -> bool) {
-    let waiting = async {
-        while !happened() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it happens");
+/// Waits for what the emulator counts.
+pub async fn reached(emulator: &Emulator, happened: impl FnMut(&Counters) -> bool) {
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, emulator.reached(happened)).await.expect("it happens");
 }
 
 /// Longer than any test.

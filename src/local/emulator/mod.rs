@@ -51,6 +51,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use faults::{Action, Fault, Stage};
@@ -153,6 +154,12 @@ impl Emulator {
         self.0.services.counters()
     }
 
+    /// Waits until the counters are such; `objects` is not among what is watched.
+    pub async fn reached(&self, happened: impl FnMut(&Counters) -> bool) {
+        // The sender lives as long as this handle does.
+        let _ = self.0.services.counters.subscribe().wait_for(happened).await;
+    }
+
     /// Every request so far, those of `/_emulator/` excepted.
     pub fn requests(&self) -> Vec<Recorded> {
         lock(&self.0.services.requests).clone()
@@ -229,7 +236,7 @@ struct Services {
     tokens: Tokens,
     objects: Objects,
     sessions: Sessions,
-    counters: Mutex<Counters>,
+    counters: watch::Sender<Counters>,
     requests: Mutex<Vec<Recorded>>,
 }
 
@@ -242,18 +249,18 @@ impl Services {
             tokens: Tokens::new(options.token_life),
             objects: Objects::open(options.directory.clone(), &options.buckets, addr)?,
             sessions: Sessions::default(),
-            counters: Mutex::default(),
+            counters: watch::Sender::default(),
             requests: Mutex::default(),
             options,
         })
     }
 
     fn count(&self, change: impl FnOnce(&mut Counters)) {
-        change(&mut lock(&self.counters));
+        self.counters.send_modify(change);
     }
 
     fn counters(&self) -> Counters {
-        Counters { objects: self.objects.count(), ..lock(&self.counters).clone() }
+        Counters { objects: self.objects.count(), ..self.counters.borrow().clone() }
     }
 
     /// Notes a request down; the number is for what becomes known of it later.
