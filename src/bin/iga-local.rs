@@ -6,6 +6,7 @@ use iga::config::{self, Config};
 use iga::local::emulator::{Emulator, Options};
 use iga::{runtime, telemetry};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -105,7 +106,7 @@ async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
         ..with_directory(dir)
     };
     let emulator = start(options).await?;
-    println!("{}", emulator.url());
+    print(&format!("{}\n", emulator.url()));
     tokio::signal::ctrl_c().await.map_err(|error| error.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -114,11 +115,13 @@ async fn serve(google: bool, dir: PathBuf) -> Result<ExitCode, String> {
     let (app, emulator) = app(google, &dir).await?;
     telemetry::install(app.config.debug);
     if emulator.is_some() {
-        let port = app.config.port;
-        println!("IGA with the emulator, pictures under {}. Try:", shown(&dir));
-        println!(
-            "  curl http://127.0.0.1:{port}/generate_image -H 'Content-Type: application/json' -d '{{\"prompt\": \"a red fox\"}}'"
-        );
+        print(&format!(
+            "IGA with the emulator, pictures under {}. Try:\n  \
+             curl http://127.0.0.1:{}/generate_image -H 'Content-Type: application/json' \
+             -d '{{\"prompt\": \"a red fox\"}}'\n",
+            shown(&dir),
+            app.config.port
+        ));
     }
     runtime::run(app).await?;
     Ok(ExitCode::SUCCESS)
@@ -135,24 +138,31 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
     let status = answer["statusCode"].as_u64().unwrap_or_default();
     let text = answer["body"].as_str().unwrap_or_default();
     let body: Value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
-    println!("Event    {source}");
-    println!("Answer   {status}\n{body:#}");
+    let mut report = format!("Event    {source}\nAnswer   {status}\n{body:#}\n");
     if let (Some(emulator), Some(uri)) = (emulator, body["image_url"].as_str()) {
-        show_object(&emulator, &dir, &bucket, uri)?;
+        report += &object(&emulator, &dir, &bucket, uri)?;
     }
+    print(&report);
     Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What the emulator holds now, not what the answer says.
-fn show_object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<(), String> {
+fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<String, String> {
     let name = uri.strip_prefix(&format!("gs://{bucket}/")).unwrap_or(uri);
     let object = emulator.object(bucket, name).ok_or(format!("{uri} is not in the emulator's bucket."))?;
-    let text = |field: &str| object.metadata[field].as_str().unwrap_or("?").to_owned();
-    println!("Object   {uri}");
-    println!("         {} bytes, {}", text("size"), text("contentType"));
-    println!("Model    {}", object.metadata["metadata"]["model"].as_str().unwrap_or("?"));
-    println!("Picture  {}", shown(&dir.join(bucket).join(name)));
-    Ok(())
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    Ok(format!(
+        "Object   {uri}\n         {} bytes, {}\nModel    {}\nPicture  {}\n",
+        text(&object.metadata["size"]),
+        text(&object.metadata["contentType"]),
+        text(&object.metadata["metadata"]["model"]),
+        shown(&dir.join(bucket).join(name))
+    ))
+}
+
+/// Whoever has closed the pipe does not want to read it.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// The event's JSON and where it comes from.
