@@ -1,10 +1,10 @@
 //! The single handler function: `POST /generate_image`.
 
+use crate::answer;
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::generate::Origin;
 use crate::request::{GenerateRequest, idempotency_key};
-use crate::router::RequestId;
 use crate::telemetry;
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -17,6 +17,10 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
+
+/// `iga_req_` and eight hex digits: on every answer, on every log line.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
 
 /// When the platform ends the request, where it says so.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +51,7 @@ pub async fn generate_image(
         prompt_used: prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
-    Ok(crate::router::json(200, &body))
+    Ok(answer::json(200, &body))
 }
 
 #[derive(Serialize)]

@@ -8,7 +8,8 @@
 //!  (where     (routes,   (the one   (JSON →    (one paid   (the story   (call,    (base64   (type,   (put once,
 //!   we run)    limits)    handler)   valid)     run per     in one       stream)   out of    size)    confirmed)
 //!                                              request)    function)              JSON)
-//! beside it:  app (the parts put together)   auth (one credential, one way out)   retry   id
+//! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
+//!             way out)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini} (pure: no client, no await)
 //! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
 //! ```
@@ -16,6 +17,7 @@
 //! Arrows go left to right, never back. The emulator is reached through the settings that name Google's
 //! hosts: offline is another URL, never another branch.
 
+pub mod answer;
 pub mod app;
 pub mod auth;
 pub mod config;

@@ -1,29 +1,24 @@
 //! Routes, and what every request gets: an id, a span, a guard against panics, one summary line.
 
+use crate::answer::json;
 use crate::app::App;
 use crate::error::{Error, Kind};
-use crate::handler::{self, workflow_id};
+use crate::handler::{self, RequestId, workflow_id};
 use crate::id::request_id;
 use crate::telemetry::{self, Trace};
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::header::ALLOW;
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::Serialize;
 use serde_json::json;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
-
-/// `iga_req_` and eight hex digits: on every answer, on every log line.
-#[derive(Debug, Clone)]
-pub struct RequestId(pub String);
 
 /// The whole service, for a socket and for Lambda alike.
 pub fn router(app: Arc<App>) -> Router {
@@ -125,41 +120,13 @@ fn needs_someone(kind: Kind) -> bool {
     }
 }
 
-#[derive(Serialize)]
-struct ErrorBody {
-    error_code: &'static str,
-    message: &'static str,
-    details: String,
-}
-
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        let row = self.kind.row();
-        let details = self.to_string();
-        let mut response = json(row.status, &ErrorBody { error_code: row.code, message: row.message, details });
-        if let Some(seconds) = self.retry_after_seconds() {
-            response.headers_mut().insert(RETRY_AFTER, seconds.into());
-        }
-        response.extensions_mut().insert(Arc::new(self));
-        response
-    }
-}
-
-/// An answer with a JSON body, its fields in their own order.
-pub fn json(status: u16, body: &impl Serialize) -> Response {
-    let text = serde_json::to_vec(body).expect("strings and lists of strings are JSON");
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = StatusCode::from_u16(status).expect("the contract's statuses are HTTP's");
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
 const GENERATE_IMAGE: &str = "/generate_image";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
     use tower::ServiceExt;
 
     #[tokio::test]
