@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use super::wire::{Answer, Broken, Ending, Handled, Refusal};
-use super::{storage, vertex};
+use super::{rpc_error, storage_error};
 
 /// One thing that goes wrong; as JSON `{"stage": "model", "action": {"answer": {"status": 503}}}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -214,9 +214,9 @@ pub(super) async fn spoil(fault: Option<Fault>, mut answer: Answer) -> Handled {
 fn scripted(stage: Stage, status: u16, headers: BTreeMap<String, String>, body: Option<String>) -> Answer {
     let mut answer = match (body, stage) {
         (Some(body), _) => Answer::new(code(status), "application/json; charset=UTF-8", body),
-        (None, Stage::Token | Stage::Model | Stage::Answer) => vertex::plain_error(code(status)),
+        (None, Stage::Token | Stage::Model | Stage::Answer) => rpc_error::plain_error(code(status)),
         (None, Stage::Read | Stage::UploadStart | Stage::UploadBody | Stage::UploadEnd | Stage::Delete) => {
-            storage::plain_error(code(status))
+            storage_error::plain_error(code(status))
         }
     };
     for (name, value) in headers {

@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::wire::{Answer, Handled};
-use super::{Clock, vertex};
+use super::Clock;
+use super::rpc_error::error;
+use super::wire::{Answer, Handled, Refusal};
 
 /// The tokens that open the services, each with the moment at which it stops.
 pub(super) struct Tokens {
@@ -149,11 +150,11 @@ pub(super) fn exchange(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> An
 
 /// `POST /v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`: impersonation.
 pub(super) fn impersonate(tokens: &Tokens, clock: &Clock, headers: &HeaderMap, body: &Bytes) -> Handled {
-    tokens.admit(headers).map_err(vertex::unauthenticated)?;
+    tokens.admit(headers).map_err(unauthenticated)?;
     let request: Value = serde_json::from_slice(body).unwrap_or_default();
     if request["scope"].as_array().is_none_or(Vec::is_empty) {
         let message = "The scope of the access token must be specified.";
-        return Ok(vertex::error(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", message, None));
+        return Ok(error(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", message, None));
     }
     let expiry = super::rfc3339(clock.now() + tokens.life);
     let body = json!({"accessToken": tokens.issue(), "expireTime": expiry});
@@ -209,3 +210,27 @@ const EMAIL: &str = "iga@iga-local.iam.gserviceaccount.com";
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// One hour, and the ten seconds by which Google's own library dates a token back.
 const MAX_JWT_SECONDS: i64 = 3610;
+
+/// 401, whatever it is that the caller lacks.
+pub(super) fn unauthenticated(denied: Denied) -> Refusal {
+    let expectation = "Expected OAuth 2 access token, login cookie or other valid authentication credential. \
+                       See https://developers.google.com/identity/sign-in/web/devconsole-project.";
+    let invalid = "Request had invalid authentication credentials.";
+    let (beginning, reason, challenge) = match denied {
+        Denied::Missing => ("Request is missing required authentication credential.", "CREDENTIALS_MISSING", ""),
+        Denied::Expired => (invalid, "ACCESS_TOKEN_EXPIRED", ", error=\"invalid_token\""),
+        Denied::Unknown => (invalid, "ACCESS_TOKEN_TYPE_UNSUPPORTED", ", error=\"invalid_token\""),
+    };
+    let details = json!([{
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "domain": "googleapis.com",
+        "metadata": {
+            "service": "aiplatform.googleapis.com",
+            "method": "google.cloud.aiplatform.v1.PredictionService.Predict",
+        },
+    }]);
+    error(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", &format!("{beginning} {expectation}"), Some(details))
+        .with("www-authenticate", format!("Bearer realm=\"https://accounts.google.com/\"{challenge}"))
+        .into()
+}

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::models::{Family, Model};
-use super::vertex::{invalid, violation};
+use super::rpc_error::{invalid, violation};
 use super::wire::Refusal;
 
 /// A request that the model takes.

@@ -9,7 +9,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
 use super::faults::{Action, Stage, hinder};
-use super::storage::{error, invalid, refused};
+use super::storage::refused;
+use super::storage_error::{error, invalid};
 use super::uploads::{Plan, commit, confirm, drain, metadata_fields, start};
 use super::wire::{Answer, Handled, Refusal};
 use super::{Call, Services, lock};

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::http::{HeaderMap, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::faults::{Stage, hinder, spoil};
 use super::metadata::Denied;
 use super::objects::{Failed, Preconditions, StoredObject, Unmet};
+use super::storage_error::{error, invalid, located};
 use super::wire::{Answer, Handled, Refusal};
 use super::{Call, Services};
 
@@ -188,45 +189,4 @@ pub(super) fn refused(unmet: Unmet, bucket: &str, name: &str) -> Answer {
         Unmet::NoSuchObject => error(StatusCode::NOT_FOUND, "notFound", &format!("No such object: {bucket}/{name}")),
         Unmet::Io(problem) => error(StatusCode::INTERNAL_SERVER_ERROR, "internalError", &problem.to_string()),
     }
-}
-
-pub(super) fn invalid(message: &str) -> Answer {
-    error(StatusCode::BAD_REQUEST, "invalid", message)
-}
-
-pub(super) fn error(status: StatusCode, reason: &str, message: &str) -> Answer {
-    let cause = json!({"message": message, "domain": "global", "reason": reason});
-    failure(status, message, cause)
-}
-
-/// An error that names the header at fault.
-fn located(status: StatusCode, reason: &str, message: &str, header: &str) -> Answer {
-    let cause = json!({
-        "message": message, "domain": "global", "reason": reason, "locationType": "header", "location": header,
-    });
-    failure(status, message, cause)
-}
-
-fn failure(status: StatusCode, message: &str, cause: Value) -> Answer {
-    let body = json!({"error": {"code": status.as_u16(), "message": message, "errors": [cause]}});
-    Answer::json(status, &body)
-}
-
-/// The error that usually comes with a status.
-pub(super) fn plain_error(status: StatusCode) -> Answer {
-    let (reason, message) = match status.as_u16() {
-        400 => ("invalid", "Invalid argument."),
-        401 => return located(status, "authError", "Invalid Credentials", "Authorization"),
-        403 => ("forbidden", "Permission 'storage.objects.create' denied on resource (or it may not exist)."),
-        404 => ("notFound", "The specified bucket does not exist."),
-        410 => ("gone", "The upload session is gone."),
-        412 => {
-            let message = "At least one of the pre-conditions you specified did not hold.";
-            return located(status, "conditionNotMet", message, "If-Match");
-        }
-        429 => ("rateLimitExceeded", "The object exceeded the rate limit for object mutation operations."),
-        503 => ("backendError", "Service Unavailable"),
-        _ => ("internalError", "We encountered an internal error. Please try again."),
-    };
-    error(status, reason, message)
 }

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::faults::{Action, Fault, Stage, hinder, spoil};
 use super::objects::{NewObject, Preconditions, Unmet, crc32c, md5_hash};
-use super::storage::{conditions, enter, error, invalid, refused};
+use super::storage::{conditions, enter, refused};
+use super::storage_error::{error, invalid};
 use super::wire::{Answer, Handled, Inflow, Refusal};
 use super::{Call, Services, resumable};
 

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::faults::{Stage, hinder, spoil};
-use super::metadata::Denied;
+use super::metadata::unauthenticated;
 use super::models::{Family, Model, pixels};
 use super::order::{self, Order};
+use super::rpc_error::{error, invalid, permission_denied, plain_error};
 use super::wire::{Answer, Handled, Refusal};
 use super::{Call, Services, not_found, rfc3339};
 use crate::local::picture;
@@ -263,78 +264,4 @@ fn pictureless_gemini(order: &Order, created: &str) -> Option<Answer> {
     body["createTime"] = created.into();
     body["responseId"] = "emulated-response".into();
     Some(Answer::json(StatusCode::OK, &body))
-}
-
-/// An error in the form of `google.rpc.Status`.
-pub(super) fn error(code: StatusCode, status: &str, message: &str, details: Option<Value>) -> Answer {
-    let mut error = json!({"code": code.as_u16(), "message": message, "status": status});
-    if let Some(details) = details {
-        error["details"] = details;
-    }
-    Answer::json(code, &json!({"error": error}))
-}
-
-/// 401, whatever it is that the caller lacks.
-pub(super) fn unauthenticated(denied: Denied) -> Refusal {
-    let expectation = "Expected OAuth 2 access token, login cookie or other valid authentication credential. \
-                       See https://developers.google.com/identity/sign-in/web/devconsole-project.";
-    let invalid = "Request had invalid authentication credentials.";
-    let (beginning, reason, challenge) = match denied {
-        Denied::Missing => ("Request is missing required authentication credential.", "CREDENTIALS_MISSING", ""),
-        Denied::Expired => (invalid, "ACCESS_TOKEN_EXPIRED", ", error=\"invalid_token\""),
-        Denied::Unknown => (invalid, "ACCESS_TOKEN_TYPE_UNSUPPORTED", ", error=\"invalid_token\""),
-    };
-    let details = json!([{
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": reason,
-        "domain": "googleapis.com",
-        "metadata": {
-            "service": "aiplatform.googleapis.com",
-            "method": "google.cloud.aiplatform.v1.PredictionService.Predict",
-        },
-    }]);
-    error(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", &format!("{beginning} {expectation}"), Some(details))
-        .with("www-authenticate", format!("Bearer realm=\"https://accounts.google.com/\"{challenge}"))
-        .into()
-}
-
-fn permission_denied(resource: &str) -> Answer {
-    let permission = "aiplatform.endpoints.predict";
-    let message = format!("Permission '{permission}' denied on resource '{resource}' (or it may not exist).");
-    let details = json!([{
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": "IAM_PERMISSION_DENIED",
-        "domain": "aiplatform.googleapis.com",
-        "metadata": {"permission": permission, "resource": resource},
-    }]);
-    error(StatusCode::FORBIDDEN, "PERMISSION_DENIED", &message, Some(details))
-}
-
-pub(super) fn invalid(message: &str) -> Answer {
-    error(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", message, None)
-}
-
-/// 400 with the field at fault.
-pub(super) fn violation(field: &str, description: &str) -> Answer {
-    let details = json!([{
-        "@type": "type.googleapis.com/google.rpc.BadRequest",
-        "fieldViolations": [{"field": field, "description": description}],
-    }]);
-    error(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", description, Some(details))
-}
-
-/// The error that usually comes with a status.
-pub(super) fn plain_error(code: StatusCode) -> Answer {
-    let (status, message) = match code.as_u16() {
-        400 => ("INVALID_ARGUMENT", "Request contains an invalid argument."),
-        401 => ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
-        403 => return permission_denied("//aiplatform.googleapis.com/projects/iga-local"),
-        404 => ("NOT_FOUND", "Requested entity was not found."),
-        429 => ("RESOURCE_EXHAUSTED", "Resource exhausted. Please try again later."),
-        499 => ("CANCELLED", "The operation was cancelled."),
-        503 => ("UNAVAILABLE", "The model is overloaded. Please try again later."),
-        504 => ("DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
-        _ => ("INTERNAL", "Internal error encountered."),
-    };
-    error(code, status, message, None)
 }
