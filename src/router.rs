@@ -96,12 +96,7 @@ fn summary(method: &Method, path: &str, response: &Response, start: Instant) {
 /// Whether someone should look: the service or its settings are at fault, not the request or the hour.
 fn needs_someone(kind: Kind) -> bool {
     match kind {
-        Kind::PermissionDenied
-        | Kind::VertexApi
-        | Kind::ModelNotFound
-        | Kind::EmptyImage
-        | Kind::FileSave
-        | Kind::Internal => true,
+        Kind::PermissionDenied | Kind::VertexApi | Kind::ModelNotFound | Kind::FileSave | Kind::Internal => true,
         Kind::PromptMissing
         | Kind::MalformedJson
         | Kind::InvalidPayload
@@ -116,6 +111,7 @@ fn needs_someone(kind: Kind) -> bool {
         | Kind::UnsupportedMediaType
         | Kind::ResourceExhausted
         | Kind::VertexUnavailable
+        | Kind::EmptyImage
         | Kind::Overloaded => false,
     }
 }

@@ -120,7 +120,8 @@ pub fn uploaded(bytes: usize, latency: Duration) {
 }
 
 /// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
-pub fn upload_failed(error_detail: &str) {
+pub fn upload_failed(error: &str) {
+    let error_detail: String = error.chars().take(ERROR_DETAIL_CHARS).collect();
     info!(metric_name = "iga_gcs_upload_failure_count", value = 1, tags.error_detail = error_detail, "upload failed");
 }
 
@@ -157,6 +158,7 @@ fn milliseconds(latency: Duration) -> u64 {
 }
 
 const PREVIEW_CHARS: usize = 50;
+const ERROR_DETAIL_CHARS: usize = 100;
 
 /// The log format: a layer of our own, because the platforms want `severity` and flat fields.
 struct JsonLines<W> {
