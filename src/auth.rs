@@ -67,8 +67,7 @@ impl Auth {
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
     pub fn hint(&self) -> Option<String> {
-        let found = self.is_configured() || self.gcloud_file().is_some();
-        (!found).then(|| {
+        (!self.is_configured()).then(|| {
             format!("No credentials file found; only the metadata server is left. Looked at: {}.", self.looked_at())
         })
     }
@@ -80,14 +79,14 @@ impl Auth {
     async fn ask(&self, deadline: Instant) -> Result<Authorization, Failure> {
         let credential = self.credential().map_err(Failure::never)?;
         let limit = within(deadline, self.timing.token_try);
-        let headers = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
+        let error = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
             Ok(Ok(CacheableResource::New { data, .. })) => return Ok(Authorization { headers: data, credential }),
             Ok(Ok(CacheableResource::NotModified)) => None,
             Ok(Err(error)) => Some(error),
             Err(_) => None,
         };
         self.forget(&credential);
-        Err(self.failure(headers))
+        Err(self.failure(error))
     }
 
     /// A source that was configured and cannot answer now may answer soon; a source that was only
@@ -110,7 +109,7 @@ impl Auth {
     /// Whether a source is known to be there, rather than only looked for.
     fn is_configured(&self) -> bool {
         let Sources { file, metadata_host, has_metadata_server, .. } = &self.sources;
-        file.is_some() || metadata_host.is_some() || *has_metadata_server
+        file.is_some() || metadata_host.is_some() || *has_metadata_server || self.gcloud_file().is_some()
     }
 
     fn credential(&self) -> Result<Arc<Credentials>, Error> {
@@ -168,10 +167,11 @@ impl Auth {
         Kind::PermissionDenied.because(format!("No usable Google credentials. Tried: {}.", self.looked_at()))
     }
 
-    fn source_in_use(&self) -> String {
-        match (&self.sources.file, &self.sources.metadata_host) {
-            (Some(_), _) => "the source that GOOGLE_APPLICATION_CREDENTIALS names".to_owned(),
-            (None, _) => "the metadata server".to_owned(),
+    fn source_in_use(&self) -> &'static str {
+        match (&self.sources.file, self.gcloud_file()) {
+            (Some(_), _) => "the source that GOOGLE_APPLICATION_CREDENTIALS names",
+            (None, Some(_)) => "the source that gcloud's own file names",
+            (None, None) => "the metadata server",
         }
     }
 
