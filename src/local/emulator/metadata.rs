@@ -208,8 +208,8 @@ fn self_signed_life(token: &str) -> Option<Duration> {
 
 const EMAIL: &str = "iga@iga-local.iam.gserviceaccount.com";
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
-/// One hour, and the ten seconds by which Google's own library dates a token back.
-const MAX_JWT_SECONDS: i64 = 3610;
+/// One hour, and the ten seconds that Google's own library adds before and after it.
+const MAX_JWT_SECONDS: i64 = 3620;
 
 /// 401, whatever it is that the caller lacks.
 pub(super) fn unauthenticated(denied: Denied) -> Refusal {
