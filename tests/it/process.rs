@@ -211,3 +211,42 @@ async fn a_stop_signal_lets_the_work_finish() {
         assert_eq!(emulator.counters().objects, 1);
     }
 }
+
+#[tokio::test]
+async fn an_aws_identity_gets_its_picture_without_a_key_of_googles() {
+    let emulator = emulator().await;
+    let folder = TempDir::new().unwrap();
+    let account = "iga@test-project.iam.gserviceaccount.com";
+    // As `gcloud iam workload-identity-pools create-cred-config --aws` writes it, but for the two addresses.
+    let file = json!({
+        "type": "external_account",
+        "universe_domain": "googleapis.com",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/aws/providers/lambda",
+        "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",
+        "token_url": format!("{}/v1/token", emulator.url()),
+        "credential_source": {
+            "environment_id": "aws1",
+            "region_url": "http://169.254.169.254/latest/meta-data/placement/availability-zone",
+            "url": "http://169.254.169.254/latest/meta-data/iam/security-credentials",
+            "regional_cred_verification_url":
+                "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+        },
+        "service_account_impersonation_url":
+            format!("{}/v1/projects/-/serviceAccounts/{account}:generateAccessToken", emulator.url()),
+    });
+    let path = folder.path().join("gcp-wif.json");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let identity = [
+        ("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap()),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_SESSION_TOKEN", "session"),
+    ];
+    let process = Process::start(&emulator, &[CURRENT, &identity].concat()).await;
+    answer(post(&process, &json!({"prompt": PROMPT}))).await.is_picture();
+    let paths: Vec<_> = emulator.requests().into_iter().map(|request| request.path).collect();
+    assert!(paths[0] == "/v1/token" && paths[1].ends_with(":generateAccessToken"), "{paths:?}");
+    process.signal("TERM");
+    process.end().await;
+}
