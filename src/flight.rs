@@ -129,7 +129,7 @@ impl Flights {
         if timeout_at(deadline, ended.recv()).await.is_err() {
             tracing::warn!("no time left: giving up what is under way");
             self.give_up.send_replace(true);
-            let _ = timeout(GIVE_UP_TIME, ended.recv()).await;
+            let _ = timeout(RELEASE_TIME, ended.recv()).await;
         }
     }
 
@@ -379,9 +379,6 @@ fn still_flying() -> Error {
 
 /// How long an unsaved picture rests between attempts when nobody asks for it.
 const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
-
-/// What is left of the platform's patience for giving leases back.
-const GIVE_UP_TIME: Duration = RELEASE_TIME;
 
 #[cfg(test)]
 mod tests {

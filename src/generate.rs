@@ -60,7 +60,7 @@ impl Generator {
         let mut metadata = Fields::from([
             ("request_id".to_owned(), origin.request_id.clone()),
             ("model".to_owned(), model.id.to_owned()),
-            ("prompt_sha256".to_owned(), request.prompt_sha256()),
+            ("prompt_sha256".to_owned(), request.prompt_sha256.clone()),
             ("aspect_ratio".to_owned(), request.params.aspect_ratio.clone()),
         ]);
         metadata.extend(origin.workflow_id.clone().map(|id| ("workflow_id".to_owned(), id)));

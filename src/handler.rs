@@ -38,7 +38,7 @@ pub async fn generate_image(
     check_content_type(&headers, &body)?;
     let request = GenerateRequest::parse(&body, &app.config)?;
     let key = idempotency_key(&headers)?;
-    telemetry::prompt_received(&request.prompt, &request.prompt_sha256());
+    telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
     let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
     let own_deadline = Instant::now() + app.config.generation_deadline;

@@ -14,6 +14,8 @@ use std::fmt;
 pub struct GenerateRequest {
     /// As received.
     pub prompt: String,
+    /// In hex; what logs and metadata show instead of the prompt.
+    pub prompt_sha256: String,
     pub params: Params,
     /// `model_id_override`; such a request never falls back.
     pub model: Option<&'static Model>,
@@ -53,18 +55,14 @@ impl GenerateRequest {
         };
         let ids: Vec<_> = MODELS.iter().map(|model| model.id).collect();
         let model = wire.model_id_override.one_of("model_id_override", &ids, Model::find)?;
-        Ok(GenerateRequest { prompt: prompt.to_owned(), params, model })
-    }
-
-    /// SHA-256 of the prompt, in hex.
-    pub fn prompt_sha256(&self) -> String {
-        sha256_hex(&[self.prompt.as_bytes()])
+        let prompt_sha256 = sha256_hex(&[prompt.as_bytes()]);
+        Ok(GenerateRequest { prompt: prompt.to_owned(), prompt_sha256, params, model })
     }
 
     /// Equal for requests that ask for the same, and for no others: SHA-256 in hex.
     pub fn fingerprint(&self) -> String {
         let asked = format!("{:?}\0{:?}\0", self.params, self.model.map(|model| model.id));
-        sha256_hex(&[asked.as_bytes(), self.prompt.as_bytes()])
+        sha256_hex(&[asked.as_bytes(), self.prompt_sha256.as_bytes()])
     }
 }
 
