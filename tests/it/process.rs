@@ -183,6 +183,30 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
 }
 
 #[tokio::test]
+async fn joins_waits_and_deliveries_are_counted() {
+    let emulator = emulator().await;
+    let with_key = |process: &Process| answer(post(process, &json!({"prompt": PROMPT})).header("idempotency-key", "k"));
+    let (payer, other) = (Process::start(&emulator, CURRENT).await, Process::start(&emulator, CURRENT).await);
+    for process in [&payer, &payer, &other] {
+        with_key(process).await.is_picture();
+    }
+    payer.signal("TERM");
+    other.signal("TERM");
+    let ((_, payer), (_, other)) = (payer.end().await, other.end().await);
+    let tags = |lines: &[Value], name: &str| -> Vec<Value> {
+        lines.iter().filter(|line| line["metric_name"] == name).map(|line| line["tags"].clone()).collect()
+    };
+    assert_eq!(tags(&payer, "iga_paid_generation_count"), [json!({"model": "gemini-3.1-flash-image"})]);
+    assert_eq!(tags(&payer, "iga_joined_count"), [json!({"by_key": true})]);
+    assert_eq!(tags(&payer, "iga_delivered_picture_count").len(), 2);
+    assert_eq!(tags(&other, "iga_lease_wait_ms"), [json!({"outcome": "landed"})]);
+    assert_eq!(
+        (tags(&other, "iga_paid_generation_count").len(), tags(&other, "iga_delivered_picture_count").len()),
+        (0, 1)
+    );
+}
+
+#[tokio::test]
 async fn a_failed_upload_is_counted() {
     use iga::local::emulator::{Action, Fault, Stage};
     let emulator = emulator().await;

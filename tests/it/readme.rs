@@ -1,6 +1,6 @@
 //! The README's tables say what the code does.
 
-use iga::config::{Preset, SETTINGS, Setting};
+use iga::config::{Preset, SETTINGS, Setting, Timing};
 use iga::error::Kind;
 
 const README: &str = include_str!("../../README.md");
@@ -45,6 +45,16 @@ fn every_metric_is_in_the_table() {
     for name in names {
         has(&format!("| `{name}` | "));
     }
+}
+
+#[test]
+fn the_times_in_the_text_are_the_codes() {
+    let lease_life = Timing::DEFAULT.lease_life.as_secs();
+    has(&format!("at least {} ms after that one began", Timing::DEFAULT.variant_age.as_millis()));
+    has(&format!("A lease that is not renewed ends after {lease_life} s by Cloud Storage's clock"));
+    has(&format!("3, and 1 for every {} s of generation", lease_life / 3));
+    let reliability = include_str!("../../docs/reliability.md");
+    assert!(reliability.contains(&format!("its lease ends after {lease_life} s,")));
 }
 
 #[test]
