@@ -1,5 +1,6 @@
 //! One credential for both of Google's services, and the one way a request leaves the house.
 
+use crate::client::LazyClient;
 use crate::config::{CREDENTIAL_TYPES, Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::retry::{self, Failure, within};
@@ -8,7 +9,7 @@ use google_cloud_auth::credentials::{
 };
 use google_cloud_auth::errors::CredentialsError;
 use reqwest::header::HeaderMap;
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 /// A credential that failed is dropped and built anew for the next call: the library remembers its
 /// failures, some of them for good.
 pub struct Auth {
+    pub http: LazyClient,
     sources: Sources,
     timing: Timing,
     current: Mutex<Option<Arc<Credentials>>>,
@@ -27,8 +29,8 @@ pub struct Auth {
 /// Why a request got no answer.
 #[derive(Debug)]
 pub enum SendError {
-    /// No access token, said in the caller's words.
-    Credentials(Error),
+    /// Nothing was sent, said in the caller's words: no client, or no access token.
+    Unsent(Error),
     Http(reqwest::Error),
     /// The deadline passed first.
     Deadline,
@@ -42,7 +44,7 @@ struct Authorization {
 
 impl Auth {
     pub fn new(sources: Sources, timing: Timing) -> Auth {
-        Auth { sources, timing, current: Mutex::new(None) }
+        Auth { http: LazyClient::default(), sources, timing, current: Mutex::new(None) }
     }
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
@@ -52,17 +54,18 @@ impl Auth {
         &self,
         deadline: Instant,
         limit: Duration,
-        build: impl Fn() -> RequestBuilder,
+        build: impl Fn(&Client) -> RequestBuilder,
     ) -> Result<Response, SendError> {
-        let authorization = self.authorization(deadline).await.map_err(SendError::Credentials)?;
-        let response = send(within(deadline, limit), build(), &authorization).await?;
+        let http = self.http.client().map_err(|error| SendError::Unsent(Kind::Internal.because(error.to_string())))?;
+        let authorization = self.authorization(deadline).await.map_err(SendError::Unsent)?;
+        let response = send(within(deadline, limit), build(http), &authorization).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         tracing::info!("access token refused, asking for another");
         self.forget(&authorization.credential);
-        let authorization = self.authorization(deadline).await.map_err(SendError::Credentials)?;
-        send(within(deadline, limit), build(), &authorization).await
+        let authorization = self.authorization(deadline).await.map_err(SendError::Unsent)?;
+        send(within(deadline, limit), build(http), &authorization).await
     }
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.

@@ -9,7 +9,7 @@
 //!   we run)    limits)    handler)   valid)     run per     in one       stream)   out of    size)    confirmed)
 //!                                              request)    function)              JSON)
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
-//!             way out)   answer (JSON out)   retry   id
+//!             way out)   client (connections)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini} (pure: no client, no await)
 //! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
 //! ```
@@ -20,6 +20,7 @@
 pub mod answer;
 pub mod app;
 pub mod auth;
+pub mod client;
 pub mod config;
 pub mod error;
 pub mod flight;

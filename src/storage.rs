@@ -27,7 +27,6 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
 pub struct Storage {
-    pub http: Client,
     pub auth: Arc<Auth>,
     /// Scheme, host and port.
     pub endpoint: String,
@@ -112,9 +111,9 @@ impl Storage {
         let url = format!("{}/storage/v1/b/{}/iam/testPermissions", self.endpoint, self.bucket);
         let query = [("permissions", CREATE_PERMISSION)];
         let limit = self.timing.note_try;
-        let response = match self.auth.send(deadline, limit, || self.http.get(&url).query(&query)).await {
+        let response = match self.auth.send(deadline, limit, |http| http.get(&url).query(&query)).await {
             Ok(response) => response,
-            Err(SendError::Credentials(error)) => return Err(error),
+            Err(SendError::Unsent(error)) => return Err(error),
             Err(SendError::Http(_) | SendError::Deadline) => return Ok(()),
         };
         let status = response.status();
@@ -205,7 +204,7 @@ impl Storage {
         let query: Vec<_> = generation.iter().map(|generation| ("ifGenerationMatch", *generation)).collect();
         let limit = self.timing.note_try;
         let delete = async || {
-            let request = || self.http.delete(&url).query(&query);
+            let request = |http: &Client| http.delete(&url).query(&query);
             let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
                 204 | 404 | 412 => Ok(()),
@@ -226,10 +225,9 @@ impl Storage {
         let url = format!("{}/upload/storage/v1/b/{}/o", self.endpoint, self.bucket);
         let generation = object.over.unwrap_or("0");
         let query = [("uploadType", "multipart"), ("name", object.name), ("ifGenerationMatch", generation)];
-        let response = self.auth.send(deadline, limit, || {
+        let response = self.auth.send(deadline, limit, |http| {
             let body = Multipart::new(&resource, object.content_type, object.blob);
-            self.http
-                .post(&url)
+            http.post(&url)
                 .query(&query)
                 .header(CONTENT_TYPE, format!("multipart/related; boundary={}", body.boundary))
                 .header(CONTENT_LENGTH, body.remaining)
@@ -259,7 +257,7 @@ impl Storage {
     async fn look(&self, name: &str, deadline: Instant) -> Result<Option<(Stored, Duration)>, Failure> {
         let url = self.object_url(name);
         let limit = self.timing.note_try;
-        let response = self.auth.send(deadline, limit, || self.http.get(&url)).await.map_err(no_answer)?;
+        let response = self.auth.send(deadline, limit, |http| http.get(&url)).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);
@@ -317,7 +315,7 @@ async fn body(mut response: Response, deadline: Instant) -> Vec<u8> {
 
 fn no_answer(error: SendError) -> Failure {
     match error {
-        SendError::Credentials(error) => Failure::never(error),
+        SendError::Unsent(error) => Failure::never(error),
         SendError::Deadline => Failure::later(file_save("Cloud Storage did not answer in time.")),
         SendError::Http(error) => {
             Failure::later(Kind::FileSave.because("Cloud Storage could not be reached.").caused_by(error))

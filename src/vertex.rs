@@ -10,14 +10,13 @@ use crate::retry::{self, Failure};
 use crate::telemetry;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 pub struct Vertex {
-    pub http: Client,
     pub auth: Arc<Auth>,
     /// Instead of Google's hosts.
     pub endpoint: Option<String>,
@@ -61,9 +60,8 @@ impl Vertex {
 
     async fn attempt(&self, target: &Target, url: &str, body: Bytes, deadline: Instant) -> Result<Picture, Failure> {
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let response = self.auth.send(deadline, remaining, || {
-            self.http
-                .post(url)
+        let response = self.auth.send(deadline, remaining, |http| {
+            http.post(url)
                 .header(CONTENT_TYPE, "application/json")
                 .header("x-server-timeout", remaining.as_secs().max(1))
                 .body(body.clone())
@@ -142,7 +140,7 @@ fn too_late() -> Error {
 
 fn no_answer(error: SendError) -> Failure {
     match error {
-        SendError::Credentials(error) => Failure::never(error),
+        SendError::Unsent(error) => Failure::never(error),
         SendError::Deadline => Failure::never(too_late()),
         SendError::Http(error) if error.is_connect() => {
             Failure::later(Kind::VertexUnavailable.because("Service Unavailable: no connection.").caused_by(error))

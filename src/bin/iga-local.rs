@@ -188,7 +188,7 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
     if google {
         config::load_env_file()?;
         let config = Config::from_vars(environment).map_err(|problems| problems.to_string())?;
-        return Ok((App::new(config).map_err(|error| error.to_string())?, None));
+        return Ok((App::new(config), None));
     }
     let emulator = start(Options { buckets: vec![BUCKET.to_owned()], ..with_directory(dir.to_owned()) }).await?;
     let config = Config::from_vars(|name| match name {
@@ -202,7 +202,7 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
         _ => environment(name),
     });
     let config = config.map_err(|problems| problems.to_string())?;
-    Ok((App::new(config).map_err(|error| error.to_string())?, Some(emulator)))
+    Ok((App::new(config), Some(emulator)))
 }
 
 async fn start(options: Options) -> Result<Emulator, String> {

@@ -12,7 +12,7 @@ const LOAD_BALANCER: &str = include_str!("../../events/generate_image_alb.json")
 
 async fn invoke(event: &str) -> (Value, Emulator) {
     let emulator = emulator().await;
-    let app = App::new(config(&emulator, &[])).unwrap();
+    let app = App::new(config(&emulator, &[]));
     (runtime::invoke(app, event).await.unwrap(), emulator)
 }
 
@@ -66,7 +66,7 @@ async fn a_bad_body_is_the_contracts_row_and_no_function_error() {
 #[tokio::test]
 async fn what_is_no_event_is_said_in_a_sentence() {
     let emulator = emulator().await;
-    let app = App::new(config(&emulator, &[])).unwrap();
+    let app = App::new(config(&emulator, &[]));
     let problem = runtime::invoke(app, r#"{"Records": []}"#).await.unwrap_err();
     assert!(problem.starts_with("This is no event that Lambda sends for HTTP"), "{problem}");
 }
@@ -75,7 +75,7 @@ async fn what_is_no_event_is_said_in_a_sentence() {
 async fn the_functions_own_timeout_is_a_deadline() {
     // 2020, long past: whatever is left of it, nothing is paid for an answer that nobody will get.
     let emulator = emulator().await;
-    let app = App::new(config(&emulator, &[])).unwrap();
+    let app = App::new(config(&emulator, &[]));
     let answer = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();
     assert_eq!(answer["statusCode"], 503, "{answer}");
     assert_eq!(emulator.counters().paid_generations, 0);

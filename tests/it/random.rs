@@ -169,7 +169,7 @@ impl Story {
         config.timing.lease_life = LEASE_LIFE;
         config.timing.note_try = Duration::from_millis(600);
         config.timing.upload_try = Duration::from_millis(600);
-        Instance::start(App::new(config).unwrap())
+        Instance::start(App::new(config))
     }
 
     /// What happens while the callers call.

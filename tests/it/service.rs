@@ -56,7 +56,7 @@ impl Service {
     }
 
     pub async fn run(emulator: Emulator, config: Config) -> Service {
-        let app = App::new(config).unwrap();
+        let app = App::new(config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(runtime::serve(app, listener, std::future::pending()));
