@@ -42,7 +42,7 @@ pub struct Flights {
     rules: Rules,
     /// One permit for each flight that may be under way.
     places: Arc<Semaphore>,
-    flights: Mutex<HashMap<Identity, Vec<Arc<Flight>>>>,
+    known: Mutex<Known>,
     /// A clone goes with every flight; taken away when no more may begin.
     alive: Mutex<Option<mpsc::Sender<Infallible>>>,
     /// Closes when the last flight has ended.
@@ -74,6 +74,15 @@ enum Identity {
     },
 }
 
+/// The flights that may be joined, and some that no longer may: to look through all for each request would
+/// take the longer the more there are.
+#[derive(Default)]
+struct Known {
+    flights: HashMap<Identity, Vec<Arc<Flight>>>,
+    /// With so many identities, those of forgotten flights are swept out.
+    sweep_at: usize,
+}
+
 struct Flight {
     /// The id of the request that began it.
     name: String,
@@ -99,7 +108,7 @@ impl Flights {
             generator,
             places: Arc::new(Semaphore::new(rules.max_generations)),
             rules,
-            flights: Mutex::default(),
+            known: Mutex::default(),
             alive: Mutex::new(Some(alive)),
             ended: tokio::sync::Mutex::new(ended),
             give_up: watch::Sender::new(false),
@@ -145,19 +154,15 @@ impl Flights {
             Some(key) => Identity::Key { key, fingerprint },
             None => Identity::Equal { fingerprint },
         };
-        let mut flights = lock(&self.flights);
-        flights.retain(|_, of_identity| {
-            of_identity.retain(|flight| flight.is_remembered(self.rules.retry_window));
-            !of_identity.is_empty()
-        });
-        let under_way = flights.get(&identity).map_or(&[][..], Vec::as_slice);
+        let mut known = lock(&self.known);
+        let under_way = known.flights_of(&identity, self.rules.retry_window);
         if let Some(flight) = self.rules.joinable(&identity, under_way) {
             flight.joins.fetch_add(1, Ordering::Relaxed);
             telemetry::joined(&flight.name, matches!(identity, Identity::Key { .. }));
             return Ok(Arc::clone(flight));
         }
         let flight = self.begin(request, &identity, origin, deadline)?;
-        flights.entry(identity).or_default().push(Arc::clone(&flight));
+        known.flights.entry(identity).or_default().push(Arc::clone(&flight));
         Ok(flight)
     }
 
@@ -219,6 +224,25 @@ impl Flights {
                 lease_life,
             }),
             (Identity::Equal { .. }, _) => None,
+        }
+    }
+}
+
+impl Known {
+    /// Those with this identity that may be joined.
+    fn flights_of(&mut self, identity: &Identity, retry_window: Option<Duration>) -> &[Arc<Flight>] {
+        let forget = |flights: &mut Vec<Arc<Flight>>| flights.retain(|flight| flight.is_remembered(retry_window));
+        if self.flights.len() >= self.sweep_at {
+            self.flights.values_mut().for_each(forget);
+            self.flights.retain(|_, flights| !flights.is_empty());
+            self.sweep_at = 2 * self.flights.len().max(FEW_IDENTITIES);
+        }
+        match self.flights.get_mut(identity) {
+            Some(flights) => {
+                forget(flights);
+                flights
+            }
+            None => &[],
         }
     }
 }
@@ -377,6 +401,9 @@ fn still_flying() -> Error {
     Kind::VertexUnavailable.because("Service Unavailable: the picture is not there yet; ask again for the same one.")
 }
 
+/// Below this number it does not pay to sweep.
+const FEW_IDENTITIES: usize = 64;
+
 /// How long an unsaved picture rests between attempts when nobody asks for it.
 const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
@@ -421,6 +448,22 @@ mod tests {
         let flights = [flight("a", 0, Instant::now(), None)];
         let key = Identity::Key { key: "k".to_owned(), fingerprint: "f".to_owned() };
         assert!(rules(None).joinable(&key, &flights).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_forgotten_is_swept_out_before_it_is_many() {
+        let (mut known, window) = (Known::default(), Some(Duration::from_secs(5)));
+        let identity = |number: usize| Identity::Equal { fingerprint: number.to_string() };
+        let error = Kind::VertexApi.because("no");
+        known.flights.insert(identity(0), vec![flight("a", 0, Instant::now(), None)]);
+        for number in 1..1000 {
+            let failed = flight("b", 0, Instant::now(), Some(Progress::Failed(error.clone())));
+            assert!(known.flights_of(&identity(number), window).is_empty());
+            known.flights.insert(identity(number), vec![failed]);
+            assert!(known.flights.len() <= 2 * FEW_IDENTITIES);
+        }
+        assert_eq!(known.flights_of(&identity(0), window).len(), 1);
+        assert!(known.flights_of(&identity(999), window).is_empty(), "swept or not");
     }
 
     #[tokio::test(start_paused = true)]
