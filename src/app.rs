@@ -17,6 +17,8 @@ pub struct App {
 
 impl App {
     pub fn new(config: Config) -> Arc<App> {
+        // One provider for all TLS of the process; a second App, as in tests, finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let auth = Arc::new(Auth::new(config.credentials.clone(), config.timing));
         let vertex = Vertex {
             auth: Arc::clone(&auth),

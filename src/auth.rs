@@ -1,6 +1,6 @@
 //! One credential for both of Google's services, and the one way a request leaves the house.
 
-use crate::client::LazyClient;
+use crate::client::{Body, Client};
 use crate::config::{CREDENTIAL_TYPES, Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::retry::{self, Failure, within};
@@ -8,8 +8,9 @@ use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account, user_account,
 };
 use google_cloud_auth::errors::CredentialsError;
-use reqwest::header::HeaderMap;
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::client::legacy;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 /// A credential that failed is dropped and built anew for the next call: the library remembers its
 /// failures, some of them for good.
 pub struct Auth {
-    pub http: LazyClient,
+    pub client: Client,
     sources: Sources,
     timing: Timing,
     current: Mutex<Option<Arc<Credentials>>>,
@@ -29,9 +30,9 @@ pub struct Auth {
 /// Why a request got no answer.
 #[derive(Debug)]
 pub enum SendError {
-    /// Nothing was sent, said in the caller's words: no client, or no access token.
+    /// Nothing was sent, said in the caller's words: no client, no access token, no valid request.
     Unsent(Error),
-    Http(reqwest::Error),
+    Http(legacy::Error),
     /// The deadline passed first.
     Deadline,
 }
@@ -42,9 +43,21 @@ struct Authorization {
     credential: Arc<Credentials>,
 }
 
+/// Drops a credential that did not prove good, were it by a panic of its library.
+struct Doubt<'a> {
+    auth: &'a Auth,
+    credential: &'a Arc<Credentials>,
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        self.auth.forget(self.credential);
+    }
+}
+
 impl Auth {
     pub fn new(sources: Sources, timing: Timing) -> Auth {
-        Auth { http: LazyClient::default(), sources, timing, current: Mutex::new(None) }
+        Auth { client: Client::default(), sources, timing, current: Mutex::new(None) }
     }
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
@@ -54,18 +67,34 @@ impl Auth {
         &self,
         deadline: Instant,
         limit: Duration,
-        build: impl Fn(&Client) -> RequestBuilder,
-    ) -> Result<Response, SendError> {
-        let http = self.http.client().map_err(|error| SendError::Unsent(Kind::Internal.because(error.to_string())))?;
+        build: impl Fn() -> http::Result<Request<Body>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        // Before the credentials: where no client can be built, their library panics.
+        self.client.build().map_err(unsent)?;
         let authorization = self.authorization(deadline).await.map_err(SendError::Unsent)?;
-        let response = send(within(deadline, limit), build(http), &authorization).await?;
+        let response = self.send_once(within(deadline, limit), build(), &authorization).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         tracing::info!("access token refused, asking for another");
         self.forget(&authorization.credential);
         let authorization = self.authorization(deadline).await.map_err(SendError::Unsent)?;
-        send(within(deadline, limit), build(http), &authorization).await
+        self.send_once(within(deadline, limit), build(), &authorization).await
+    }
+
+    async fn send_once(
+        &self,
+        deadline: Instant,
+        request: http::Result<Request<Body>>,
+        authorization: &Authorization,
+    ) -> Result<Response<Incoming>, SendError> {
+        let mut request = request.map_err(unsent)?;
+        request.headers_mut().extend(authorization.headers.clone());
+        match timeout_at(deadline, self.client.request(request).map_err(unsent)?).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(SendError::Http(error)),
+            Err(_) => Err(SendError::Deadline),
+        }
     }
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
@@ -82,13 +111,16 @@ impl Auth {
     async fn ask(&self, deadline: Instant) -> Result<Authorization, Failure> {
         let credential = self.credential().map_err(Failure::never)?;
         let limit = within(deadline, self.timing.token_try);
+        let doubt = Doubt { auth: self, credential: &credential };
         let error = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
-            Ok(Ok(CacheableResource::New { data, .. })) => return Ok(Authorization { headers: data, credential }),
+            Ok(Ok(CacheableResource::New { data, .. })) => {
+                std::mem::forget(doubt);
+                return Ok(Authorization { headers: data, credential });
+            }
             Ok(Ok(CacheableResource::NotModified)) => None,
             Ok(Err(error)) => Some(error),
             Err(_) => None,
         };
-        self.forget(&credential);
         Err(self.failure(error))
     }
 
@@ -193,14 +225,6 @@ impl Auth {
     }
 }
 
-async fn send(
-    deadline: Instant,
-    request: RequestBuilder,
-    authorization: &Authorization,
-) -> Result<Response, SendError> {
-    match timeout_at(deadline, request.headers(authorization.headers.clone()).send()).await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(SendError::Http(error.without_url())),
-        Err(_) => Err(SendError::Deadline),
-    }
+fn unsent(cause: impl std::error::Error + Send + Sync + 'static) -> SendError {
+    SendError::Unsent(Kind::Internal.because("The request could not be sent.").caused_by(cause))
 }

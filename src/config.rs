@@ -1,12 +1,12 @@
 //! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment, or `.env`.
 
 use crate::model::{Model, RATIOS};
-use reqwest::Url;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use url::Url;
 
 /// The settings of one process, valid as a whole.
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 //! JSON API", "Objects: insert", "Request preconditions").
 
 use crate::auth::{Auth, SendError};
+use crate::client;
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::image::{Blob, Picture};
@@ -10,13 +11,16 @@ use crate::telemetry;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, DATE};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
-use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -108,10 +112,12 @@ impl Storage {
             permissions: Vec<String>,
         }
 
-        let url = format!("{}/storage/v1/b/{}/iam/testPermissions", self.endpoint, self.bucket);
-        let query = [("permissions", CREATE_PERMISSION)];
+        let url = format!(
+            "{}/storage/v1/b/{}/iam/testPermissions?permissions={CREATE_PERMISSION}",
+            self.endpoint, self.bucket
+        );
         let limit = self.timing.note_try;
-        let response = match self.auth.send(deadline, limit, |http| http.get(&url).query(&query)).await {
+        let response = match self.auth.send(deadline, limit, || Request::get(&url).body(client::text(""))).await {
             Ok(response) => response,
             Err(SendError::Unsent(error)) => return Err(error),
             Err(SendError::Http(_) | SendError::Deadline) => return Ok(()),
@@ -200,11 +206,11 @@ impl Storage {
 
     /// Deletes an object, if it still is of the generation given; whether it was there is all the same.
     pub async fn delete(&self, name: &str, generation: Option<&str>, deadline: Instant) -> Result<(), Error> {
-        let url = self.object_url(name);
-        let query: Vec<_> = generation.iter().map(|generation| ("ifGenerationMatch", *generation)).collect();
+        let mut url = self.object_url(name);
+        url.extend(generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]));
         let limit = self.timing.note_try;
         let delete = async || {
-            let request = |http: &Client| http.delete(&url).query(&query);
+            let request = || Request::delete(&url).body(client::text(""));
             let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
                 204 | 404 | 412 => Ok(()),
@@ -222,16 +228,14 @@ impl Storage {
             "crc32c": crc32c_text(object.blob.crc32c()),
             "metadata": object.metadata,
         });
-        let url = format!("{}/upload/storage/v1/b/{}/o", self.endpoint, self.bucket);
-        let generation = object.over.unwrap_or("0");
-        let query = [("uploadType", "multipart"), ("name", object.name), ("ifGenerationMatch", generation)];
-        let response = self.auth.send(deadline, limit, |http| {
+        let (name, generation) = (escaped(object.name), object.over.unwrap_or("0"));
+        let query = format!("uploadType=multipart&name={name}&ifGenerationMatch={generation}");
+        let url = format!("{}/upload/storage/v1/b/{}/o?{query}", self.endpoint, self.bucket);
+        let response = self.auth.send(deadline, limit, || {
             let body = Multipart::new(&resource, object.content_type, object.blob);
-            http.post(&url)
-                .query(&query)
+            Request::post(&url)
                 .header(CONTENT_TYPE, format!("multipart/related; boundary={}", body.boundary))
-                .header(CONTENT_LENGTH, body.remaining)
-                .body(reqwest::Body::wrap(body))
+                .body(body.boxed_unsync())
         });
         let response = response.await.map_err(no_answer)?;
         match response.status() {
@@ -257,7 +261,8 @@ impl Storage {
     async fn look(&self, name: &str, deadline: Instant) -> Result<Option<(Stored, Duration)>, Failure> {
         let url = self.object_url(name);
         let limit = self.timing.note_try;
-        let response = self.auth.send(deadline, limit, |http| http.get(&url)).await.map_err(no_answer)?;
+        let response =
+            self.auth.send(deadline, limit, || Request::get(&url).body(client::text(""))).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);
@@ -271,8 +276,7 @@ impl Storage {
     }
 
     fn object_url(&self, name: &str) -> String {
-        let name = utf8_percent_encode(name, PATH_SEGMENT);
-        format!("{}/storage/v1/b/{}/o/{name}", self.endpoint, self.bucket)
+        format!("{}/storage/v1/b/{}/o/{}", self.endpoint, self.bucket, escaped(name))
     }
 }
 
@@ -286,14 +290,14 @@ impl Stored {
     }
 }
 
-async fn stored(response: Response, deadline: Instant) -> Result<Stored, Failure> {
+async fn stored(response: Response<Incoming>, deadline: Instant) -> Result<Stored, Failure> {
     serde_json::from_slice(&body(response, deadline).await).map_err(|error| {
         Failure::later(file_save("Cloud Storage's answer broke off or makes no sense.").caused_by(error))
     })
 }
 
 /// The `Date` of an answer: Cloud Storage's clock, not ours.
-fn server_time(response: &Response) -> Option<OffsetDateTime> {
+fn server_time<T>(response: &Response<T>) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(response.headers().get(DATE)?.to_str().ok()?, &Rfc2822).ok()
 }
 
@@ -302,9 +306,9 @@ fn file_save(details: &str) -> Error {
 }
 
 /// What could be read of a small answer; empty where it broke off.
-async fn body(mut response: Response, deadline: Instant) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Ok(Some(piece))) = timeout_at(deadline, response.chunk()).await {
+async fn body(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
+    let (mut answer, mut body) = (response.into_body(), Vec::new());
+    while let Ok(Ok(Some(piece))) = timeout_at(deadline, client::next_piece(&mut answer)).await {
         body.extend_from_slice(&piece);
         if body.len() > MAX_ANSWER_BYTES {
             return Vec::new();
@@ -324,7 +328,7 @@ fn no_answer(error: SendError) -> Failure {
 }
 
 /// What an answer other than success means ("HTTP status and error codes for JSON", "Retry strategy").
-async fn refused(response: Response, deadline: Instant) -> Failure {
+async fn refused(response: Response<Incoming>, deadline: Instant) -> Failure {
     let status = response.status();
     let body = body(response, deadline).await;
     let message = google_message(&body).unwrap_or_else(|| format!("HTTP {} from Cloud Storage.", status.as_u16()));
@@ -392,8 +396,12 @@ impl http_body::Body for Multipart {
 
 const CREATE_PERMISSION: &str = "storage.objects.create";
 
-/// An object's name is one segment of the path: its slashes are escaped too.
-const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// Of an object's name nothing may be read as part of a URL, its slashes neither.
+fn escaped(name: &str) -> impl Display {
+    utf8_percent_encode(name, UNRESERVED)
+}
+
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 

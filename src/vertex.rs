@@ -1,6 +1,7 @@
 //! Vertex AI over HTTP: where a model answers, what its answers and errors mean, when to ask again.
 
 use crate::auth::{Auth, SendError};
+use crate::client;
 use crate::config::Target;
 use crate::error::{Error, Kind};
 use crate::image::{Budget, Picture, Share};
@@ -9,8 +10,10 @@ use crate::model::{Family, Outcome, Params};
 use crate::retry::{self, Failure};
 use crate::telemetry;
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,27 +63,29 @@ impl Vertex {
 
     async fn attempt(&self, target: &Target, url: &str, body: Bytes, deadline: Instant) -> Result<Picture, Failure> {
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let response = self.auth.send(deadline, remaining, |http| {
-            http.post(url)
+        let response = self.auth.send(deadline, remaining, || {
+            Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
                 .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(body.clone())
+                .body(client::text(body.clone()))
         });
         let response = response.await.map_err(no_answer)?;
         match response.status() {
-            StatusCode::OK => self.read(target.model.family, response, deadline).await.map_err(Failure::never),
+            StatusCode::OK => {
+                self.read(target.model.family, response.into_body(), deadline).await.map_err(Failure::never)
+            }
             _ => Err(refused(target, response, deadline).await),
         }
     }
 
     /// Reads a 200 to its end. From here on the picture may have been paid: nothing is asked again.
-    async fn read(&self, family: Family, mut response: Response, deadline: Instant) -> Result<Picture, Error> {
-        let expected = response.content_length().map_or(0, |json_bytes| json_bytes as usize / 4 * 3);
+    async fn read(&self, family: Family, mut body: Incoming, deadline: Instant) -> Result<Picture, Error> {
+        let expected = body.size_hint().exact().map_or(0, |json_bytes| json_bytes as usize / 4 * 3);
         let share = self.budget.share(expected.min(Limits::DEFAULT.picture_bytes));
         let mut share = timeout_at(deadline, share).await.map_err(|_| too_late())?;
         let mut lift = Lift::new(Limits::DEFAULT, family.best_so_far());
         let mut read = 0;
-        while let Some(piece) = next_piece(&mut response, deadline, read).await? {
+        while let Some(piece) = next_piece(&mut body, deadline, read).await? {
             read += piece.len();
             lift.feed(&piece).map_err(unreadable)?;
             timeout_at(deadline, share.grow_to(lift.held_bytes())).await.map_err(|_| too_late())?;
@@ -98,12 +103,12 @@ fn base_url(location: &str) -> String {
     }
 }
 
-async fn next_piece(response: &mut Response, deadline: Instant, read: usize) -> Result<Option<Bytes>, Error> {
-    match timeout_at(deadline, response.chunk()).await {
+async fn next_piece(body: &mut Incoming, deadline: Instant, read: usize) -> Result<Option<Bytes>, Error> {
+    match timeout_at(deadline, client::next_piece(body)).await {
         Ok(Ok(piece)) => Ok(piece),
-        Ok(Err(error)) => Err(Kind::VertexApi
-            .because(format!("The model's answer broke off after {read} bytes."))
-            .caused_by(error.without_url())),
+        Ok(Err(error)) => {
+            Err(Kind::VertexApi.because(format!("The model's answer broke off after {read} bytes.")).caused_by(error))
+        }
         Err(_) => Err(too_late()),
     }
 }
@@ -153,11 +158,12 @@ fn no_answer(error: SendError) -> Failure {
 }
 
 /// What an answer other than 200 means.
-async fn refused(target: &Target, mut response: Response, deadline: Instant) -> Failure {
+async fn refused(target: &Target, response: Response<Incoming>, deadline: Instant) -> Failure {
     let (status, wait) = (response.status(), retry_after(&response));
+    let mut answer = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
-        match timeout_at(deadline, response.chunk()).await {
+        match timeout_at(deadline, client::next_piece(&mut answer)).await {
             Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
             // The status alone says enough.
             Ok(Ok(None) | Err(_)) | Err(_) => break,
@@ -168,7 +174,7 @@ async fn refused(target: &Target, mut response: Response, deadline: Instant) -> 
     failure
 }
 
-fn retry_after(response: &Response) -> Option<Duration> {
+fn retry_after<T>(response: &Response<T>) -> Option<Duration> {
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }

@@ -100,9 +100,10 @@ async fn a_machine_without_certificates_is_said_in_a_sentence() {
     let nothing = TempDir::new().unwrap();
     let empty = nothing.path().join("empty.pem");
     std::fs::write(&empty, "").unwrap();
-    let (code, text) =
-        refused(command(&emulator, &[]).env("SSL_CERT_FILE", &empty).env("SSL_CERT_DIR", nothing.path())).await;
-    assert_eq!(code, Some(2));
+    let mut command = command(&emulator, &[]);
+    let output = command.env("SSL_CERT_FILE", &empty).env("SSL_CERT_DIR", nothing.path()).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("ca-certificates") && text.contains("SSL_CERT_FILE") && !text.contains("panicked"), "{text}");
 }
 
@@ -130,6 +131,24 @@ async fn a_port_in_use_is_said_in_a_sentence() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains(&format!("IGA cannot listen on 127.0.0.1:{port}")) && text.contains("IGA_PORT"), "{text}");
+}
+
+#[tokio::test]
+async fn https_goes_through_the_proxy_of_the_environment() {
+    let emulator = emulator().await;
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://user:pass@{}", proxy.local_addr().unwrap());
+    let settings = [("HTTPS_PROXY", &*url), ("IGA_VERTEXAI_ENDPOINT", "https://vertex.example")];
+    let process = Process::start(&emulator, &settings).await;
+    let asking = tokio::spawn(post(&process, &json!({"prompt": PROMPT})).send());
+    let mut lines = BufReader::new(proxy.accept().await.unwrap().0).lines();
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "CONNECT vertex.example:443 HTTP/1.1");
+    let mut head = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap().filter(|line| !line.is_empty()) {
+        head.push(line.to_lowercase());
+    }
+    assert!(head.contains(&"proxy-authorization: basic dxnlcjpwyxnz".to_owned()), "{head:?}");
+    asking.abort();
 }
 
 #[tokio::test]

@@ -59,8 +59,10 @@ fn the_times_in_the_text_are_the_codes() {
 
 #[test]
 fn every_dependency_has_its_reason() {
-    let shipped = MANIFEST.split("[dependencies]\n").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
-    for name in shipped.lines().filter_map(|line| line.split(" = ").next()) {
-        has(&format!("`{name}`"));
+    for table in ["\n[dependencies]\n", "\n[target.'cfg(target_env = \"musl\")'.dependencies]\n"] {
+        let shipped = MANIFEST.split(table).nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+        for name in shipped.lines().filter_map(|line| Some(line.split_once(" = ")?.0)) {
+            has(&format!("`{name}`"));
+        }
     }
 }
