@@ -3,7 +3,7 @@
 use crate::model::{Model, RATIOS};
 use reqwest::Url;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -141,7 +141,7 @@ pub const SETTINGS: &[Setting] = &[
         Preset::Value("images/iga/"),
         "folder in the bucket; empty is the bucket's root",
     ),
-    setting(&["IGA_DEFAULT_ASPECT_RATIO"], Preset::Value("1:1"), "ratio of requests that name none"),
+    setting(&[DEFAULT_RATIO], Preset::Value("1:1"), "ratio of requests that name none"),
     setting(&["IGA_ADD_WATERMARK"], Preset::Value("True"), "watermark of requests that do not say (Imagen only)"),
     setting(
         &["IGA_GENERATION_DEADLINE_SECONDS"],
@@ -178,6 +178,7 @@ pub const SETTINGS: &[Setting] = &[
 
 const PORT: &[&str] = &["PORT", "IGA_PORT"];
 const PROJECT_ID: &[&str] = &["IGA_VERTEXAI_PROJECT_ID", "GCP_PROJECT_ID"];
+const DEFAULT_RATIO: &str = "IGA_DEFAULT_ASPECT_RATIO";
 const LOCATION: &[&str] = &["IGA_VERTEXAI_LOCATION", "GCP_LOCATION"];
 
 const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'static str) -> Setting {
@@ -186,13 +187,22 @@ const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'stat
 
 /// Everything that is wrong with the settings, for a person to mend in one go.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<String>);
+pub struct Problems(pub Vec<Problem>);
+
+/// What is wrong with one setting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The variable that is set, or the first of those that may be.
+    pub name: &'static str,
+    /// A sentence that begins with the name.
+    pub text: String,
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let things = if self.0.len() == 1 { "setting needs" } else { "settings need" };
         write!(f, "IGA cannot start: {} {things} attention.", self.0.len())?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+        self.0.iter().try_for_each(|problem| write!(f, "\n  - {}", problem.text))
     }
 }
 
@@ -204,13 +214,21 @@ impl Config {
     /// # Errors
     /// All problems at once. Values of variables that may hold secrets are never repeated.
     pub fn from_vars(variable: impl Fn(&str) -> Option<String>) -> Result<Config, Problems> {
+        match Config::read(variable) {
+            (config, problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(Problems(problems)),
+        }
+    }
+
+    /// The same, for whoever can do with a part: a setting with a problem has any value.
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> (Config, Vec<Problem>) {
         let mut read = Reader { variable: &variable, problems: Vec::new() };
         let platform = platform(&variable);
         let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
         let model = read.parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model).unwrap_or(&crate::model::MODELS[0]);
         let config = Config {
-            host: read.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
-            port: read.parse("PORT", |text| parse_number(text, 0..=u16::MAX)),
+            host: read.host(),
+            port: read.port(),
             debug: read.parse("IGA_DEBUG_MODE", parse_bool),
             credentials: Credentials {
                 file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", parse_credentials_file),
@@ -223,7 +241,7 @@ impl Config {
             model: Target { model, location: location.clone() },
             bucket: read.parse("GCS_BUCKET_NAME", parse_bucket),
             prefix: read.parse("IGA_GCS_IMAGE_PREFIX", parse_prefix),
-            default_aspect_ratio: read.parse("IGA_DEFAULT_ASPECT_RATIO", parse_ratio),
+            default_aspect_ratio: read.parse(DEFAULT_RATIO, parse_ratio),
             add_watermark: read.parse("IGA_ADD_WATERMARK", parse_bool),
             generation_deadline: read.parse("IGA_GENERATION_DEADLINE_SECONDS", parse_seconds),
             transfer_budget_bytes: read
@@ -241,23 +259,52 @@ impl Config {
             timing: Timing::DEFAULT,
             warnings: warnings(&variable),
         };
-        if let Err(problem) = check_default_ratio(&config) {
-            read.problems.push(problem);
+        let known = |name| read.problems.iter().all(|problem| problem.name != name);
+        if known(DEFAULT_RATIO) && known("IGA_VERTEXAI_IMAGE_MODEL_ID") {
+            read.problems.extend(check_default_ratio(&config).err());
         }
-        match read.problems.is_empty() {
-            true => Ok(config),
-            false => Err(Problems(read.problems)),
-        }
+        (config, read.problems)
     }
+}
+
+/// Where a service with these settings answers on this machine. No other setting is looked at.
+///
+/// # Errors
+/// A sentence, where the port or the host is no such thing.
+pub fn own_address(variable: impl Fn(&str) -> Option<String>) -> Result<SocketAddr, String> {
+    let mut read = Reader { variable: &variable, problems: Vec::new() };
+    let (host, port) = (read.host(), read.port());
+    match read.problems.into_iter().next() {
+        None => Ok(reachable(SocketAddr::new(host, port))),
+        Some(problem) => Err(problem.text),
+    }
+}
+
+/// Where one connects to, to reach a listener of this machine.
+pub fn reachable(mut listener: SocketAddr) -> SocketAddr {
+    match listener.ip() {
+        IpAddr::V4(host) if host.is_unspecified() => listener.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(host) if host.is_unspecified() => listener.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    listener
 }
 
 /// Reads variables one by one and remembers what is wrong with them.
 struct Reader<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
+    fn host(&mut self) -> IpAddr {
+        self.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    fn port(&mut self) -> u16 {
+        self.parse("PORT", |text| parse_number(text, 0..=u16::MAX))
+    }
+
     /// The value that is set, else the table's; after a problem any value, as no config comes of it.
     fn parse<T: Default>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let setting = setting_named(name);
@@ -265,7 +312,8 @@ impl Reader<'_> {
             (Some((name, text)), _) => self.parsed(name, &text, parse),
             (None, Preset::Value(text)) => self.parsed(setting.names[0], text, parse),
             (None, Preset::Required) => {
-                self.problems.push(format!("{} is not set: {}.", names(setting), setting.meaning));
+                let text = format!("{} is not set: {}.", names(setting), setting.meaning);
+                self.problems.push(Problem { name: setting.names[0], text });
                 T::default()
             }
             (None, Preset::Unset | Preset::ByPlatform(_)) => T::default(),
@@ -277,9 +325,9 @@ impl Reader<'_> {
         self.parse(name, |text| parse(text).map(Some))
     }
 
-    fn parsed<T: Default>(&mut self, name: &str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    fn parsed<T: Default>(&mut self, name: &'static str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         parse(text.trim()).unwrap_or_else(|problem| {
-            self.problems.push(format!("{name} {problem}."));
+            self.problems.push(Problem { name, text: format!("{name} {problem}.") });
             T::default()
         })
     }
@@ -431,17 +479,18 @@ fn parse_ratio(text: &str) -> Result<String, String> {
 }
 
 /// A default that the configured model cannot take would fail every request that names no ratio.
-fn check_default_ratio(config: &Config) -> Result<(), String> {
+fn check_default_ratio(config: &Config) -> Result<(), Problem> {
     let model = config.model.model;
-    match model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
-        true => Ok(()),
-        false => Err(format!(
-            "IGA_DEFAULT_ASPECT_RATIO is {:?}, which {} cannot take; it takes {}.",
-            config.default_aspect_ratio,
-            model.id,
-            model.ratios().join(", ")
-        )),
+    if model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
+        return Ok(());
     }
+    let text = format!(
+        "{DEFAULT_RATIO} is {:?}, which {} cannot take; it takes {}.",
+        config.default_aspect_ratio,
+        model.id,
+        model.ratios().join(", ")
+    );
+    Err(Problem { name: DEFAULT_RATIO, text })
 }
 
 /// Scheme, host and port; plain http only to this machine or to a neighbour such as a compose service.
@@ -530,7 +579,7 @@ mod tests {
     fn problem(name: &str, value: &str) -> String {
         let problems = from(&[MINIMUM, &[(name, value)]].concat()).unwrap_err().0;
         assert_eq!(problems.len(), 1, "{problems:?}");
-        problems.into_iter().next().unwrap()
+        problems.into_iter().next().unwrap().text
     }
 
     #[test]
@@ -558,6 +607,18 @@ mod tests {
         assert_eq!(with(&[("PORT", ""), ("IGA_PORT", "5008")]).port, 5008);
         assert_eq!(with(&[("IGA_VERTEXAI_LOCATION", "global")]).model.location, "global");
         assert_eq!(with(&[("IGA_VERTEXAI_PROJECT_ID", "other")]).project_id, "other");
+    }
+
+    #[test]
+    fn the_own_address_needs_no_other_setting_and_is_one_to_connect_to() {
+        let own = |vars: &[(&str, &str)]| {
+            let vars: HashMap<_, _> = vars.iter().copied().collect();
+            own_address(|name| vars.get(name).map(|text| text.to_string())).map(|address| address.to_string())
+        };
+        assert_eq!(own(&[]).unwrap(), "127.0.0.1:5007");
+        assert_eq!(own(&[("IGA_PORT", "1"), ("PORT", "8080"), ("IGA_HOST", "::")]).unwrap(), "[::1]:8080");
+        assert_eq!(own(&[("IGA_HOST", "10.0.0.7")]).unwrap(), "10.0.0.7:5007");
+        assert!(own(&[("PORT", "x"), ("IGA_ADD_WATERMARK", "x")]).unwrap_err().starts_with("PORT must be"));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
 //!             way out)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini} (pure: no client, no await)
+//! commands:   health (asks the running service)
 //! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
 //! ```
 //!
@@ -25,6 +26,7 @@ pub mod error;
 pub mod flight;
 pub mod generate;
 pub mod handler;
+pub mod health;
 pub mod id;
 pub mod image;
 pub mod lease;

@@ -1,16 +1,33 @@
-//! Cold start: settings, log, parts, runtime.
+//! Cold start: settings, log, parts, runtime. Beside it, the commands for whoever looks after a running service.
 
 use iga::app::App;
 use iga::config::{self, Config};
-use iga::{runtime, telemetry};
+use iga::{health, runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => serve(),
+        ["health"] => ask_health(),
+        ["-h" | "--help"] => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        ["-V" | "--version"] => {
+            println!("iga {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => refuse(USAGE.trim_end()),
+    }
+}
+
+fn serve() -> ExitCode {
     if let Err(problem) = config::load_env_file() {
         return refuse(problem);
     }
-    let config = match Config::from_vars(|name| std::env::var(name).ok()) {
+    let config = match Config::from_vars(variable) {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };
@@ -32,14 +49,46 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             tracing::error!("{problem}");
-            eprintln!("{problem}");
-            ExitCode::FAILURE
+            fail(problem)
         }
     }
 }
 
-/// Ends a process that cannot serve with these settings.
+/// Docker knows 0 and 1 only, so wrong settings are 1 as well.
+fn ask_health() -> ExitCode {
+    let address = config::load_env_file().and_then(|()| config::own_address(variable));
+    match address.and_then(health::ask) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => fail(problem),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn fail(problem: impl Display) -> ExitCode {
+    eprintln!("{problem}");
+    ExitCode::FAILURE
+}
+
+/// Ends a process that cannot serve with these settings or words.
 fn refuse(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::from(2)
 }
+
+const USAGE: &str = "\
+Usage: iga [COMMAND]
+
+Without a command: serves HTTP, or under AWS Lambda its events.
+
+Commands:
+  health         asks the service on this machine whether it answers; ends with 0 or 1
+
+Options:
+  -h, --help     shows this
+  -V, --version  shows the version
+
+All settings are environment variables, see the README.
+";

@@ -5,6 +5,7 @@ mod contract;
 mod cpoa;
 mod credentials;
 mod flights;
+mod health;
 mod lambda;
 mod load;
 mod matrix;
