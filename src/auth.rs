@@ -1,7 +1,8 @@
 //! One credential for both of Google's services, and the one way a request leaves the house.
 
-use crate::config::{CREDENTIAL_TYPES, Credentials as Sources, Timing};
+use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
+use crate::identity::Identity;
 use crate::retry::{self, Failure, within};
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account, user_account,
@@ -9,6 +10,7 @@ use google_cloud_auth::credentials::{
 use google_cloud_auth::errors::CredentialsError;
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, Response, StatusCode};
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -93,17 +95,26 @@ impl Auth {
     /// guessed at is most likely not there.
     fn failure(&self, error: Option<CredentialsError>) -> Failure {
         let transient = error.as_ref().is_none_or(CredentialsError::is_transient);
-        let caused = |failure: Error| match error {
+        let cause = error.map(|error| Cause::of(&error));
+        let advice = self.advice(cause.as_ref().map_or("", |cause| &cause.0));
+        let caused = |failure: Error| match cause {
             Some(cause) => failure.caused_by(cause),
             None => failure,
         };
         match (transient, self.is_configured()) {
-            (true, true) => Failure::later(caused(
-                Kind::VertexUnavailable
-                    .because(format!("Service Unavailable: no access token from {}.", self.source_in_use())),
-            )),
-            (true, false) | (false, _) => Failure::never(caused(self.no_credentials())),
+            (true, true) => {
+                let source = self.source_in_use();
+                let text = format!("Service Unavailable: no access token from {source}.{advice}");
+                Failure::later(caused(Kind::VertexUnavailable.because(text)))
+            }
+            (true, false) | (false, _) => Failure::never(caused(self.no_credentials(&advice))),
         }
+    }
+
+    /// What to change, as a further sentence, where the file in use tells.
+    fn advice(&self, cause: &str) -> String {
+        let identity = self.file().and_then(|path| read_file(path).ok()).and_then(|json| Identity::from_file(&json));
+        identity.map(|identity| format!(" {}", identity.advice(cause))).unwrap_or_default()
     }
 
     /// Whether a source is known to be there, rather than only looked for.
@@ -130,7 +141,7 @@ impl Auth {
     }
 
     fn build(&self) -> Result<Credentials, Error> {
-        match self.sources.file.as_deref().or(self.gcloud_file()) {
+        match self.file() {
             Some(path) => self.build_from(path),
             None => {
                 let builder = mds::Builder::default();
@@ -138,33 +149,45 @@ impl Auth {
                     Some(host) => builder.with_endpoint(format!("http://{host}")),
                     None => builder,
                 };
-                builder.build().map_err(|error| self.no_credentials().caused_by(error))
+                builder.build().map_err(|error| self.no_credentials("").caused_by(error))
             }
         }
     }
 
     fn build_from(&self, path: &Path) -> Result<Credentials, Error> {
-        let unusable = |what: String| {
-            Kind::PermissionDenied.because(format!("No usable Google credentials: {} {what}.", path.display()))
+        let unusable = |what: &str| {
+            let anew = match self.sources.file {
+                Some(_) => "download or generate it anew",
+                None => "sign in anew with gcloud auth application-default login",
+            };
+            let text = format!("No usable Google credentials: {} {what}; {anew}.", path.display());
+            Kind::PermissionDenied.because(text)
         };
-        let text = std::fs::read(path).map_err(|error| unusable("cannot be read".to_owned()).caused_by(error))?;
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|_| unusable("is not JSON".to_owned()))?;
-        let built = match json["type"].as_str() {
-            Some("authorized_user") => user_account::Builder::new(json).build(),
-            Some("service_account") => service_account::Builder::new(json).build(),
-            Some("impersonated_service_account") => impersonated::Builder::new(json).build(),
-            Some("external_account") => external_account::Builder::new(json).build(),
-            _ => return Err(unusable(format!("is none of {}", CREDENTIAL_TYPES.join(", ")))),
+        let json = read_file(path).map_err(|unreadable| match unreadable {
+            Unreadable::Io(error) => unusable("cannot be read").caused_by(error),
+            Unreadable::Json => unusable("is not JSON"),
+        })?;
+        let built = match Identity::from_file(&json) {
+            Some(Identity::AuthorizedUser) => user_account::Builder::new(json).build(),
+            Some(Identity::ServiceAccount { .. }) => service_account::Builder::new(json).build(),
+            Some(Identity::Impersonated { .. }) => impersonated::Builder::new(json).build(),
+            Some(Identity::Federated { .. }) => external_account::Builder::new(json).build(),
+            None => return Err(unusable(&format!("is none of {}", Identity::TYPES.join(", ")))),
         };
-        built.map_err(|error| unusable("is not complete".to_owned()).caused_by(error))
+        built.map_err(|error| unusable("is not complete").caused_by(error))
+    }
+
+    /// The credentials file in use, if one is.
+    fn file(&self) -> Option<&Path> {
+        self.sources.file.as_deref().or(self.gcloud_file())
     }
 
     fn gcloud_file(&self) -> Option<&Path> {
         self.sources.gcloud_file.as_deref().filter(|path| path.exists())
     }
 
-    fn no_credentials(&self) -> Error {
-        Kind::PermissionDenied.because(format!("No usable Google credentials. Tried: {}.", self.looked_at()))
+    fn no_credentials(&self, advice: &str) -> Error {
+        Kind::PermissionDenied.because(format!("No usable Google credentials.{advice} Tried: {}.", self.looked_at()))
     }
 
     fn source_in_use(&self) -> &'static str {
@@ -189,6 +212,40 @@ impl Auth {
         format!("{file}; {gcloud}; the metadata server at {metadata}")
     }
 }
+
+enum Unreadable {
+    Io(std::io::Error),
+    Json,
+}
+
+fn read_file(path: &Path) -> Result<serde_json::Value, Unreadable> {
+    let text = std::fs::read(path).map_err(Unreadable::Io)?;
+    serde_json::from_slice(&text).map_err(|_| Unreadable::Json)
+}
+
+/// What Google's library says of a failure, without the tokens of other clouds that it quotes where a
+/// field is missing beside them.
+#[derive(Debug)]
+struct Cause(String);
+
+impl Cause {
+    fn of(error: &CredentialsError) -> Cause {
+        let chain = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
+        let text = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        Cause(match text.split_once(", body=") {
+            Some((before, _)) if before.contains("subject token field") => before.to_owned(),
+            Some(_) | None => text,
+        })
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Cause {}
 
 async fn send(
     deadline: Instant,

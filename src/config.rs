@@ -1,5 +1,6 @@
 //! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment, or `.env`.
 
+use crate::identity::{Identity, Source};
 use crate::model::{Model, RATIOS};
 use reqwest::Url;
 use std::fmt;
@@ -231,7 +232,9 @@ impl Config {
             port: read.port(),
             debug: read.parse("IGA_DEBUG_MODE", parse_bool),
             credentials: Credentials {
-                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", parse_credentials_file),
+                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", |path| {
+                    parse_credentials_file(path, platform, variable("AWS_ACCESS_KEY_ID").is_some())
+                }),
                 gcloud_file: variable("HOME").map(|home| PathBuf::from(home).join(GCLOUD_FILE)),
                 metadata_host: read.optional("GCE_METADATA_HOST", parse_metadata_host),
                 has_metadata_server: platform == Platform::CloudRun,
@@ -536,25 +539,51 @@ fn is_single_label(host: &str) -> bool {
     !host.is_empty() && !host.contains(['.', ':', '['])
 }
 
-/// Only whether the file can be one; what is in it is never repeated.
-fn parse_credentials_file(path: &str) -> Result<PathBuf, String> {
+/// Only whether the file can be one, and be one for this platform; what is in it is never repeated.
+fn parse_credentials_file(path: &str, platform: Platform, has_aws_keys: bool) -> Result<PathBuf, String> {
     let text = std::fs::read(path).map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
     let json: serde_json::Value = serde_json::from_slice(&text)
         .map_err(|_| format!("names a file that is not JSON ({path}); download or generate it anew"))?;
-    match json["type"].as_str() {
-        Some(kind) if CREDENTIAL_TYPES.contains(&kind) => Ok(path.into()),
-        Some(kind) => Err(format!("names a file of type {kind:?} ({path}); IGA knows {}", CREDENTIAL_TYPES.join(", "))),
-        None => Err(format!("names a JSON file without a type ({path}); it is no Google credentials file")),
+    match (Identity::from_file(&json), json["type"].as_str()) {
+        (Some(identity), _) => match misplaced(&identity, platform, has_aws_keys) {
+            Some(problem) => Err(format!("names a file {problem} ({path})")),
+            None => Ok(path.into()),
+        },
+        (None, Some(kind)) => {
+            Err(format!("names a file of type {kind:?} ({path}); IGA knows {}", Identity::TYPES.join(", ")))
+        }
+        (None, None) => Err(format!("names a JSON file without a type ({path}); it is no Google credentials file")),
+    }
+}
+
+/// What is wrong with a federation file on a platform where it can work by no means. Lambda has no metadata
+/// server; on Cloud Run, Google's own has the address that AWS's and Azure's have there.
+fn misplaced(identity: &Identity, platform: Platform, has_aws_keys: bool) -> Option<&'static str> {
+    let Identity::Federated { source, .. } = identity else {
+        return None;
+    };
+    match (platform, source) {
+        (Platform::Lambda, Source::Azure) => Some(
+            "made for Azure, but this is AWS Lambda; make one with gcloud iam workload-identity-pools \
+             create-cred-config … --aws",
+        ),
+        (Platform::Lambda, Source::Aws { only_on_ec2: true }) => Some(
+            "made for EC2, but this is AWS Lambda; make it with gcloud iam workload-identity-pools \
+             create-cred-config … --aws, without --enable-imdsv2",
+        ),
+        (Platform::CloudRun, Source::Azure) => {
+            Some("made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable")
+        }
+        (Platform::CloudRun, Source::Aws { .. }) if !has_aws_keys => {
+            Some("made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable")
+        }
+        (Platform::Lambda | Platform::CloudRun | Platform::Plain, _) => None,
     }
 }
 
 const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_FALLBACK_MODELS"];
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
 const GOOGLES_METADATA_HOSTS: &[&str] = &["metadata.google.internal", "169.254.169.254"];
-
-/// The kinds of credentials file that [`crate::auth`] can build a credential from.
-pub const CREDENTIAL_TYPES: &[&str] =
-    &["authorized_user", "service_account", "impersonated_service_account", "external_account"];
 
 /// An object's name may have 1024 bytes; the rest is room for the name itself.
 const MAX_PREFIX_BYTES: usize = 900;
@@ -736,5 +765,36 @@ mod tests {
             assert!(problem.contains(word) && !problem.contains("SECRET"), "{problem}");
         }
         assert!(problem("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json").contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_federation_file_for_another_cloud_is_refused_where_that_is_certain() {
+        const AWS: &str = r#"{"environment_id": "aws1"}"#;
+        const EC2: &str = r#"{"environment_id": "aws1", "imdsv2_session_token_url": "http://169.254.169.254/x"}"#;
+        const AZURE: &str = r#"{"url": "http://169.254.169.254/metadata/identity/oauth2/token"}"#;
+        let (lambda, cloud_run) = (("AWS_LAMBDA_RUNTIME_API", "x"), ("K_SERVICE", "iga"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("federation.json");
+        let path = path.to_str().unwrap();
+        for (source, platform, words) in [
+            (AZURE, lambda, Some("made for Azure, but this is AWS Lambda; make one with gcloud")),
+            (EC2, lambda, Some("without --enable-imdsv2")),
+            (AWS, lambda, None),
+            (AZURE, cloud_run, Some("Cloud Run, which has an identity of its own; unset")),
+            (AWS, cloud_run, Some("made for AWS, but this is Cloud Run")),
+            (AWS, ("IGA_HOST", "::"), None),
+        ] {
+            std::fs::write(path, format!(r#"{{"type": "external_account", "credential_source": {source}}}"#)).unwrap();
+            let result = from(&[MINIMUM, &[platform, ("GOOGLE_APPLICATION_CREDENTIALS", path)]].concat());
+            match (result, words) {
+                (result, None) => assert!(result.is_ok(), "{source}: {result:?}"),
+                (result, Some(words)) => {
+                    let text = result.unwrap_err().to_string();
+                    assert!(text.contains(words) && text.contains(path), "{text}");
+                }
+            }
+        }
+        let with_keys = [cloud_run, ("AWS_ACCESS_KEY_ID", "x"), ("GOOGLE_APPLICATION_CREDENTIALS", path)];
+        assert!(from(&[MINIMUM, &with_keys].concat()).is_ok());
     }
 }

@@ -10,7 +10,7 @@
 //!                                              request)    function)              JSON)
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
 //!             way out)   answer (JSON out)   retry   id
-//! leaves:     config   error   telemetry     model/{mod,imagen,gemini} (pure: no client, no await)
+//! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
 //! commands:   health (asks the running service)
 //! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
 //! ```
@@ -28,6 +28,7 @@ pub mod generate;
 pub mod handler;
 pub mod health;
 pub mod id;
+pub mod identity;
 pub mod image;
 pub mod lease;
 pub mod lift;

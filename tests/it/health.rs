@@ -33,8 +33,8 @@ async fn a_running_service_is_healthy_without_any_other_setting() {
 
 #[test]
 fn a_port_where_nobody_listens_is_a_sentence() {
-    let port = port_of(&TcpListener::bind("127.0.0.1:0").unwrap());
-    let (code, text) = said(&iga(&["health"], &port));
+    let port = "1";
+    let (code, text) = said(&iga(&["health"], port));
     assert_eq!(code, Some(1));
     assert!(text.starts_with(&format!("No answer from http://127.0.0.1:{port}/health: ")), "{text}");
     assert_eq!(text.lines().count(), 1);
