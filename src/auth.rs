@@ -9,9 +9,9 @@ use google_cloud_auth::credentials::{
 };
 use google_cloud_auth::errors::CredentialsError;
 use reqwest::header::HeaderMap;
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -24,6 +24,12 @@ pub struct Auth {
     sources: Sources,
     timing: Timing,
     current: Mutex<Option<Arc<Credentials>>>,
+}
+
+/// Where the credential in use comes from.
+pub enum InUse {
+    File(PathBuf, Identity),
+    MetadataServer,
 }
 
 /// Why a request got no answer.
@@ -65,6 +71,35 @@ impl Auth {
         self.forget(&authorization.credential);
         let authorization = self.authorization(deadline).await.map_err(SendError::Credentials)?;
         send(within(deadline, limit), build(), &authorization).await
+    }
+
+    /// Gets an access token, in one try, and keeps it for what is sent next.
+    ///
+    /// # Errors
+    /// Why there is none, in the words of a request that fails for it.
+    pub async fn try_token(&self, deadline: Instant) -> Result<(), Error> {
+        self.ask(deadline).await.map(drop).map_err(|failure| failure.error)
+    }
+
+    /// Where the credential comes from.
+    ///
+    /// # Errors
+    /// Where that is a file which cannot be one.
+    pub fn in_use(&self) -> Result<InUse, Error> {
+        match self.file() {
+            Some(path) => self.read(path).map(|(identity, _)| InUse::File(path.to_owned(), identity)),
+            None => Ok(InUse::MetadataServer),
+        }
+    }
+
+    /// The service account that the metadata server speaks for, if there is one and it answers.
+    pub async fn metadata_email(&self, http: &Client, deadline: Instant) -> Option<String> {
+        let host = self.sources.metadata_host.as_deref().unwrap_or(METADATA_HOST);
+        let url = format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
+        let response =
+            timeout_at(deadline, http.get(url).header("metadata-flavor", "Google").send()).await.ok()?.ok()?;
+        let text = timeout_at(deadline, response.error_for_status().ok()?.text()).await.ok()?.ok()?;
+        text.contains('@').then_some(text)
     }
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
@@ -113,8 +148,8 @@ impl Auth {
 
     /// What to change, as a further sentence, where the file in use tells.
     fn advice(&self, cause: &str) -> String {
-        let identity = self.file().and_then(|path| read_file(path).ok()).and_then(|json| Identity::from_file(&json));
-        identity.map(|identity| format!(" {}", identity.advice(cause))).unwrap_or_default()
+        let read = self.file().and_then(|path| self.read(path).ok());
+        read.map(|(identity, _)| format!(" {}", identity.advice(cause))).unwrap_or_default()
     }
 
     /// Whether a source is known to be there, rather than only looked for.
@@ -155,26 +190,32 @@ impl Auth {
     }
 
     fn build_from(&self, path: &Path) -> Result<Credentials, Error> {
-        let unusable = |what: &str| {
-            let anew = match self.sources.file {
-                Some(_) => "download or generate it anew",
-                None => "sign in anew with gcloud auth application-default login",
-            };
-            let text = format!("No usable Google credentials: {} {what}; {anew}.", path.display());
-            Kind::PermissionDenied.because(text)
+        let (identity, json) = self.read(path)?;
+        let built = match identity {
+            Identity::AuthorizedUser => user_account::Builder::new(json).build(),
+            Identity::ServiceAccount { .. } => service_account::Builder::new(json).build(),
+            Identity::Impersonated { .. } => impersonated::Builder::new(json).build(),
+            Identity::Federated { .. } => external_account::Builder::new(json).build(),
         };
-        let json = read_file(path).map_err(|unreadable| match unreadable {
-            Unreadable::Io(error) => unusable("cannot be read").caused_by(error),
-            Unreadable::Json => unusable("is not JSON"),
-        })?;
-        let built = match Identity::from_file(&json) {
-            Some(Identity::AuthorizedUser) => user_account::Builder::new(json).build(),
-            Some(Identity::ServiceAccount { .. }) => service_account::Builder::new(json).build(),
-            Some(Identity::Impersonated { .. }) => impersonated::Builder::new(json).build(),
-            Some(Identity::Federated { .. }) => external_account::Builder::new(json).build(),
-            None => return Err(unusable(&format!("is none of {}", Identity::TYPES.join(", ")))),
+        built.map_err(|error| self.unusable(path, "is not complete").caused_by(error))
+    }
+
+    fn read(&self, path: &Path) -> Result<(Identity, serde_json::Value), Error> {
+        let text = std::fs::read(path).map_err(|error| self.unusable(path, "cannot be read").caused_by(error))?;
+        let json = serde_json::from_slice(&text).map_err(|_| self.unusable(path, "is not JSON"))?;
+        match Identity::from_file(&json) {
+            Some(identity) => Ok((identity, json)),
+            None => Err(self.unusable(path, &format!("is none of {}", Identity::TYPES.join(", ")))),
+        }
+    }
+
+    fn unusable(&self, path: &Path, what: &str) -> Error {
+        let anew = match self.sources.file {
+            Some(_) => "download or generate it anew",
+            None => "sign in anew with gcloud auth application-default login",
         };
-        built.map_err(|error| unusable("is not complete").caused_by(error))
+        let path = path.display();
+        Kind::PermissionDenied.because(format!("No usable Google credentials: {path} {what}; {anew}."))
     }
 
     /// The credentials file in use, if one is.
@@ -208,20 +249,12 @@ impl Auth {
             (Some(path), None) => format!("{} (not there)", path.display()),
             (None, None) => "gcloud's own file (HOME is not set)".to_owned(),
         };
-        let metadata = self.sources.metadata_host.as_deref().unwrap_or("metadata.google.internal");
+        let metadata = self.sources.metadata_host.as_deref().unwrap_or(METADATA_HOST);
         format!("{file}; {gcloud}; the metadata server at {metadata}")
     }
 }
 
-enum Unreadable {
-    Io(std::io::Error),
-    Json,
-}
-
-fn read_file(path: &Path) -> Result<serde_json::Value, Unreadable> {
-    let text = std::fs::read(path).map_err(Unreadable::Io)?;
-    serde_json::from_slice(&text).map_err(|_| Unreadable::Json)
-}
+const METADATA_HOST: &str = "metadata.google.internal";
 
 /// What Google's library says of a failure, without the tokens of other clouds that it quotes where a
 /// field is missing beside them.
