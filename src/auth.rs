@@ -256,21 +256,29 @@ impl Auth {
 
 const METADATA_HOST: &str = "metadata.google.internal";
 
-/// What Google's library says of a failure, without the tokens of other clouds that it quotes where a
-/// field is missing beside them.
+/// What Google's library says of a failure: each step once, though the library repeats them, and without the
+/// token of another cloud that it quotes when a field is missing beside it.
 #[derive(Debug)]
 struct Cause(String);
 
 impl Cause {
     fn of(error: &CredentialsError) -> Cause {
         let chain = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
-        let text = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let texts: Vec<_> = chain.map(|cause| cause.to_string().replace(MAY_SUCCEED, "")).collect();
+        let mut steps: Vec<_> =
+            texts.windows(2).map(|pair| pair[0].strip_suffix(&pair[1]).unwrap_or(&pair[0])).collect();
+        steps.extend(texts.last().map(String::as_str));
+        let mut steps: Vec<_> = steps.iter().map(|step| step.trim_end_matches([':', ' '])).collect();
+        steps.dedup();
+        let text = steps.join(": ");
         Cause(match text.split_once(", body=") {
             Some((before, _)) if before.contains("subject token field") => before.to_owned(),
             Some(_) | None => text,
         })
     }
 }
+
+const MAY_SUCCEED: &str = " but future attempts may succeed";
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -199,6 +199,18 @@ pub struct Problem {
     pub text: String,
 }
 
+impl Problem {
+    /// Whether it is about the setting that has this name, among others.
+    pub fn is_about(&self, name: &str) -> bool {
+        setting_named(self.name).names.contains(&name)
+    }
+
+    /// Whether nothing can be done without a value.
+    pub fn is_about_a_required_setting(&self) -> bool {
+        matches!(setting_named(self.name).preset, Preset::Required)
+    }
+}
+
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let things = if self.0.len() == 1 { "setting needs" } else { "settings need" };
@@ -257,7 +269,7 @@ impl Config {
             vertex_endpoint: read.optional("IGA_VERTEXAI_ENDPOINT", parse_endpoint),
             storage_endpoint: read
                 .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
-                .unwrap_or_else(|| "https://storage.googleapis.com".to_owned()),
+                .unwrap_or_else(|| GOOGLES_STORAGE.to_owned()),
             platform,
             timing: Timing::DEFAULT,
             warnings: warnings(&variable),
@@ -372,6 +384,17 @@ fn platform(variable: &impl Fn(&str) -> Option<String>) -> Platform {
     } else {
         Platform::Plain
     }
+}
+
+/// What the platform calls this service or function.
+pub fn service_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    variable("K_SERVICE").or_else(|| variable("AWS_LAMBDA_FUNCTION_NAME"))
+}
+
+/// The variable that sets the port: the one that is set, else IGA's own.
+pub fn port_name(variable: impl Fn(&str) -> Option<String>) -> &'static str {
+    let read = Reader { variable: &variable, problems: Vec::new() };
+    read.find(setting_named("PORT")).map_or("IGA_PORT", |(name, _)| name)
 }
 
 fn warnings(variable: &impl Fn(&str) -> Option<String>) -> Vec<String> {
@@ -584,6 +607,9 @@ fn misplaced(identity: &Identity, platform: Platform, has_aws_keys: bool) -> Opt
 const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_FALLBACK_MODELS"];
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
 const GOOGLES_METADATA_HOSTS: &[&str] = &["metadata.google.internal", "169.254.169.254"];
+
+/// Where Cloud Storage is, unless a setting says otherwise.
+pub const GOOGLES_STORAGE: &str = "https://storage.googleapis.com";
 
 /// An object's name may have 1024 bytes; the rest is room for the name itself.
 const MAX_PREFIX_BYTES: usize = 900;

@@ -39,6 +39,28 @@ pub enum Source {
     Executable,
 }
 
+/// The steps of a federated identity on its way to an access token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It proves itself, with what its own cloud gives it.
+    Proof,
+    /// Google's pool lets it in.
+    Exchange,
+    /// It acts as a service account.
+    ActAs,
+}
+
+impl Step {
+    /// The step that failed, by the names that Google's library has for them.
+    pub fn of(cause: &str) -> Step {
+        match cause {
+            _ if cause.contains("failed to exchange token") => Step::Exchange,
+            _ if cause.contains("failed to fetch token") => Step::ActAs,
+            _ => Step::Proof,
+        }
+    }
+}
+
 impl Identity {
     /// The value of `type` in each kind of file.
     pub const TYPES: [&str; 4] =
@@ -81,11 +103,10 @@ impl Identity {
             Identity::Impersonated { email } => {
                 format!("Whoever signed in needs roles/iam.serviceAccountTokenCreator on {email}.")
             }
-            // The names that the library has for its steps.
-            Identity::Federated { pool, .. } if cause.contains("failed to exchange token") => {
+            Identity::Federated { pool, .. } if Step::of(cause) == Step::Exchange => {
                 format!("The pool {pool} does not let this identity in; see its provider's attribute condition.")
             }
-            Identity::Federated { email: Some(email), .. } if cause.contains("failed to fetch token") => {
+            Identity::Federated { email: Some(email), .. } if Step::of(cause) == Step::ActAs => {
                 format!("The federated identity needs roles/iam.workloadIdentityUser on {email}.")
             }
             Identity::Federated { source: Source::Aws { only_on_ec2: true }, .. } => format!(

@@ -11,7 +11,7 @@
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
 //!             way out)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
-//! commands:   health (asks the running service)
+//! commands:   health (asks the running service)   doctor (checks all that a picture needs), with mend (its commands)
 //! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod answer;
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod doctor;
 pub mod error;
 pub mod flight;
 pub mod generate;
@@ -34,6 +35,7 @@ pub mod lease;
 pub mod lift;
 #[cfg(feature = "local")]
 pub mod local;
+pub mod mend;
 pub mod model;
 pub mod request;
 pub mod retry;

@@ -2,7 +2,7 @@
 
 use iga::app::App;
 use iga::config::{self, Config};
-use iga::{health, runtime, telemetry};
+use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
 
@@ -11,6 +11,10 @@ fn main() -> ExitCode {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => serve(),
         ["health"] => ask_health(),
+        ["doctor"] => match doctor::run(&variable) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
         ["-h" | "--help"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -85,6 +89,7 @@ Without a command: serves HTTP, or under AWS Lambda its events.
 
 Commands:
   health         asks the service on this machine whether it answers; ends with 0 or 1
+  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1
 
 Options:
   -h, --help     shows this

@@ -151,6 +151,16 @@ impl Storage {
         })
     }
 
+    /// What time it is for Cloud Storage, which says so to anybody.
+    pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
+        let response = match timeout_at(deadline, self.http.get(&self.endpoint).send()).await {
+            Ok(sent) => sent.map_err(|error| SendError::Http(error.without_url())),
+            Err(_) => Err(SendError::Deadline),
+        };
+        let response = response.map_err(|error| no_answer(error).error)?;
+        server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
+    }
+
     /// Puts a picture where nothing is yet, and returns once Cloud Storage has confirmed it, whole.
     ///
     /// # Errors
