@@ -191,7 +191,7 @@ const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'stat
 pub struct Problems(pub Vec<Problem>);
 
 /// What is wrong with one setting.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The variable that is set, or the first of those that may be.
     pub name: &'static str,

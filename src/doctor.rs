@@ -31,10 +31,13 @@ pub fn run(variable: &dyn Fn(&str) -> Option<String>) -> bool {
     doctor.settings();
     match App::new(doctor.config.clone()) {
         Ok(app) => {
-            doctor.say(Verdict::Ok, "tls", "CA certificates were found", None);
-            let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            match tokio {
-                Ok(tokio) => tokio.block_on(doctor.examine(&app)),
+            doctor.ok("tls", "CA certificates were found");
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(tokio) => {
+                    tokio.block_on(doctor.examine(&app));
+                    // A name that is still being looked up is nobody's any more.
+                    tokio.shutdown_background();
+                }
                 Err(error) => doctor.fail("runtime", &error.to_string(), None),
             }
         }
@@ -56,6 +59,9 @@ struct Doctor {
     member: String,
     healthy: bool,
 }
+
+/// What asking for a model came to.
+type Answer = Result<(), (Obstacle, Error)>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -107,15 +113,15 @@ impl Doctor {
     }
 
     fn settings(&mut self) {
-        for Problem { name, text } in std::mem::take(&mut self.problems) {
-            let problem = Problem { name, text };
-            let mend = match name {
+        for problem in self.problems.clone() {
+            let mend = match problem.name {
                 "GOOGLE_APPLICATION_CREDENTIALS" => self.mend_credentials(),
-                _ if problem.is_about_a_required_setting() => mend::required(&self.home, name, &self.config.project_id),
-                _ => self.home.unset(name),
+                name if problem.is_about_a_required_setting() => {
+                    mend::required(&self.home, name, &self.config.project_id)
+                }
+                name => self.home.unset(name),
             };
             self.fail("settings", &problem.text, Some(mend));
-            self.problems.push(problem);
         }
         for warning in std::mem::take(&mut self.config.warnings) {
             let name = warning.split(' ').next().unwrap_or_default();
@@ -229,41 +235,56 @@ impl Doctor {
         let served = answers.iter().position(|(_, answer)| !matches!(answer, Err((Obstacle::ModelGone, _))));
         for (place, (target, answer)) in answers.iter().enumerate() {
             match served.map(|served| (place.cmp(&served), &answers[served].0)) {
-                Some((Ordering::Less, next)) => self.passed_over(target, next, place == 0),
-                Some((Ordering::Equal, _)) | None => self.model("", target, answer, Verdict::Fail),
-                Some((Ordering::Greater, _)) => self.model("fallback ", target, answer, Verdict::Warn),
+                Some((Ordering::Less, next)) => self.passed_over(target, next),
+                Some((Ordering::Equal, _)) | None => self.model(target, answer),
+                Some((Ordering::Greater, _)) => self.fallback(target, answer),
             }
         }
     }
 
-    fn passed_over(&mut self, target: &Target, next: &Target, is_first: bool) {
+    fn passed_over(&mut self, target: &Target, next: &Target) {
         let (id, location, next_id) = (target.model.id, &target.location, next.model.id);
         let text = format!("{id} is not served in {location}: a 404 at every start, then {next_id}");
-        let mend = is_first.then(|| mend::use_model(&self.home, next));
+        let mend = (*target == self.config.model).then(|| mend::use_model(&self.home, next));
         self.say(Verdict::Warn, "model", &text, mend);
     }
 
-    /// `bad` is the verdict over a model that cannot make a picture.
-    fn model(&mut self, role: &str, target: &Target, answer: &Result<(), (Obstacle, Error)>, bad: Verdict) {
-        let (id, location) = (target.model.id, &target.location);
+    /// The model that pictures come from.
+    fn model(&mut self, target: &Target, answer: &Answer) {
+        let name = format!("{} in {}", target.model.id, target.location);
+        let instead = || mend::use_model(&self.home, &self.instead_of(target));
         match answer {
             // Should Vertex AI look at the prompt before the model, the table knows better.
             Ok(()) if target.model.retired => {
-                let text = format!("{role}{id} in {location} does not say that it is gone, but Google has retired it");
-                self.say(Verdict::Warn, "model", &text, Some(self.mend_model(Obstacle::ModelGone, target)));
+                let text = format!("{name} does not say that it is gone, but Google has retired it");
+                self.say(Verdict::Warn, "model", &text, Some(instead()));
             }
-            Ok(()) => self.ok("model", &format!("{role}{id} answers in {location}")),
+            Ok(()) => self.ok("model", &format!("{} answers in {}", target.model.id, target.location)),
             Err((obstacle, error)) => {
-                let verdict = if *obstacle == Obstacle::Busy { Verdict::Warn } else { bad };
-                let text = format!("{role}{id} in {location}: {}", said(error));
-                self.say(
-                    verdict,
-                    "model",
-                    &text,
-                    Some(self.mend_model(*obstacle, target)).filter(|mend| !mend.is_empty()),
-                );
+                let verdict = if *obstacle == Obstacle::Busy { Verdict::Warn } else { Verdict::Fail };
+                let mend = match obstacle {
+                    Obstacle::ModelGone | Obstacle::NoSuchLocation => Some(instead()),
+                    _ => self.mend_access(*obstacle),
+                };
+                self.say(verdict, "model", &format!("{name}: {}", said(error)), mend);
             }
         }
+    }
+
+    /// A model that is asked once the one before it is gone.
+    fn fallback(&mut self, target: &Target, answer: &Answer) {
+        let name = format!("fallback {} in {}", target.model.id, target.location);
+        let Err((obstacle, error)) = answer else {
+            return self.ok("model", &format!("fallback {} answers in {}", target.model.id, target.location));
+        };
+        let mend = match obstacle {
+            Obstacle::ModelGone | Obstacle::NoSuchLocation => {
+                let kept = self.config.fallbacks.iter().filter(|fallback| *fallback != target);
+                Some(mend::use_fallbacks(&self.home, kept.chain([&self.instead_of(target)])))
+            }
+            _ => self.mend_access(*obstacle),
+        };
+        self.say(Verdict::Warn, "model", &format!("{name}: {}", said(error)), mend);
     }
 
     /// The configured model and its fallbacks, each once, as far as their settings are valid.
@@ -280,17 +301,15 @@ impl Doctor {
         targets
     }
 
-    /// Empty where only waiting helps.
-    fn mend_model(&self, obstacle: Obstacle, target: &Target) -> String {
+    /// None where only waiting helps.
+    fn mend_access(&self, obstacle: Obstacle) -> Option<String> {
         let project = &self.config.project_id;
         match obstacle {
-            Obstacle::ModelGone => mend::use_model(&self.home, &self.instead_of(target)),
-            Obstacle::NoSuchLocation => self.home.set(&[("IGA_VERTEXAI_LOCATION", "global")]),
-            Obstacle::Permission => mend::project_role(project, &self.member),
-            Obstacle::ApiDisabled => mend::enable_api(project),
-            Obstacle::BillingDisabled => mend::link_billing(project),
-            Obstacle::Busy | Obstacle::NoQuota => mend::quota(project),
-            Obstacle::Other => String::new(),
+            Obstacle::Permission => Some(mend::project_role(project, &self.member)),
+            Obstacle::ApiDisabled => Some(mend::enable_api(project)),
+            Obstacle::BillingDisabled => Some(mend::link_billing(project)),
+            Obstacle::Busy | Obstacle::NoQuota => Some(mend::quota(project)),
+            Obstacle::ModelGone | Obstacle::NoSuchLocation | Obstacle::Other => None,
         }
     }
 
@@ -335,14 +354,14 @@ impl Doctor {
         if missing.is_empty() {
             return self.round_trip(storage).await;
         }
-        let role = match missing[..] {
-            [CREATE_PERMISSION] => "roles/storage.objectCreator",
-            _ if missing.contains(&CREATE_PERMISSION) && !self.config.shared_retries => "roles/storage.objectCreator",
-            _ => "roles/storage.objectUser",
+        let (lacks_create, shared) = (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
+        let role = match lacks_create && (missing.len() == 1 || !shared) {
+            true => "roles/storage.objectCreator",
+            false => "roles/storage.objectUser",
         };
         let mend = mend::bucket_role(&bucket, &self.member, role);
         let lacks = format!("gs://{bucket}: the account lacks {}", missing.join(", "));
-        match (missing.contains(&CREATE_PERMISSION), self.config.shared_retries) {
+        match (lacks_create, shared) {
             (true, _) => self.fail("bucket", &lacks, Some(mend)),
             (false, true) => {
                 let text = format!("{lacks}, without which no request is answered while IGA_SHARED_RETRIES is on");

@@ -142,9 +142,9 @@ impl fmt::Display for Identity {
             Identity::AuthorizedUser => f.write_str("a person's sign-in with gcloud"),
             Identity::Impersonated { email } => write!(f, "a person's sign-in, acting as service account {email}"),
             Identity::Federated { source, email: Some(email), .. } => {
-                write!(f, "identity of {source}, acting as service account {email}")
+                write!(f, "federated from {source}, acting as service account {email}")
             }
-            Identity::Federated { source, pool, email: None } => write!(f, "identity of {source} in {pool}"),
+            Identity::Federated { source, pool, email: None } => write!(f, "federated from {source} in {pool}"),
         }
     }
 }
@@ -225,7 +225,7 @@ mod tests {
         ] {
             let identity = federated(source);
             let account = "acting as service account a@b.iam.gserviceaccount.com";
-            assert_eq!(identity.to_string(), format!("identity of {told}, {account}"));
+            assert_eq!(identity.to_string(), format!("federated from {told}, {account}"));
             assert!(identity.advice("").contains("GOOGLE_APPLICATION_CREDENTIALS"));
             assert!(identity.advice("failed to exchange token").contains("workloadIdentityPools/p "));
             assert!(identity.advice("failed to fetch token").contains("roles/iam.workloadIdentityUser on a@b"));

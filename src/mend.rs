@@ -18,8 +18,9 @@ impl Home {
         };
         match self.platform {
             Platform::Plain => format!("export {}", joined(" ", "=")),
+            // The sign between pairs is a comma, or the one that is named first; values may hold commas.
             Platform::CloudRun => {
-                format!("gcloud run services update {} --update-env-vars {}", self.service(), joined(",", "="))
+                format!("gcloud run services update {} --update-env-vars \"^;^{}\"", self.service(), joined(";", "="))
             }
             Platform::Lambda => format!("sam deploy   # with {} under Environment: Variables:", joined(", ", ": ")),
         }
@@ -51,6 +52,11 @@ pub fn required(home: &Home, name: &str, project: &str) -> String {
 
 pub fn use_model(home: &Home, target: &Target) -> String {
     home.set(&[("IGA_VERTEXAI_IMAGE_MODEL_ID", target.model.id), ("IGA_VERTEXAI_LOCATION", &target.location)])
+}
+
+pub fn use_fallbacks<'a>(home: &Home, targets: impl Iterator<Item = &'a Target>) -> String {
+    let entries: Vec<_> = targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
+    home.set(&[("IGA_VERTEXAI_FALLBACK_MODELS", &entries.join(","))])
 }
 
 /// For an environment in which no credentials are found.

@@ -22,7 +22,7 @@ impl Findings {
         let head = format!("{verdict:<5} {subject:<9} ");
         let lines: Vec<_> = self.text.lines().collect();
         let is_it = |line: &&str| line.starts_with(&head) && line.contains(words);
-        let Some(place) = lines.iter().position(|line| is_it(&line)) else {
+        let Some(place) = lines.iter().position(is_it) else {
             panic!("no {verdict} {subject} {words:?} in:\n{}", self.text);
         };
         let next = lines.get(place + 1).and_then(|line| line.strip_prefix("                ")).unwrap_or_default();
@@ -195,7 +195,7 @@ async fn the_platform_is_where_settings_are_mended() {
     cloud_run.fail(
         "settings",
         "is not set",
-        "gcloud run services update pictures --update-env-vars IGA_VERTEXAI_PROJECT_ID=",
+        "gcloud run services update pictures --update-env-vars \"^;^IGA_VERTEXAI_PROJECT_ID=$(",
     );
     let lambda = [("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1"), ("IGA_DEBUG_MODE", "x")];
     let lambda = doctor(&emulator, &lambda).await;
@@ -302,9 +302,13 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
     let ec2 = json!({"environment_id": "aws1", "imdsv2_session_token_url": metadata});
     let unset = "unset GOOGLE_APPLICATION_CREDENTIALS";
     for (source, told, words) in [
-        (&aws, "identity of AWS, acting as", "made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID"),
-        (&ec2, "identity of AWS, acting as", "made for EC2 (--enable-imdsv2)"),
-        (&azure, "identity of Azure, acting as", "made for Azure, whose metadata server is not here"),
+        (
+            &aws,
+            "federated from AWS, acting as",
+            "made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID",
+        ),
+        (&ec2, "federated from AWS, acting as", "made for EC2 (--enable-imdsv2)"),
+        (&azure, "federated from Azure, acting as", "made for Azure, whose metadata server is not here"),
         (&json!({"file": "/nowhere/token"}), "the token in /nowhere/token", "its own cloud in /nowhere/token"),
         (&json!({"executable": {"command": "/nowhere/x"}}), "a program's token", "ALLOW_EXECUTABLES=1"),
     ] {
@@ -391,7 +395,9 @@ async fn a_fallback_that_is_gone_is_a_warning_and_the_last_one_decides() {
     .await;
     findings.warn("model", "gemini-3-pro-image-preview is not served in global: a 404 at every start", "");
     findings.ok("model", "gemini-nano-banana-2.1 answers");
-    findings.warn("model", "fallback imagen-3.0-generate-001 in ", "export IGA_VERTEXAI_IMAGE_MODEL_ID=");
+    let mend =
+        "export IGA_VERTEXAI_FALLBACK_MODELS=global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,global/";
+    findings.warn("model", "fallback imagen-3.0-generate-001 in ", mend);
 }
 
 #[tokio::test]
@@ -468,7 +474,8 @@ async fn a_fallback_that_may_not_be_asked_is_a_warning_while_the_model_answers()
 async fn a_location_that_does_not_exist_is_a_finding() {
     let settings = [("IGA_VERTEXAI_LOCATION", "mars"), ("IGA_VERTEXAI_FALLBACK_MODELS", "")];
     let findings = doctor(&emulator().await, &settings).await;
-    findings.fail("model", "no such address for location mars", "export IGA_VERTEXAI_LOCATION=global");
+    let mend = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
+    findings.fail("model", "no such address for location mars", mend);
 }
 
 #[tokio::test]
