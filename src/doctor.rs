@@ -14,6 +14,7 @@ use crate::vertex::Obstacle;
 use std::cmp::Ordering;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -32,7 +33,7 @@ pub fn run(variable: &dyn Fn(&str) -> Option<String>) -> bool {
     match App::new(doctor.config.clone()) {
         Ok(app) => {
             doctor.ok("tls", "CA certificates were found");
-            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
                 Ok(tokio) => {
                     tokio.block_on(doctor.examine(&app));
                     // A name that is still being looked up is nobody's any more.
@@ -168,7 +169,7 @@ impl Doctor {
                 Some(InUse::File(path, identity))
             }
             Ok(InUse::MetadataServer) => {
-                match app.auth.metadata_email(&app.generator.vertex.http, soon()).await {
+                match app.auth.metadata_email(&app.generator.vertex.http, Instant::now() + EMAIL_LIMIT).await {
                     Some(email) => {
                         self.ok("identity", &format!("service account {email} (metadata server)"));
                         self.member = format!("serviceAccount:{email}");
@@ -227,10 +228,17 @@ impl Doctor {
         if !self.is_sound("model", &["IGA_VERTEXAI_PROJECT_ID", "IGA_VERTEXAI_ENDPOINT"]) {
             return;
         }
-        let mut answers = Vec::new();
+        let mut probes = Vec::new();
         for target in self.targets() {
-            let answer = app.generator.vertex.probe(&target, soon()).await;
-            answers.push((target, answer));
+            let generator = Arc::clone(&app.generator);
+            probes.push(tokio::spawn(async move {
+                let answer = generator.vertex.probe(&target, soon()).await;
+                (target, answer)
+            }));
+        }
+        let mut answers = Vec::new();
+        for probe in probes {
+            answers.extend(probe.await);
         }
         let served = answers.iter().position(|(_, answer)| !matches!(answer, Err((Obstacle::ModelGone, _))));
         for (place, (target, answer)) in answers.iter().enumerate() {
@@ -453,6 +461,8 @@ fn in_one_line(text: &str) -> String {
 
 const PERMISSIONS: &[&str] = &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete"];
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// For a name that is nice to know, of a server that is near or not there.
+const EMAIL_LIMIT: Duration = Duration::from_secs(3);
 /// Somebody is waiting.
 const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
 const MAX_LINE_BYTES: usize = 700;
