@@ -201,8 +201,8 @@ impl Doctor {
         let text = format!("{seconds} s {side} Cloud Storage's");
         let mend = Some(mend::SET_CLOCK.to_owned());
         match seconds {
-            0..=2 => self.ok("clock", "agrees with Cloud Storage's"),
-            3..=30 => self.ok("clock", &text),
+            0..=5 => self.ok("clock", "agrees with Cloud Storage's"),
+            6..=30 => self.ok("clock", &text),
             31..=300 => self.say(Verdict::Warn, "clock", &text, mend),
             _ => self.fail("clock", &format!("{text}; tokens are refused beyond 5 min"), mend),
         }
