@@ -9,6 +9,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// The environment, or a map that stands for it.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// The settings of one process, valid as a whole.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -227,16 +230,16 @@ impl Config {
     /// # Errors
     /// All problems at once. Values of variables that may hold secrets are never repeated.
     pub fn from_vars(variable: impl Fn(&str) -> Option<String>) -> Result<Config, Problems> {
-        match Config::read(variable) {
+        match Config::read(&variable) {
             (config, problems) if problems.is_empty() => Ok(config),
             (_, problems) => Err(Problems(problems)),
         }
     }
 
     /// The same, for whoever can do with a part: a setting with a problem has any value.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> (Config, Vec<Problem>) {
-        let mut read = Reader { variable: &variable, problems: Vec::new() };
-        let platform = platform(&variable);
+    pub fn read(variable: Variables) -> (Config, Vec<Problem>) {
+        let mut read = Reader { variable, problems: Vec::new() };
+        let platform = platform(variable);
         let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
         let model = read.parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model).unwrap_or(&crate::model::MODELS[0]);
         let config = Config {
@@ -272,7 +275,7 @@ impl Config {
                 .unwrap_or_else(|| GOOGLES_STORAGE.to_owned()),
             platform,
             timing: Timing::DEFAULT,
-            warnings: warnings(&variable),
+            warnings: warnings(variable),
         };
         let known = |name| read.problems.iter().all(|problem| problem.name != name);
         if known(DEFAULT_RATIO) && known("IGA_VERTEXAI_IMAGE_MODEL_ID") {
@@ -286,8 +289,8 @@ impl Config {
 ///
 /// # Errors
 /// A sentence, where the port or the host is no such thing.
-pub fn own_address(variable: impl Fn(&str) -> Option<String>) -> Result<SocketAddr, String> {
-    let mut read = Reader { variable: &variable, problems: Vec::new() };
+pub fn own_address(variable: Variables) -> Result<SocketAddr, String> {
+    let mut read = Reader { variable, problems: Vec::new() };
     let (host, port) = (read.host(), read.port());
     match read.problems.into_iter().next() {
         None => Ok(reachable(SocketAddr::new(host, port))),
@@ -307,7 +310,7 @@ pub fn reachable(mut listener: SocketAddr) -> SocketAddr {
 
 /// Reads variables one by one and remembers what is wrong with them.
 struct Reader<'a> {
-    variable: &'a dyn Fn(&str) -> Option<String>,
+    variable: Variables<'a>,
     problems: Vec<Problem>,
 }
 
@@ -376,7 +379,7 @@ fn setting_named(name: &str) -> &'static Setting {
     found.expect("only settings of the table are read")
 }
 
-fn platform(variable: &impl Fn(&str) -> Option<String>) -> Platform {
+fn platform(variable: Variables) -> Platform {
     if variable("AWS_LAMBDA_RUNTIME_API").is_some() {
         Platform::Lambda
     } else if variable("K_SERVICE").is_some() {
@@ -387,17 +390,17 @@ fn platform(variable: &impl Fn(&str) -> Option<String>) -> Platform {
 }
 
 /// What the platform calls this service or function.
-pub fn service_name(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+pub fn service_name(variable: Variables) -> Option<String> {
     variable("K_SERVICE").or_else(|| variable("AWS_LAMBDA_FUNCTION_NAME"))
 }
 
 /// The variable that sets the port: the one that is set, else IGA's own.
-pub fn port_name(variable: impl Fn(&str) -> Option<String>) -> &'static str {
-    let read = Reader { variable: &variable, problems: Vec::new() };
+pub fn port_name(variable: Variables) -> &'static str {
+    let read = Reader { variable, problems: Vec::new() };
     read.find(setting_named("PORT")).map_or("IGA_PORT", |(name, _)| name)
 }
 
-fn warnings(variable: &impl Fn(&str) -> Option<String>) -> Vec<String> {
+fn warnings(variable: Variables) -> Vec<String> {
     let deprecated = variable("IGA_GENERATED_IMAGE_DIR").map(|_| {
         "IGA_GENERATED_IMAGE_DIR is deprecated and has no effect: pictures go to Cloud Storage only.".to_owned()
     });
@@ -668,7 +671,7 @@ mod tests {
     fn the_own_address_needs_no_other_setting_and_is_one_to_connect_to() {
         let own = |vars: &[(&str, &str)]| {
             let vars: HashMap<_, _> = vars.iter().copied().collect();
-            own_address(|name| vars.get(name).map(|text| text.to_string())).map(|address| address.to_string())
+            own_address(&|name| vars.get(name).map(|text| text.to_string())).map(|address| address.to_string())
         };
         assert_eq!(own(&[]).unwrap(), "127.0.0.1:5007");
         assert_eq!(own(&[("IGA_PORT", "1"), ("PORT", "8080"), ("IGA_HOST", "::")]).unwrap(), "[::1]:8080");

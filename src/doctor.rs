@@ -4,7 +4,7 @@
 
 use crate::app::App;
 use crate::auth::InUse;
-use crate::config::{self, Config, Platform, Problem, Target};
+use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::health;
 use crate::mend::{self, Home};
@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 /// Prints a line for every finding, and under it the command that mends it; whether nothing failed.
-pub fn run(variable: &dyn Fn(&str) -> Option<String>) -> bool {
+pub fn run(variable: Variables) -> bool {
     let env_file = config::load_env_file();
     let (mut config, problems) = Config::read(variable);
     config.timing.first_retry_wait = FIRST_RETRY_WAIT;

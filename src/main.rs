@@ -60,7 +60,7 @@ fn serve() -> ExitCode {
 
 /// Docker knows 0 and 1 only, so wrong settings are 1 as well.
 fn ask_health() -> ExitCode {
-    let address = config::load_env_file().and_then(|()| config::own_address(variable));
+    let address = config::load_env_file().and_then(|()| config::own_address(&variable));
     match address.and_then(health::ask) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => fail(problem),
