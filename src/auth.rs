@@ -99,7 +99,7 @@ impl Auth {
         let response =
             timeout_at(deadline, http.get(url).header("metadata-flavor", "Google").send()).await.ok()?.ok()?;
         let text = timeout_at(deadline, response.error_for_status().ok()?.text()).await.ok()?.ok()?;
-        text.contains('@').then_some(text)
+        text.contains('@').then(|| text.trim().to_owned())
     }
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.

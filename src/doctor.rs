@@ -420,8 +420,8 @@ impl Doctor {
             return self.ok("port", "none is needed under AWS Lambda");
         }
         let address = SocketAddr::new(self.config.host, self.config.port);
-        let another = |port: u16| port.checked_add(1).unwrap_or(8080).max(1024).to_string();
-        let another = self.home.set(&[(variable, &another(address.port()))]);
+        let another = address.port().checked_add(1).unwrap_or(8080).max(1024);
+        let another = self.home.set(&[(variable, &another.to_string())]);
         match TcpListener::bind(address).map_err(|error| (error.kind(), error)) {
             Ok(_) => self.ok("port", &format!("{address} is free")),
             Err((ErrorKind::AddrInUse, _)) => match health::ask(config::reachable(address)) {

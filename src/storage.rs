@@ -237,7 +237,8 @@ impl Storage {
             let request = || self.http.delete(&url).query(&query);
             let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
-                204 | 404 | 412 => Ok(()),
+                // Google says 204, other servers 200.
+                200 | 204 | 404 | 412 => Ok(()),
                 _ => Err(refused(response, within(deadline, limit)).await),
             }
         };

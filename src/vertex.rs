@@ -73,7 +73,8 @@ impl Vertex {
     /// It is the generating request itself, so that it meets the same host, project, location, model and
     /// permission as a real one, in both families; a 400 about the missing prompt says that all of these are
     /// in order. The publisher model's own resource knows neither the location nor the permission, and
-    /// `:countTokens` is not documented for Imagen.
+    /// `:countTokens` is not documented for Imagen. That the model is looked up before the prompt is nowhere
+    /// promised; who asks for a model that is known to be retired should not take its silence for life.
     ///
     /// # Errors
     /// What stands in the way, and the error that a generation would end with.
