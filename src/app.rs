@@ -12,6 +12,7 @@ use std::sync::Arc;
 pub struct App {
     pub config: Config,
     pub flights: Arc<Flights>,
+    pub generator: Arc<Generator>,
     pub auth: Arc<Auth>,
 }
 
@@ -36,7 +37,7 @@ impl App {
             writable: Default::default(),
         });
         let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
-        let generator = Generator { vertex, storage, targets, current: Default::default() };
+        let generator = Arc::new(Generator { vertex, storage, targets, current: Default::default() });
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,
@@ -44,7 +45,7 @@ impl App {
             answer_within: config.answer_within,
             timing: config.timing,
         };
-        let flights = Arc::new(Flights::new(Arc::new(generator), rules));
-        Arc::new(App { config, flights, auth })
+        let flights = Arc::new(Flights::new(Arc::clone(&generator), rules));
+        Arc::new(App { config, flights, generator, auth })
     }
 }

@@ -1,17 +1,20 @@
 //! One credential for both of Google's services, and the one way a request leaves the house.
 
-use crate::client::{Body, Client};
-use crate::config::{CREDENTIAL_TYPES, Credentials as Sources, Timing};
+use crate::client::{self, Body, Client};
+use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
+use crate::identity::Identity;
 use crate::retry::{self, Failure, within};
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account, user_account,
 };
 use google_cloud_auth::errors::CredentialsError;
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -25,6 +28,12 @@ pub struct Auth {
     sources: Sources,
     timing: Timing,
     current: Mutex<Option<Arc<Credentials>>>,
+}
+
+/// Where the credential in use comes from.
+pub enum InUse {
+    File(PathBuf, Identity),
+    MetadataServer,
 }
 
 /// Why a request got no answer.
@@ -90,11 +99,52 @@ impl Auth {
     ) -> Result<Response<Incoming>, SendError> {
         let mut request = request.map_err(unsent)?;
         request.headers_mut().extend(authorization.headers.clone());
+        self.send_unsigned(deadline, Ok(request)).await
+    }
+
+    /// Sends a request of which nobody is to know whose it is.
+    pub async fn send_unsigned(
+        &self,
+        deadline: Instant,
+        request: http::Result<Request<Body>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let request = request.map_err(unsent)?;
         match timeout_at(deadline, self.client.request(request).map_err(unsent)?).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(SendError::Http(error)),
             Err(_) => Err(SendError::Deadline),
         }
+    }
+
+    /// Gets an access token, in one try, and keeps it for what is sent next.
+    ///
+    /// # Errors
+    /// Why there is none, in the words of a request that fails for it.
+    pub async fn try_token(&self, deadline: Instant) -> Result<(), Error> {
+        self.ask(deadline).await.map(drop).map_err(|failure| failure.error)
+    }
+
+    /// Where the credential comes from.
+    ///
+    /// # Errors
+    /// Where that is a file which cannot be one.
+    pub fn in_use(&self) -> Result<InUse, Error> {
+        match self.file() {
+            Some(path) => self.read(path).map(|(identity, _)| InUse::File(path.to_owned(), identity)),
+            None => Ok(InUse::MetadataServer),
+        }
+    }
+
+    /// The service account that the metadata server speaks for, if there is one and it answers.
+    pub async fn metadata_email(&self, deadline: Instant) -> Option<String> {
+        let host = self.sources.metadata_host.as_deref().unwrap_or(METADATA_HOST);
+        let url = format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
+        let request = Request::get(url).header("metadata-flavor", "Google").body(client::text(""));
+        let response =
+            self.send_unsigned(deadline, request).await.ok().filter(|answer| answer.status().is_success())?;
+        let email = timeout_at(deadline, Limited::new(response.into_body(), MAX_EMAIL_BYTES).collect()).await.ok()?;
+        let text = String::from_utf8(email.ok()?.to_bytes().into()).ok()?;
+        text.contains('@').then(|| text.trim().to_owned())
     }
 
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
@@ -128,17 +178,26 @@ impl Auth {
     /// guessed at is most likely not there.
     fn failure(&self, error: Option<CredentialsError>) -> Failure {
         let transient = error.as_ref().is_none_or(CredentialsError::is_transient);
-        let caused = |failure: Error| match error {
+        let cause = error.map(|error| Cause::of(&error));
+        let advice = self.advice(cause.as_ref().map_or("", |cause| &cause.0));
+        let caused = |failure: Error| match cause {
             Some(cause) => failure.caused_by(cause),
             None => failure,
         };
         match (transient, self.is_configured()) {
-            (true, true) => Failure::later(caused(
-                Kind::VertexUnavailable
-                    .because(format!("Service Unavailable: no access token from {}.", self.source_in_use())),
-            )),
-            (true, false) | (false, _) => Failure::never(caused(self.no_credentials())),
+            (true, true) => {
+                let source = self.source_in_use();
+                let text = format!("Service Unavailable: no access token from {source}.{advice}");
+                Failure::later(caused(Kind::VertexUnavailable.because(text)))
+            }
+            (true, false) | (false, _) => Failure::never(caused(self.no_credentials(&advice))),
         }
+    }
+
+    /// What to change, as a further sentence, where the file in use tells.
+    fn advice(&self, cause: &str) -> String {
+        let read = self.file().and_then(|path| self.read(path).ok());
+        read.map(|(identity, _)| format!(" {}", identity.advice(cause))).unwrap_or_default()
     }
 
     /// Whether a source is known to be there, rather than only looked for.
@@ -165,7 +224,7 @@ impl Auth {
     }
 
     fn build(&self) -> Result<Credentials, Error> {
-        match self.sources.file.as_deref().or(self.gcloud_file()) {
+        match self.file() {
             Some(path) => self.build_from(path),
             None => {
                 let builder = mds::Builder::default();
@@ -173,33 +232,51 @@ impl Auth {
                     Some(host) => builder.with_endpoint(format!("http://{host}")),
                     None => builder,
                 };
-                builder.build().map_err(|error| self.no_credentials().caused_by(error))
+                builder.build().map_err(|error| self.no_credentials("").caused_by(error))
             }
         }
     }
 
     fn build_from(&self, path: &Path) -> Result<Credentials, Error> {
-        let unusable = |what: String| {
-            Kind::PermissionDenied.because(format!("No usable Google credentials: {} {what}.", path.display()))
+        let (identity, json) = self.read(path)?;
+        let built = match identity {
+            Identity::AuthorizedUser => user_account::Builder::new(json).build(),
+            Identity::ServiceAccount { .. } => service_account::Builder::new(json).build(),
+            Identity::Impersonated { .. } => impersonated::Builder::new(json).build(),
+            Identity::Federated { .. } => external_account::Builder::new(json).build(),
         };
-        let text = std::fs::read(path).map_err(|error| unusable("cannot be read".to_owned()).caused_by(error))?;
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|_| unusable("is not JSON".to_owned()))?;
-        let built = match json["type"].as_str() {
-            Some("authorized_user") => user_account::Builder::new(json).build(),
-            Some("service_account") => service_account::Builder::new(json).build(),
-            Some("impersonated_service_account") => impersonated::Builder::new(json).build(),
-            Some("external_account") => external_account::Builder::new(json).build(),
-            _ => return Err(unusable(format!("is none of {}", CREDENTIAL_TYPES.join(", ")))),
+        built.map_err(|error| self.unusable(path, "is not complete").caused_by(error))
+    }
+
+    fn read(&self, path: &Path) -> Result<(Identity, serde_json::Value), Error> {
+        let text = std::fs::read(path).map_err(|error| self.unusable(path, "cannot be read").caused_by(error))?;
+        let json = serde_json::from_slice(&text).map_err(|_| self.unusable(path, "is not JSON"))?;
+        match Identity::from_file(&json) {
+            Some(identity) => Ok((identity, json)),
+            None => Err(self.unusable(path, &format!("is none of {}", Identity::TYPES.join(", ")))),
+        }
+    }
+
+    fn unusable(&self, path: &Path, what: &str) -> Error {
+        let anew = match self.sources.file {
+            Some(_) => "download or generate it anew",
+            None => "sign in anew with gcloud auth application-default login",
         };
-        built.map_err(|error| unusable("is not complete".to_owned()).caused_by(error))
+        let path = path.display();
+        Kind::PermissionDenied.because(format!("No usable Google credentials: {path} {what}; {anew}."))
+    }
+
+    /// The credentials file in use, if one is.
+    fn file(&self) -> Option<&Path> {
+        self.sources.file.as_deref().or(self.gcloud_file())
     }
 
     fn gcloud_file(&self) -> Option<&Path> {
         self.sources.gcloud_file.as_deref().filter(|path| path.exists())
     }
 
-    fn no_credentials(&self) -> Error {
-        Kind::PermissionDenied.because(format!("No usable Google credentials. Tried: {}.", self.looked_at()))
+    fn no_credentials(&self, advice: &str) -> Error {
+        Kind::PermissionDenied.because(format!("No usable Google credentials.{advice} Tried: {}.", self.looked_at()))
     }
 
     fn source_in_use(&self) -> &'static str {
@@ -220,10 +297,45 @@ impl Auth {
             (Some(path), None) => format!("{} (not there)", path.display()),
             (None, None) => "gcloud's own file (HOME is not set)".to_owned(),
         };
-        let metadata = self.sources.metadata_host.as_deref().unwrap_or("metadata.google.internal");
+        let metadata = self.sources.metadata_host.as_deref().unwrap_or(METADATA_HOST);
         format!("{file}; {gcloud}; the metadata server at {metadata}")
     }
 }
+
+const MAX_EMAIL_BYTES: usize = 1024;
+const METADATA_HOST: &str = "metadata.google.internal";
+
+/// What Google's library says of a failure: each step once, though the library repeats them, and without the
+/// token of another cloud that it quotes when a field is missing beside it.
+#[derive(Debug)]
+struct Cause(String);
+
+impl Cause {
+    fn of(error: &CredentialsError) -> Cause {
+        let chain = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
+        let texts: Vec<_> = chain.map(|cause| cause.to_string().replace(MAY_SUCCEED, "")).collect();
+        let mut steps: Vec<_> =
+            texts.windows(2).map(|pair| pair[0].strip_suffix(&pair[1]).unwrap_or(&pair[0])).collect();
+        steps.extend(texts.last().map(String::as_str));
+        let mut steps: Vec<_> = steps.iter().map(|step| step.trim_end_matches([':', ' '])).collect();
+        steps.dedup();
+        let text = steps.join(": ");
+        Cause(match text.split_once(", body=") {
+            Some((before, _)) if before.contains("subject token field") => before.to_owned(),
+            Some(_) | None => text,
+        })
+    }
+}
+
+const MAY_SUCCEED: &str = " but future attempts may succeed";
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Cause {}
 
 fn unsent(cause: impl std::error::Error + Send + Sync + 'static) -> SendError {
     SendError::Unsent(Kind::Internal.because("The request could not be sent.").caused_by(cause))

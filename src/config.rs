@@ -1,12 +1,16 @@
 //! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment, or `.env`.
 
+use crate::identity::{Identity, Source};
 use crate::model::{Model, RATIOS};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
+
+/// The environment, or a map that stands for it.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The settings of one process, valid as a whole.
 #[derive(Debug, Clone)]
@@ -141,7 +145,7 @@ pub const SETTINGS: &[Setting] = &[
         Preset::Value("images/iga/"),
         "folder in the bucket; empty is the bucket's root",
     ),
-    setting(&["IGA_DEFAULT_ASPECT_RATIO"], Preset::Value("1:1"), "ratio of requests that name none"),
+    setting(&[DEFAULT_RATIO], Preset::Value("1:1"), "ratio of requests that name none"),
     setting(&["IGA_ADD_WATERMARK"], Preset::Value("True"), "watermark of requests that do not say (Imagen only)"),
     setting(
         &["IGA_GENERATION_DEADLINE_SECONDS"],
@@ -178,6 +182,7 @@ pub const SETTINGS: &[Setting] = &[
 
 const PORT: &[&str] = &["PORT", "IGA_PORT"];
 const PROJECT_ID: &[&str] = &["IGA_VERTEXAI_PROJECT_ID", "GCP_PROJECT_ID"];
+const DEFAULT_RATIO: &str = "IGA_DEFAULT_ASPECT_RATIO";
 const LOCATION: &[&str] = &["IGA_VERTEXAI_LOCATION", "GCP_LOCATION"];
 
 const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'static str) -> Setting {
@@ -186,13 +191,34 @@ const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'stat
 
 /// Everything that is wrong with the settings, for a person to mend in one go.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<String>);
+pub struct Problems(pub Vec<Problem>);
+
+/// What is wrong with one setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The variable that is set, or the first of those that may be.
+    pub name: &'static str,
+    /// A sentence that begins with the name.
+    pub text: String,
+}
+
+impl Problem {
+    /// Whether it is about the setting that has this name, among others.
+    pub fn is_about(&self, name: &str) -> bool {
+        setting_named(self.name).names.contains(&name)
+    }
+
+    /// Whether nothing can be done without a value.
+    pub fn is_about_a_required_setting(&self) -> bool {
+        matches!(setting_named(self.name).preset, Preset::Required)
+    }
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let things = if self.0.len() == 1 { "setting needs" } else { "settings need" };
         write!(f, "IGA cannot start: {} {things} attention.", self.0.len())?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+        self.0.iter().try_for_each(|problem| write!(f, "\n  - {}", problem.text))
     }
 }
 
@@ -204,16 +230,26 @@ impl Config {
     /// # Errors
     /// All problems at once. Values of variables that may hold secrets are never repeated.
     pub fn from_vars(variable: impl Fn(&str) -> Option<String>) -> Result<Config, Problems> {
-        let mut read = Reader { variable: &variable, problems: Vec::new() };
-        let platform = platform(&variable);
+        match Config::read(&variable) {
+            (config, problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(Problems(problems)),
+        }
+    }
+
+    /// The same, for whoever can do with a part: a setting with a problem has any value.
+    pub fn read(variable: Variables) -> (Config, Vec<Problem>) {
+        let mut read = Reader { variable, problems: Vec::new() };
+        let platform = platform(variable);
         let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
         let model = read.parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model).unwrap_or(&crate::model::MODELS[0]);
         let config = Config {
-            host: read.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
-            port: read.parse("PORT", |text| parse_number(text, 0..=u16::MAX)),
+            host: read.host(),
+            port: read.port(),
             debug: read.parse("IGA_DEBUG_MODE", parse_bool),
             credentials: Credentials {
-                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", parse_credentials_file),
+                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", |path| {
+                    parse_credentials_file(path, platform, variable("AWS_ACCESS_KEY_ID").is_some())
+                }),
                 gcloud_file: variable("HOME").map(|home| PathBuf::from(home).join(GCLOUD_FILE)),
                 metadata_host: read.optional("GCE_METADATA_HOST", parse_metadata_host),
                 has_metadata_server: platform == Platform::CloudRun,
@@ -223,7 +259,7 @@ impl Config {
             model: Target { model, location: location.clone() },
             bucket: read.parse("GCS_BUCKET_NAME", parse_bucket),
             prefix: read.parse("IGA_GCS_IMAGE_PREFIX", parse_prefix),
-            default_aspect_ratio: read.parse("IGA_DEFAULT_ASPECT_RATIO", parse_ratio),
+            default_aspect_ratio: read.parse(DEFAULT_RATIO, parse_ratio),
             add_watermark: read.parse("IGA_ADD_WATERMARK", parse_bool),
             generation_deadline: read.parse("IGA_GENERATION_DEADLINE_SECONDS", parse_seconds),
             transfer_budget_bytes: read
@@ -236,28 +272,57 @@ impl Config {
             vertex_endpoint: read.optional("IGA_VERTEXAI_ENDPOINT", parse_endpoint),
             storage_endpoint: read
                 .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
-                .unwrap_or_else(|| "https://storage.googleapis.com".to_owned()),
+                .unwrap_or_else(|| GOOGLES_STORAGE.to_owned()),
             platform,
             timing: Timing::DEFAULT,
-            warnings: warnings(&variable),
+            warnings: warnings(variable),
         };
-        if let Err(problem) = check_default_ratio(&config) {
-            read.problems.push(problem);
+        let known = |name| read.problems.iter().all(|problem| problem.name != name);
+        if known(DEFAULT_RATIO) && known("IGA_VERTEXAI_IMAGE_MODEL_ID") {
+            read.problems.extend(check_default_ratio(&config).err());
         }
-        match read.problems.is_empty() {
-            true => Ok(config),
-            false => Err(Problems(read.problems)),
-        }
+        (config, read.problems)
     }
+}
+
+/// Where a service with these settings answers on this machine. No other setting is looked at.
+///
+/// # Errors
+/// A sentence, where the port or the host is no such thing.
+pub fn own_address(variable: Variables) -> Result<SocketAddr, String> {
+    let mut read = Reader { variable, problems: Vec::new() };
+    let (host, port) = (read.host(), read.port());
+    match read.problems.into_iter().next() {
+        None => Ok(reachable(SocketAddr::new(host, port))),
+        Some(problem) => Err(problem.text),
+    }
+}
+
+/// Where one connects to, to reach a listener of this machine.
+pub fn reachable(mut listener: SocketAddr) -> SocketAddr {
+    match listener.ip() {
+        IpAddr::V4(host) if host.is_unspecified() => listener.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(host) if host.is_unspecified() => listener.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    listener
 }
 
 /// Reads variables one by one and remembers what is wrong with them.
 struct Reader<'a> {
-    variable: &'a dyn Fn(&str) -> Option<String>,
-    problems: Vec<String>,
+    variable: Variables<'a>,
+    problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
+    fn host(&mut self) -> IpAddr {
+        self.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    fn port(&mut self) -> u16 {
+        self.parse("PORT", |text| parse_number(text, 0..=u16::MAX))
+    }
+
     /// The value that is set, else the table's; after a problem any value, as no config comes of it.
     fn parse<T: Default>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let setting = setting_named(name);
@@ -265,7 +330,8 @@ impl Reader<'_> {
             (Some((name, text)), _) => self.parsed(name, &text, parse),
             (None, Preset::Value(text)) => self.parsed(setting.names[0], text, parse),
             (None, Preset::Required) => {
-                self.problems.push(format!("{} is not set: {}.", names(setting), setting.meaning));
+                let text = format!("{} is not set: {}.", names(setting), setting.meaning);
+                self.problems.push(Problem { name: setting.names[0], text });
                 T::default()
             }
             (None, Preset::Unset | Preset::ByPlatform(_)) => T::default(),
@@ -277,9 +343,9 @@ impl Reader<'_> {
         self.parse(name, |text| parse(text).map(Some))
     }
 
-    fn parsed<T: Default>(&mut self, name: &str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    fn parsed<T: Default>(&mut self, name: &'static str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         parse(text.trim()).unwrap_or_else(|problem| {
-            self.problems.push(format!("{name} {problem}."));
+            self.problems.push(Problem { name, text: format!("{name} {problem}.") });
             T::default()
         })
     }
@@ -313,7 +379,7 @@ fn setting_named(name: &str) -> &'static Setting {
     found.expect("only settings of the table are read")
 }
 
-fn platform(variable: &impl Fn(&str) -> Option<String>) -> Platform {
+fn platform(variable: Variables) -> Platform {
     if variable("AWS_LAMBDA_RUNTIME_API").is_some() {
         Platform::Lambda
     } else if variable("K_SERVICE").is_some() {
@@ -323,7 +389,18 @@ fn platform(variable: &impl Fn(&str) -> Option<String>) -> Platform {
     }
 }
 
-fn warnings(variable: &impl Fn(&str) -> Option<String>) -> Vec<String> {
+/// What the platform calls this service or function.
+pub fn service_name(variable: Variables) -> Option<String> {
+    variable("K_SERVICE").or_else(|| variable("AWS_LAMBDA_FUNCTION_NAME"))
+}
+
+/// The variable that sets the port: the one that is set, else IGA's own.
+pub fn port_name(variable: Variables) -> &'static str {
+    let read = Reader { variable, problems: Vec::new() };
+    read.find(setting_named("PORT")).map_or("IGA_PORT", |(name, _)| name)
+}
+
+fn warnings(variable: Variables) -> Vec<String> {
     let deprecated = variable("IGA_GENERATED_IMAGE_DIR").map(|_| {
         "IGA_GENERATED_IMAGE_DIR is deprecated and has no effect: pictures go to Cloud Storage only.".to_owned()
     });
@@ -431,17 +508,18 @@ fn parse_ratio(text: &str) -> Result<String, String> {
 }
 
 /// A default that the configured model cannot take would fail every request that names no ratio.
-fn check_default_ratio(config: &Config) -> Result<(), String> {
+fn check_default_ratio(config: &Config) -> Result<(), Problem> {
     let model = config.model.model;
-    match model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
-        true => Ok(()),
-        false => Err(format!(
-            "IGA_DEFAULT_ASPECT_RATIO is {:?}, which {} cannot take; it takes {}.",
-            config.default_aspect_ratio,
-            model.id,
-            model.ratios().join(", ")
-        )),
+    if model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
+        return Ok(());
     }
+    let text = format!(
+        "{DEFAULT_RATIO} is {:?}, which {} cannot take; it takes {}.",
+        config.default_aspect_ratio,
+        model.id,
+        model.ratios().join(", ")
+    );
+    Err(Problem { name: DEFAULT_RATIO, text })
 }
 
 /// Scheme, host and port; plain http only to this machine or to a neighbour such as a compose service.
@@ -487,15 +565,45 @@ fn is_single_label(host: &str) -> bool {
     !host.is_empty() && !host.contains(['.', ':', '['])
 }
 
-/// Only whether the file can be one; what is in it is never repeated.
-fn parse_credentials_file(path: &str) -> Result<PathBuf, String> {
+/// Only whether the file can be one, and be one for this platform; what is in it is never repeated.
+fn parse_credentials_file(path: &str, platform: Platform, has_aws_keys: bool) -> Result<PathBuf, String> {
     let text = std::fs::read(path).map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
     let json: serde_json::Value = serde_json::from_slice(&text)
         .map_err(|_| format!("names a file that is not JSON ({path}); download or generate it anew"))?;
-    match json["type"].as_str() {
-        Some(kind) if CREDENTIAL_TYPES.contains(&kind) => Ok(path.into()),
-        Some(kind) => Err(format!("names a file of type {kind:?} ({path}); IGA knows {}", CREDENTIAL_TYPES.join(", "))),
-        None => Err(format!("names a JSON file without a type ({path}); it is no Google credentials file")),
+    match (Identity::from_file(&json), json["type"].as_str()) {
+        (Some(identity), _) => match misplaced(&identity, platform, has_aws_keys) {
+            Some(problem) => Err(format!("names a file {problem} ({path})")),
+            None => Ok(path.into()),
+        },
+        (None, Some(kind)) => {
+            Err(format!("names a file of type {kind:?} ({path}); IGA knows {}", Identity::TYPES.join(", ")))
+        }
+        (None, None) => Err(format!("names a JSON file without a type ({path}); it is no Google credentials file")),
+    }
+}
+
+/// What is wrong with a federation file on a platform where it can work by no means. Lambda has no metadata
+/// server; on Cloud Run, Google's own has the address that AWS's and Azure's have there.
+fn misplaced(identity: &Identity, platform: Platform, has_aws_keys: bool) -> Option<&'static str> {
+    let Identity::Federated { source, .. } = identity else {
+        return None;
+    };
+    match (platform, source) {
+        (Platform::Lambda, Source::Azure) => Some(
+            "made for Azure, but this is AWS Lambda; make one with gcloud iam workload-identity-pools \
+             create-cred-config … --aws",
+        ),
+        (Platform::Lambda, Source::Aws { only_on_ec2: true }) => Some(
+            "made for EC2, but this is AWS Lambda; make it with gcloud iam workload-identity-pools \
+             create-cred-config … --aws, without --enable-imdsv2",
+        ),
+        (Platform::CloudRun, Source::Azure) => {
+            Some("made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable")
+        }
+        (Platform::CloudRun, Source::Aws { .. }) if !has_aws_keys => {
+            Some("made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable")
+        }
+        (Platform::Lambda | Platform::CloudRun | Platform::Plain, _) => None,
     }
 }
 
@@ -503,9 +611,8 @@ const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_F
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
 const GOOGLES_METADATA_HOSTS: &[&str] = &["metadata.google.internal", "169.254.169.254"];
 
-/// The kinds of credentials file that [`crate::auth`] can build a credential from.
-pub const CREDENTIAL_TYPES: &[&str] =
-    &["authorized_user", "service_account", "impersonated_service_account", "external_account"];
+/// Where Cloud Storage is, unless a setting says otherwise.
+pub const GOOGLES_STORAGE: &str = "https://storage.googleapis.com";
 
 /// An object's name may have 1024 bytes; the rest is room for the name itself.
 const MAX_PREFIX_BYTES: usize = 900;
@@ -530,7 +637,7 @@ mod tests {
     fn problem(name: &str, value: &str) -> String {
         let problems = from(&[MINIMUM, &[(name, value)]].concat()).unwrap_err().0;
         assert_eq!(problems.len(), 1, "{problems:?}");
-        problems.into_iter().next().unwrap()
+        problems.into_iter().next().unwrap().text
     }
 
     #[test]
@@ -558,6 +665,18 @@ mod tests {
         assert_eq!(with(&[("PORT", ""), ("IGA_PORT", "5008")]).port, 5008);
         assert_eq!(with(&[("IGA_VERTEXAI_LOCATION", "global")]).model.location, "global");
         assert_eq!(with(&[("IGA_VERTEXAI_PROJECT_ID", "other")]).project_id, "other");
+    }
+
+    #[test]
+    fn the_own_address_needs_no_other_setting_and_is_one_to_connect_to() {
+        let own = |vars: &[(&str, &str)]| {
+            let vars: HashMap<_, _> = vars.iter().copied().collect();
+            own_address(&|name| vars.get(name).map(|text| text.to_string())).map(|address| address.to_string())
+        };
+        assert_eq!(own(&[]).unwrap(), "127.0.0.1:5007");
+        assert_eq!(own(&[("IGA_PORT", "1"), ("PORT", "8080"), ("IGA_HOST", "::")]).unwrap(), "[::1]:8080");
+        assert_eq!(own(&[("IGA_HOST", "10.0.0.7")]).unwrap(), "10.0.0.7:5007");
+        assert!(own(&[("PORT", "x"), ("IGA_ADD_WATERMARK", "x")]).unwrap_err().starts_with("PORT must be"));
     }
 
     #[test]
@@ -675,5 +794,36 @@ mod tests {
             assert!(problem.contains(word) && !problem.contains("SECRET"), "{problem}");
         }
         assert!(problem("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json").contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_federation_file_for_another_cloud_is_refused_where_that_is_certain() {
+        const AWS: &str = r#"{"environment_id": "aws1"}"#;
+        const EC2: &str = r#"{"environment_id": "aws1", "imdsv2_session_token_url": "http://169.254.169.254/x"}"#;
+        const AZURE: &str = r#"{"url": "http://169.254.169.254/metadata/identity/oauth2/token"}"#;
+        let (lambda, cloud_run) = (("AWS_LAMBDA_RUNTIME_API", "x"), ("K_SERVICE", "iga"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("federation.json");
+        let path = path.to_str().unwrap();
+        for (source, platform, words) in [
+            (AZURE, lambda, Some("made for Azure, but this is AWS Lambda; make one with gcloud")),
+            (EC2, lambda, Some("without --enable-imdsv2")),
+            (AWS, lambda, None),
+            (AZURE, cloud_run, Some("Cloud Run, which has an identity of its own; unset")),
+            (AWS, cloud_run, Some("made for AWS, but this is Cloud Run")),
+            (AWS, ("IGA_HOST", "::"), None),
+        ] {
+            std::fs::write(path, format!(r#"{{"type": "external_account", "credential_source": {source}}}"#)).unwrap();
+            let result = from(&[MINIMUM, &[platform, ("GOOGLE_APPLICATION_CREDENTIALS", path)]].concat());
+            match (result, words) {
+                (result, None) => assert!(result.is_ok(), "{source}: {result:?}"),
+                (result, Some(words)) => {
+                    let text = result.unwrap_err().to_string();
+                    assert!(text.contains(words) && text.contains(path), "{text}");
+                }
+            }
+        }
+        let with_keys = [cloud_run, ("AWS_ACCESS_KEY_ID", "x"), ("GOOGLE_APPLICATION_CREDENTIALS", path)];
+        assert!(from(&[MINIMUM, &with_keys].concat()).is_ok());
     }
 }

@@ -10,7 +10,8 @@
 //!                                              request)    function)              JSON)
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
 //!             way out)   client (connections)   answer (JSON out)   retry   id
-//! leaves:     config   error   telemetry     model/{mod,imagen,gemini} (pure: no client, no await)
+//! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
+//! commands:   health (asks the running service)   doctor (checks all that a picture needs), with mend (its commands)
 //! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
 //! ```
 //!
@@ -22,16 +23,20 @@ pub mod app;
 pub mod auth;
 pub mod client;
 pub mod config;
+pub mod doctor;
 pub mod error;
 pub mod flight;
 pub mod generate;
 pub mod handler;
+pub mod health;
 pub mod id;
+pub mod identity;
 pub mod image;
 pub mod lease;
 pub mod lift;
 #[cfg(feature = "local")]
 pub mod local;
+pub mod mend;
 pub mod model;
 pub mod request;
 pub mod retry;

@@ -1,8 +1,8 @@
-//! Cold start: settings, log, parts, runtime.
+//! Cold start: settings, log, parts, runtime. Beside it, the commands for whoever looks after a running service.
 
 use iga::app::App;
 use iga::config::{self, Config};
-use iga::{runtime, telemetry};
+use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
 use std::num::NonZero;
 use std::process::ExitCode;
@@ -16,10 +16,31 @@ use tokio::task::spawn_blocking;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => serve(),
+        ["health"] => ask_health(),
+        ["doctor"] => match doctor::run(&variable) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
+        ["-h" | "--help"] => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        ["-V" | "--version"] => {
+            println!("iga {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => refuse(USAGE.trim_end()),
+    }
+}
+
+fn serve() -> ExitCode {
     if let Err(problem) = config::load_env_file() {
         return refuse(problem);
     }
-    let config = match Config::from_vars(|name| std::env::var(name).ok()) {
+    let config = match Config::from_vars(variable) {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };
@@ -31,32 +52,65 @@ fn main() -> ExitCode {
     }
     let workers = available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS);
     match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
-        Ok(tokio) => tokio.block_on(serve(app)),
+        Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),
     }
 }
 
 /// Serves. Beside it the HTTP client is built, for that takes longer than all else that a start does.
-async fn serve(app: Arc<App>) -> ExitCode {
+async fn run(app: Arc<App>) -> ExitCode {
     let auth = Arc::clone(&app.auth);
     let client = spawn_blocking(move || auth.client.build().err().map(|error| error.to_string()));
     tokio::select! {
-        served = runtime::run(app) => served.map_or_else(fail, |()| ExitCode::SUCCESS),
+        served = runtime::run(app) => served.map_or_else(stopped, |()| ExitCode::SUCCESS),
         Ok(Some(problem)) = client => refuse(problem),
     }
 }
 
-fn fail(problem: impl Display) -> ExitCode {
+fn stopped(problem: String) -> ExitCode {
     tracing::error!("{problem}");
+    fail(problem)
+}
+
+/// Docker knows 0 and 1 only, so wrong settings are 1 as well.
+fn ask_health() -> ExitCode {
+    let address = config::load_env_file().and_then(|()| config::own_address(&variable));
+    match address.and_then(health::ask) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => fail(problem),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn fail(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::FAILURE
 }
 
-/// Ends a process that cannot serve with these settings, on this machine.
+/// Ends a process that cannot serve with these settings or words, or on this machine.
 fn refuse(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::from(2)
 }
+
+const USAGE: &str = "\
+Usage: iga [COMMAND]
+
+Without a command: serves HTTP, or under AWS Lambda its events.
+
+Commands:
+  health         asks the service on this machine whether it answers; ends with 0 or 1
+  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1
+
+Options:
+  -h, --help     shows this
+  -V, --version  shows the version
+
+All settings are environment variables, see the README.
+";
 
 /// Two move more pictures than any model makes; more of them only wake each other (docs/performance.md).
 const MOST_WORKERS: usize = 2;

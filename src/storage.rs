@@ -62,6 +62,16 @@ pub enum Written {
     Conflict(Option<Note>),
 }
 
+/// What Cloud Storage says of an account's permissions on the bucket.
+#[derive(Debug)]
+pub enum Access {
+    /// Those of the permissions asked for that the account has.
+    Granted(Vec<String>),
+    NoBucket(String),
+    /// No answer, or none that says it.
+    Unknown(Error),
+}
+
 /// What Cloud Storage says of an object ("Objects" resource).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -106,35 +116,49 @@ impl Storage {
     }
 
     async fn test_permission(&self, deadline: Instant) -> Result<(), Error> {
+        match self.access(&[CREATE_PERMISSION], deadline).await? {
+            Access::Granted(granted) if granted.is_empty() => Err(Kind::FileSave.because(format!(
+                "This service's account may not create objects in bucket {} ({CREATE_PERMISSION}).",
+                self.bucket
+            ))),
+            Access::NoBucket(message) => Err(Kind::FileSave.because(format!("Bucket {}: {message}", self.bucket))),
+            Access::Granted(_) | Access::Unknown(_) => Ok(()),
+        }
+    }
+
+    /// Which of these permissions the account has on the bucket ("Buckets: testIamPermissions").
+    ///
+    /// # Errors
+    /// Where there is no access token to ask with.
+    pub async fn access(&self, permissions: &[&str], deadline: Instant) -> Result<Access, Error> {
         #[derive(Deserialize)]
         struct Granted {
             #[serde(default)]
             permissions: Vec<String>,
         }
 
-        let url = format!(
-            "{}/storage/v1/b/{}/iam/testPermissions?permissions={CREATE_PERMISSION}",
-            self.endpoint, self.bucket
-        );
+        let query: Vec<_> = permissions.iter().map(|permission| format!("permissions={permission}")).collect();
+        let url = format!("{}/storage/v1/b/{}/iam/testPermissions?{}", self.endpoint, self.bucket, query.join("&"));
         let limit = self.timing.note_try;
         let response = match self.auth.send(deadline, limit, || Request::get(&url).body(client::text(""))).await {
             Ok(response) => response,
             Err(SendError::Unsent(error)) => return Err(error),
-            Err(SendError::Http(_) | SendError::Deadline) => return Ok(()),
+            Err(error) => return Ok(Access::Unknown(no_answer(error).error)),
         };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
-        match (status, serde_json::from_slice::<Granted>(&body)) {
-            (StatusCode::OK, Ok(granted)) if granted.permissions.is_empty() => Err(Kind::FileSave.because(format!(
-                "This service's account may not create objects in bucket {} ({CREATE_PERMISSION}).",
-                self.bucket
-            ))),
-            (StatusCode::NOT_FOUND, _) => match google_message(&body) {
-                Some(message) => Err(Kind::FileSave.because(format!("Bucket {}: {message}", self.bucket))),
-                None => Ok(()),
-            },
-            (_, _) => Ok(()),
-        }
+        Ok(match (status, google_message(&body), serde_json::from_slice::<Granted>(&body)) {
+            (StatusCode::OK, _, Ok(granted)) => Access::Granted(granted.permissions),
+            (StatusCode::NOT_FOUND, Some(message), _) => Access::NoBucket(message),
+            (_, message, _) => Access::Unknown(file_save(&message.unwrap_or_else(|| unexplained(status)))),
+        })
+    }
+
+    /// What time it is for Cloud Storage, which says so to anybody.
+    pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
+        let request = Request::get(&self.endpoint).body(client::text(""));
+        let response = self.auth.send_unsigned(deadline, request).await.map_err(|error| no_answer(error).error)?;
+        server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
     }
 
     /// Puts a picture where nothing is yet, and returns once Cloud Storage has confirmed it, whole.
@@ -213,7 +237,8 @@ impl Storage {
             let request = || Request::delete(&url).body(client::text(""));
             let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
-                204 | 404 | 412 => Ok(()),
+                // Google says 204, other servers 200.
+                200 | 204 | 404 | 412 => Ok(()),
                 _ => Err(refused(response, within(deadline, limit)).await),
             }
         };
@@ -331,12 +356,16 @@ fn no_answer(error: SendError) -> Failure {
 async fn refused(response: Response<Incoming>, deadline: Instant) -> Failure {
     let status = response.status();
     let body = body(response, deadline).await;
-    let message = google_message(&body).unwrap_or_else(|| format!("HTTP {} from Cloud Storage.", status.as_u16()));
+    let message = google_message(&body).unwrap_or_else(|| unexplained(status));
     let again = match status.as_u16() {
         408 | 429 | 500 | 502 | 503 | 504 => Again::Later,
         _ => Again::Never,
     };
     Failure { error: Kind::FileSave.because(message), again }
+}
+
+fn unexplained(status: StatusCode) -> String {
+    format!("HTTP {} from Cloud Storage.", status.as_u16())
 }
 
 fn google_message(body: &[u8]) -> Option<String> {
@@ -394,7 +423,7 @@ impl http_body::Body for Multipart {
     }
 }
 
-const CREATE_PERMISSION: &str = "storage.objects.create";
+pub const CREATE_PERMISSION: &str = "storage.objects.create";
 
 /// Of an object's name nothing may be read as part of a URL, its slashes neither.
 fn escaped(name: &str) -> impl Display {

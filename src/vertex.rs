@@ -28,6 +28,22 @@ pub struct Vertex {
     pub first_wait: Duration,
 }
 
+/// What keeps a model from making pictures, as far as somebody can mend it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The model is retired, or not served in the location.
+    ModelGone,
+    NoSuchLocation,
+    Permission,
+    ApiDisabled,
+    BillingDisabled,
+    /// Too many requests at this moment.
+    Busy,
+    /// The project may send none at all.
+    NoQuota,
+    Other,
+}
+
 impl Vertex {
     /// One paid picture: asks the model, reads its answer as it arrives.
     ///
@@ -54,6 +70,33 @@ impl Vertex {
         .await
     }
 
+    /// Whether a model would answer, asked with a request that has no prompt: no picture comes of it, and no bill.
+    ///
+    /// It is the generating request itself, so that it meets the same host, project, location, model and
+    /// permission as a real one, in both families; a 400 about the missing prompt says that all of these are
+    /// in order. The publisher model's own resource knows neither the location nor the permission, and
+    /// `:countTokens` is not documented for Imagen. That the model is looked up before the prompt is nowhere
+    /// promised; who asks for a model that is known to be retired should not take its silence for life.
+    ///
+    /// # Errors
+    /// What stands in the way, and the error that a generation would end with.
+    pub async fn probe(&self, target: &Target, deadline: Instant) -> Result<(), (Obstacle, Error)> {
+        let body = Bytes::from_static(target.model.family.body_without_prompt());
+        let response = match self.post(&self.url(target), &body, deadline).await {
+            Ok(response) => response,
+            Err(error) => return Err((Obstacle::Other, no_answer(error).error)),
+        };
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(());
+        }
+        let google = read_error(response, deadline).await;
+        match Obstacle::of(status, &google) {
+            Some(obstacle) => Err((obstacle, meaning(status, &google, target).error)),
+            None => Ok(()),
+        }
+    }
+
     fn url(&self, target: &Target) -> String {
         let base = self.endpoint.clone().unwrap_or_else(|| base_url(&target.location));
         let (project, location, model) = (&self.project_id, &target.location, target.model.id);
@@ -62,20 +105,24 @@ impl Vertex {
     }
 
     async fn attempt(&self, target: &Target, url: &str, body: Bytes, deadline: Instant) -> Result<Picture, Failure> {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let response = self.auth.send(deadline, remaining, || {
-            Request::post(url)
-                .header(CONTENT_TYPE, "application/json")
-                .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(client::text(body.clone()))
-        });
-        let response = response.await.map_err(no_answer)?;
+        let response = self.post(url, &body, deadline).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 self.read(target.model.family, response.into_body(), deadline).await.map_err(Failure::never)
             }
             _ => Err(refused(target, response, deadline).await),
         }
+    }
+
+    async fn post(&self, url: &str, body: &Bytes, deadline: Instant) -> Result<Response<Incoming>, SendError> {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let request = || {
+            Request::post(url)
+                .header(CONTENT_TYPE, "application/json")
+                .header("x-server-timeout", remaining.as_secs().max(1))
+                .body(client::text(body.clone()))
+        };
+        self.auth.send(deadline, remaining, request).await
     }
 
     /// Reads a 200 to its end. From here on the picture may have been paid: nothing is asked again.
@@ -160,6 +207,12 @@ fn no_answer(error: SendError) -> Failure {
 /// What an answer other than 200 means.
 async fn refused(target: &Target, response: Response<Incoming>, deadline: Instant) -> Failure {
     let (status, wait) = (response.status(), retry_after(&response));
+    let mut failure = meaning(status.as_u16(), &read_error(response, deadline).await, target);
+    failure.error.retry_after = wait.or(failure.error.retry_after);
+    failure
+}
+
+async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleError {
     let mut answer = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
@@ -169,9 +222,7 @@ async fn refused(target: &Target, response: Response<Incoming>, deadline: Instan
             Ok(Ok(None) | Err(_)) | Err(_) => break,
         }
     }
-    let mut failure = meaning(status.as_u16(), &GoogleError::parse(&body), target);
-    failure.error.retry_after = wait.or(failure.error.retry_after);
-    failure
+    GoogleError::parse(&body)
 }
 
 fn retry_after<T>(response: &Response<T>) -> Option<Duration> {
@@ -206,6 +257,26 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
     }
 }
 
+impl Obstacle {
+    /// None for the 400 that a missing prompt gets.
+    fn of(status: u16, google: &GoogleError) -> Option<Obstacle> {
+        let has = |reason: &str| google.reasons.iter().any(|given| given == reason);
+        Some(match status {
+            400 | 403 if has("SERVICE_DISABLED") => Obstacle::ApiDisabled,
+            400 | 403 if has("BILLING_DISABLED") || google.wants_billing() => Obstacle::BillingDisabled,
+            400 if google.json && google.status != "FAILED_PRECONDITION" && !google.is_about_permission() => {
+                return None;
+            }
+            403 => Obstacle::Permission,
+            404 if google.json => Obstacle::ModelGone,
+            404 => Obstacle::NoSuchLocation,
+            429 if google.quota_is_zero => Obstacle::NoQuota,
+            429 => Obstacle::Busy,
+            _ => Obstacle::Other,
+        })
+    }
+}
+
 /// The `error_type` tag.
 fn error_type(error: &Error) -> &'static str {
     match error.kind {
@@ -237,6 +308,8 @@ fn error_type(error: &Error) -> &'static str {
 #[derive(Debug, Default)]
 struct GoogleError {
     json: bool,
+    /// Google's word for the kind of error.
+    status: String,
     message: String,
     reasons: Vec<String>,
     quota_is_zero: bool,
@@ -259,6 +332,8 @@ impl GoogleError {
         #[derive(Deserialize)]
         struct Inner {
             #[serde(default)]
+            status: String,
+            #[serde(default)]
             message: String,
             #[serde(default)]
             details: Vec<Detail>,
@@ -279,6 +354,7 @@ impl GoogleError {
         let zero = |detail: &Detail| detail.metadata.get("quota_limit_value").is_some_and(|value| value == "0");
         GoogleError {
             json: true,
+            status: inner.status,
             message: inner.message,
             quota_is_zero: inner.details.iter().any(zero),
             retry_delay: inner.details.iter().find_map(|detail| seconds(detail.retry_delay.as_deref()?)),
@@ -298,7 +374,11 @@ impl GoogleError {
     fn is_about_permission(&self) -> bool {
         let reason =
             |reason: &String| matches!(reason.as_str(), "BILLING_DISABLED" | "SERVICE_DISABLED" | "API_KEY_INVALID");
-        self.reasons.iter().any(reason) || self.message.contains("requires billing to be enabled")
+        self.reasons.iter().any(reason) || self.wants_billing()
+    }
+
+    fn wants_billing(&self) -> bool {
+        self.message.contains("requires billing to be enabled")
     }
 
     fn is_safety_block(&self) -> bool {
@@ -338,6 +418,31 @@ mod tests {
 
     fn google(message: &str) -> String {
         json!({"error": {"code": 0, "message": message, "status": "X"}}).to_string()
+    }
+
+    #[test]
+    fn a_missing_prompt_alone_is_no_obstacle() {
+        let error = |status: &str, message: &str, reason: &str| {
+            json!({"error": {"status": status, "message": message, "details": [{"reason": reason}]}}).to_string()
+        };
+        let contents = "Unable to submit request because at least one contents field is required.";
+        for (http, body, obstacle) in [
+            (400, error("INVALID_ARGUMENT", contents, ""), None),
+            (400, error("FAILED_PRECONDITION", "User location is not supported.", ""), Some(Obstacle::Other)),
+            (400, error("INVALID_ARGUMENT", "API key not valid.", "API_KEY_INVALID"), Some(Obstacle::Other)),
+            (400, "<html>".to_owned(), Some(Obstacle::Other)),
+            (400, error("X", "requires billing to be enabled", ""), Some(Obstacle::BillingDisabled)),
+            (403, error("X", "", "BILLING_DISABLED"), Some(Obstacle::BillingDisabled)),
+            (403, error("X", "", "SERVICE_DISABLED"), Some(Obstacle::ApiDisabled)),
+            (403, error("X", "", "IAM_PERMISSION_DENIED"), Some(Obstacle::Permission)),
+            (401, error("X", "", ""), Some(Obstacle::Other)),
+            (404, error("NOT_FOUND", "", ""), Some(Obstacle::ModelGone)),
+            (404, "<html>".to_owned(), Some(Obstacle::NoSuchLocation)),
+            (429, error("X", "", ""), Some(Obstacle::Busy)),
+            (503, error("X", "", ""), Some(Obstacle::Other)),
+        ] {
+            assert_eq!(Obstacle::of(http, &GoogleError::parse(body.as_bytes())), obstacle, "{http} {body}");
+        }
     }
 
     #[test]

@@ -158,6 +158,14 @@ impl Family {
         body.to_string().into_bytes()
     }
 
+    /// A request that no picture can come of.
+    pub fn body_without_prompt(self) -> &'static [u8] {
+        match self {
+            Family::Imagen => br#"{"instances": []}"#,
+            Family::Gemini => br#"{"contents": []}"#,
+        }
+    }
+
     /// Reads a whole answer whose pictures [`crate::lift`] has taken out.
     ///
     /// # Errors

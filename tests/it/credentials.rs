@@ -1,6 +1,7 @@
 //! Application Default Credentials of every kind, and their absence.
 
-use crate::service::{CURRENT, Service, config, emulator};
+use crate::process::Process;
+use crate::service::{CURRENT, Service, answer, client, config, emulator};
 use iga::app::App;
 use iga::local::emulator::{Action, Emulator, Fault, Stage};
 use iga::runtime;
@@ -115,4 +116,67 @@ async fn a_token_service_that_stays_away_is_503_and_the_next_request_starts_afre
     service.prompt().await.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable: no access token");
     assert_eq!(service.emulator.counters().model_calls, 0);
     service.prompt().await.is_picture();
+}
+
+/// A federation file whose other cloud is not here.
+fn federated(emulator: &Emulator, source: Value) -> Value {
+    json!({"type": "external_account", "audience": "//iam.googleapis.com/POOL/providers/p",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt", "token_url": format!("{}/v1/token", emulator.url()),
+        "credential_source": source, "service_account_impersonation_url": impersonation_url(emulator)})
+}
+
+#[tokio::test]
+async fn a_federation_file_for_another_cloud_says_what_to_change() {
+    for (source, status, words) in [
+        (json!({"url": "http://127.0.0.1:1/metadata/identity/oauth2/token"}), 503, "made for Azure"),
+        (json!({"url": "http://127.0.0.1:1/token"}), 503, "asks 127.0.0.1:1 for a token"),
+        (json!({"file": "/nowhere/token"}), 403, "its own cloud in /nowhere/token"),
+        (json!({"executable": {"command": "/nowhere/program"}}), 403, "ALLOW_EXECUTABLES=1"),
+    ] {
+        let emulator = emulator().await;
+        let file = federated(&emulator, source);
+        let (service, _folder) = service_with(emulator, &file).await;
+        let answer = service.prompt().await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        answer
+            .details_have(words)
+            .details_have("GOOGLE_APPLICATION_CREDENTIALS must name a file made for that platform");
+        assert_eq!(service.emulator.counters().model_calls, 0);
+    }
+}
+
+#[tokio::test]
+async fn an_identity_that_google_does_not_let_in_is_no_matter_of_another_cloud() {
+    for (path, words) in [
+        ("/v1/token", "The pool POOL does not let this identity in"),
+        (":generateAccessToken", "needs roles/iam.workloadIdentityUser on iga@test-project"),
+    ] {
+        let emulator = emulator().await;
+        emulator.script(Fault::new(Stage::Token, Action::status(403)).matching(path).always());
+        let subject = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(subject.path(), "a token of another cloud").unwrap();
+        let file = federated(&emulator, json!({"file": subject.path()}));
+        let (service, _folder) = service_with(emulator, &file).await;
+        service.prompt().await.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED").details_have(words);
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_another_cloud_is_not_logged() {
+    let emulator = emulator().await;
+    let folder = TempDir::new().unwrap();
+    let token = folder.path().join("token.json");
+    std::fs::write(&token, r#"{"other_field": "THE-SECRET"}"#).unwrap();
+    let format = json!({"type": "json", "subject_token_field_name": "access_token"});
+    let file = federated(&emulator, json!({"file": token, "format": format}));
+    let path = folder.path().join("federation.json");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let path = ("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap());
+    let process = Process::start(&emulator, &[CURRENT, &[path]].concat()).await;
+    let request = client().post(format!("{}/generate_image", process.url)).header("content-type", "application/json");
+    answer(request.body(json!({"prompt": "x"}).to_string())).await.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED");
+    process.signal("TERM");
+    let (_, lines) = process.end().await;
+    let log = lines.iter().map(Value::to_string).collect::<String>();
+    assert!(log.contains("failed to read subject token field") && !log.contains("THE-SECRET"), "{log}");
 }

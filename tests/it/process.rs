@@ -95,6 +95,26 @@ async fn missing_and_invalid_settings_end_it_with_one_list_and_code_2() {
 }
 
 #[tokio::test]
+async fn a_credentials_file_that_cannot_work_here_ends_it_with_what_to_change() {
+    let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
+    let path = folder.path().join("credentials.json");
+    let azure = r#"{"type": "external_account", "credential_source":
+        {"url": "http://169.254.169.254/metadata/identity/oauth2/token", "headers": {"Metadata": "TOP-SECRET"}}}"#;
+    for (file, platform, words) in [
+        ("-----BEGIN TOP-SECRET-----", "IGA_HOST", "is not JSON"),
+        (azure, "AWS_LAMBDA_RUNTIME_API", "made for Azure, but this is AWS Lambda; make one with gcloud"),
+        (azure, "K_SERVICE", "this is Cloud Run, which has an identity of its own; unset the variable"),
+    ] {
+        std::fs::write(&path, file).unwrap();
+        let settings = [("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap()), (platform, "127.0.0.1")];
+        let (code, text) = refused(&mut command(&emulator, &settings)).await;
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("GOOGLE_APPLICATION_CREDENTIALS names a file") && text.contains(words), "{text}");
+        assert!(text.contains("credentials.json") && !text.contains("TOP-SECRET"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_machine_without_certificates_is_said_in_a_sentence() {
     let emulator = emulator().await;
     let nothing = TempDir::new().unwrap();

@@ -1,5 +1,6 @@
 //! The whole way with Cloud Storage played by `gcp-storage-emulator`, which knows nothing of this crate.
 
+use crate::process::command;
 use crate::service::{BUCKET, CURRENT, Service};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -100,6 +101,20 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
         assert_eq!(metadata["prompt_sha256"].as_str().unwrap().len(), 64);
     }
     assert!(service.emulator.objects().is_empty());
+}
+
+#[tokio::test]
+async fn the_doctor_leaves_nothing_behind_in_another_cloud_storage() {
+    let Some(third_party) = ThirdParty::start().await else { return };
+    let emulator = Emulator::start(Options::default()).await.unwrap();
+    let url = third_party.url();
+    let settings = [CURRENT, &[("STORAGE_EMULATOR_HOST", &url)]].concat();
+    let output = command(&emulator, &settings).arg("doctor").output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("created in gs://test-pictures/images/iga/.iga/"), "{text}");
+    let all = Client::builder().no_proxy().build().unwrap().get(format!("{url}/storage/v1/b/{BUCKET}/o"));
+    let all: Value = serde_json::from_slice(&all.send().await.unwrap().bytes().await.unwrap()).unwrap();
+    assert!(all["items"].as_array().is_none_or(Vec::is_empty), "{all}");
 }
 
 /// Bytes of every value after the signature, line ends and dashes among them.

@@ -313,6 +313,8 @@ struct Call {
     /// Decoded, for what faults are matched against.
     path: String,
     query: BTreeMap<String, String>,
+    /// The `permissions` of the query, which may be several.
+    permissions: Vec<String>,
     headers: HeaderMap,
     body: Inflow,
     number: usize,
@@ -323,11 +325,13 @@ impl Call {
         let (parts, body) = request.into_parts();
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        let permissions = query.filter(|(name, _)| name == "permissions").map(|(_, value)| value.into_owned());
         Self {
             method: parts.method,
             segments: parts.uri.path().split('/').skip(1).map(decode).collect(),
             path: decode(parts.uri.path()),
             query: query.into_owned().collect(),
+            permissions: permissions.collect(),
             headers: parts.headers,
             body: Inflow::new(body),
             number,

@@ -45,9 +45,10 @@ fn test_permissions(services: &Services, call: &Call, bucket: &str) -> Handled {
     // Asking needs no permission, so none is named here.
     enter(services, call, bucket, "")?;
     let mut body = json!({"kind": "storage#testIamPermissionsResponse"});
-    let asked = call.query.get("permissions");
-    if let Some(held) = asked.filter(|permission| !services.options.withheld.contains(permission)) {
-        body["permissions"] = json!([held]);
+    let is_held = |permission: &&String| !services.options.withheld.contains(permission);
+    let held: Vec<_> = call.permissions.iter().filter(is_held).collect();
+    if !held.is_empty() {
+        body["permissions"] = json!(held);
     }
     Ok(Answer::json(StatusCode::OK, &body))
 }

@@ -1,0 +1,469 @@
+//! `iga doctor`: checks all that a picture needs, in the order in which it is needed, and says how to mend it.
+//!
+//! Its verdict is what a generation would meet. Nothing is paid for, nothing is left behind, and no secret is shown.
+
+use crate::app::App;
+use crate::auth::InUse;
+use crate::config::{self, Config, Platform, Problem, Target, Variables};
+use crate::error::Error;
+use crate::health;
+use crate::mend::{self, Home};
+use crate::model::{MODELS, Model};
+use crate::storage::{Access, CREATE_PERMISSION, Fields, Storage, Written};
+use crate::vertex::Obstacle;
+use std::cmp::Ordering;
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+/// Prints a line for every finding, and under it the command that mends it; whether nothing failed.
+pub fn run(variable: Variables) -> bool {
+    let env_file = config::load_env_file();
+    let (mut config, problems) = Config::read(variable);
+    config.timing.first_retry_wait = FIRST_RETRY_WAIT;
+    let home = Home { platform: config.platform, service: config::service_name(variable) };
+    let mut doctor = Doctor { config, problems, home, member: "serviceAccount:ACCOUNT".to_owned(), healthy: true };
+    if let Err(problem) = env_file {
+        doctor.fail("settings", &problem, None);
+    }
+    doctor.settings();
+    let app = App::new(doctor.config.clone());
+    match app.auth.client.build() {
+        Ok(()) => {
+            doctor.ok("tls", "CA certificates were found");
+            match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+                Ok(tokio) => {
+                    tokio.block_on(doctor.examine(&app));
+                    // A name that is still being looked up is nobody's any more.
+                    tokio.shutdown_background();
+                }
+                Err(error) => doctor.fail("runtime", &error.to_string(), None),
+            }
+        }
+        Err(error) => {
+            doctor.fail("tls", &error.to_string(), Some("sudo apt-get install ca-certificates".to_owned()));
+            doctor.skip(&["identity", "clock", "token", "model", "bucket"], "no TLS connection can be made");
+        }
+    }
+    doctor.port(config::port_name(variable));
+    doctor.healthy
+}
+
+struct Doctor {
+    /// A setting with a problem has any value.
+    config: Config,
+    problems: Vec<Problem>,
+    home: Home,
+    /// Whom roles are to be given to.
+    member: String,
+    healthy: bool,
+}
+
+/// What asking for a model came to.
+type Answer = Result<(), (Obstacle, Error)>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+    Skip,
+}
+
+impl Doctor {
+    fn say(&mut self, verdict: Verdict, subject: &str, text: &str, mend: Option<String>) {
+        let word = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+            Verdict::Skip => "skip",
+        };
+        self.healthy &= verdict != Verdict::Fail;
+        let mut lines = format!("{word:<5} {subject:<9} {}\n", in_one_line(text));
+        if let Some(command) = mend {
+            lines += &format!("{:16}{command}\n", "");
+        }
+        // Whoever has closed the pipe does not want to read it.
+        let _ = std::io::stdout().write_all(lines.as_bytes());
+    }
+
+    fn ok(&mut self, subject: &str, text: &str) {
+        self.say(Verdict::Ok, subject, text, None);
+    }
+
+    fn fail(&mut self, subject: &str, text: &str, mend: Option<String>) {
+        self.say(Verdict::Fail, subject, text, mend);
+    }
+
+    fn skip(&mut self, subjects: &[&str], because: &str) {
+        for subject in subjects {
+            self.say(Verdict::Skip, subject, &format!("not checked: {because}"), None);
+        }
+    }
+
+    /// Whether these settings are valid; else their check is skipped.
+    fn is_sound(&mut self, subject: &str, names: &[&str]) -> bool {
+        let problem = self.problems.iter().find(|problem| names.iter().any(|name| problem.is_about(name)));
+        let Some(name) = problem.map(|problem| problem.name) else {
+            return true;
+        };
+        self.skip(&[subject], &format!("{name} needs attention"));
+        false
+    }
+
+    fn settings(&mut self) {
+        for problem in self.problems.clone() {
+            let mend = match problem.name {
+                "GOOGLE_APPLICATION_CREDENTIALS" => self.mend_credentials(),
+                name if problem.is_about_a_required_setting() => {
+                    mend::required(&self.home, name, &self.config.project_id)
+                }
+                name => self.home.unset(name),
+            };
+            self.fail("settings", &problem.text, Some(mend));
+        }
+        for warning in std::mem::take(&mut self.config.warnings) {
+            let name = warning.split(' ').next().unwrap_or_default();
+            self.say(Verdict::Warn, "settings", &warning, Some(self.home.unset(name)));
+        }
+        if self.problems.is_empty() {
+            let Config { project_id, model, bucket, prefix, .. } = &self.config;
+            let text = format!("project {project_id}, location {}, bucket {bucket}, prefix {prefix:?}", model.location);
+            self.ok("settings", &text);
+        }
+    }
+
+    fn mend_credentials(&self) -> String {
+        match self.config.platform {
+            Platform::Plain => format!("unset GOOGLE_APPLICATION_CREDENTIALS; {}", mend::SIGN_IN),
+            Platform::CloudRun => self.home.unset("GOOGLE_APPLICATION_CREDENTIALS"),
+            Platform::Lambda => mend::identity(&self.home),
+        }
+    }
+
+    async fn examine(&mut self, app: &App) {
+        let identity = self.identity(app).await;
+        self.clock(&app.generator.storage).await;
+        let Some(identity) = identity else {
+            self.skip(&["token", "model", "bucket"], "there is no identity");
+            return;
+        };
+        if !self.token(app, &identity).await {
+            self.skip(&["model", "bucket"], "there is no access token");
+            return;
+        }
+        self.models(app).await;
+        self.bucket(&app.generator.storage).await;
+    }
+
+    async fn identity(&mut self, app: &App) -> Option<InUse> {
+        if !self.is_sound("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"]) {
+            return None;
+        }
+        match app.auth.in_use() {
+            Ok(InUse::File(path, identity)) => {
+                self.ok("identity", &format!("{identity} ({})", path.display()));
+                self.member = mend::member(&identity);
+                Some(InUse::File(path, identity))
+            }
+            Ok(InUse::MetadataServer) => {
+                match app.auth.metadata_email(Instant::now() + EMAIL_LIMIT).await {
+                    Some(email) => {
+                        self.ok("identity", &format!("service account {email} (metadata server)"));
+                        self.member = format!("serviceAccount:{email}");
+                    }
+                    None => {
+                        let text = "no credentials file, and no metadata server says whose tokens it gives out";
+                        self.say(Verdict::Warn, "identity", text, None);
+                    }
+                }
+                Some(InUse::MetadataServer)
+            }
+            Err(error) => {
+                self.fail("identity", &said(&error), Some(self.mend_credentials()));
+                None
+            }
+        }
+    }
+
+    /// Before the token, because a wrong clock is why many a token is refused.
+    async fn clock(&mut self, storage: &Storage) {
+        if !self.is_sound("clock", &["STORAGE_EMULATOR_HOST"]) {
+            return;
+        }
+        let skew = match storage.time(soon()).await {
+            Ok(time) => OffsetDateTime::now_utc() - time,
+            Err(error) => return self.skip(&["clock"], &said(&error)),
+        };
+        let (seconds, side) = (skew.abs().whole_seconds(), if skew.is_positive() { "ahead of" } else { "behind" });
+        let text = format!("{seconds} s {side} Cloud Storage's");
+        let mend = Some(mend::SET_CLOCK.to_owned());
+        match seconds {
+            0..=5 => self.ok("clock", "agrees with Cloud Storage's"),
+            6..=30 => self.ok("clock", &text),
+            31..=300 => self.say(Verdict::Warn, "clock", &text, mend),
+            _ => self.fail("clock", &format!("{text}; tokens are refused beyond 5 min"), mend),
+        }
+    }
+
+    async fn token(&mut self, app: &App, identity: &InUse) -> bool {
+        let Err(error) = app.auth.try_token(soon()).await else {
+            self.ok("token", "an access token was given out");
+            return true;
+        };
+        let mend = match identity {
+            InUse::File(path, identity) => {
+                mend::token(&self.home, identity, &path.display().to_string(), &error.causes())
+            }
+            InUse::MetadataServer => mend::identity(&self.home),
+        };
+        self.fail("token", &said(&error), Some(mend));
+        false
+    }
+
+    /// Goes down the models as a generation does: past those that are gone, to the first that is not.
+    async fn models(&mut self, app: &App) {
+        if !self.is_sound("model", &["IGA_VERTEXAI_PROJECT_ID", "IGA_VERTEXAI_ENDPOINT"]) {
+            return;
+        }
+        let mut probes = Vec::new();
+        for target in self.targets() {
+            let generator = Arc::clone(&app.generator);
+            probes.push(tokio::spawn(async move {
+                let answer = generator.vertex.probe(&target, soon()).await;
+                (target, answer)
+            }));
+        }
+        let mut answers = Vec::new();
+        for probe in probes {
+            answers.extend(probe.await);
+        }
+        let served = answers.iter().position(|(_, answer)| !matches!(answer, Err((Obstacle::ModelGone, _))));
+        for (place, (target, answer)) in answers.iter().enumerate() {
+            match served.map(|served| (place.cmp(&served), &answers[served].0)) {
+                Some((Ordering::Less, next)) => self.passed_over(target, next),
+                Some((Ordering::Equal, _)) | None => self.model(target, answer),
+                Some((Ordering::Greater, _)) => self.fallback(target, answer),
+            }
+        }
+    }
+
+    fn passed_over(&mut self, target: &Target, next: &Target) {
+        let (id, location, next_id) = (target.model.id, &target.location, next.model.id);
+        let text = format!("{id} is not served in {location}: a 404 at every start, then {next_id}");
+        let mend = (*target == self.config.model).then(|| mend::use_model(&self.home, next));
+        self.say(Verdict::Warn, "model", &text, mend);
+    }
+
+    /// The model that pictures come from.
+    fn model(&mut self, target: &Target, answer: &Answer) {
+        let name = format!("{} in {}", target.model.id, target.location);
+        let instead = || mend::use_model(&self.home, &self.instead_of(target));
+        match answer {
+            // Should Vertex AI look at the prompt before the model, the table knows better.
+            Ok(()) if target.model.retired => {
+                let text = format!("{name} does not say that it is gone, but Google has retired it");
+                self.say(Verdict::Warn, "model", &text, Some(instead()));
+            }
+            Ok(()) => self.ok("model", &format!("{} answers in {}", target.model.id, target.location)),
+            Err((obstacle, error)) => {
+                let verdict = if *obstacle == Obstacle::Busy { Verdict::Warn } else { Verdict::Fail };
+                let mend = match obstacle {
+                    Obstacle::ModelGone | Obstacle::NoSuchLocation => Some(instead()),
+                    _ => self.mend_access(*obstacle),
+                };
+                self.say(verdict, "model", &format!("{name}: {}", said(error)), mend);
+            }
+        }
+    }
+
+    /// A model that is asked once the one before it is gone.
+    fn fallback(&mut self, target: &Target, answer: &Answer) {
+        let name = format!("fallback {} in {}", target.model.id, target.location);
+        let Err((obstacle, error)) = answer else {
+            return self.ok("model", &format!("fallback {} answers in {}", target.model.id, target.location));
+        };
+        let mend = match obstacle {
+            Obstacle::ModelGone | Obstacle::NoSuchLocation => {
+                let kept = self.config.fallbacks.iter().filter(|fallback| *fallback != target);
+                Some(mend::use_fallbacks(&self.home, kept.chain([&self.instead_of(target)])))
+            }
+            _ => self.mend_access(*obstacle),
+        };
+        self.say(Verdict::Warn, "model", &format!("{name}: {}", said(error)), mend);
+    }
+
+    /// The configured model and its fallbacks, each once, as far as their settings are valid.
+    fn targets(&mut self) -> Vec<Target> {
+        let mut targets = Vec::new();
+        if self.is_sound("model", &["IGA_VERTEXAI_LOCATION", "IGA_VERTEXAI_IMAGE_MODEL_ID"]) {
+            targets.push(self.config.model.clone());
+        }
+        for fallback in self.config.fallbacks.iter().filter(|fallback| !fallback.location.is_empty()) {
+            if !targets.contains(fallback) {
+                targets.push(fallback.clone());
+            }
+        }
+        targets
+    }
+
+    /// None where only waiting helps.
+    fn mend_access(&self, obstacle: Obstacle) -> Option<String> {
+        let project = &self.config.project_id;
+        match obstacle {
+            Obstacle::Permission => Some(mend::project_role(project, &self.member)),
+            Obstacle::ApiDisabled => Some(mend::enable_api(project)),
+            Obstacle::BillingDisabled => Some(mend::link_billing(project)),
+            Obstacle::Busy | Obstacle::NoQuota => Some(mend::quota(project)),
+            Obstacle::ModelGone | Obstacle::NoSuchLocation | Obstacle::Other => None,
+        }
+    }
+
+    /// The same model in another place, else one that is not retired and, if possible, not among those asked.
+    fn instead_of(&self, gone: &Target) -> Target {
+        let location = "global".to_owned();
+        if !gone.model.retired && gone.location != location {
+            return Target { model: gone.model, location };
+        }
+        let Config { model, fallbacks, .. } = &self.config;
+        let is_asked = |other: &Model| model.model == other || fallbacks.iter().any(|target| target.model == other);
+        let current = || MODELS.iter().filter(|model| !model.retired);
+        let model = current().find(|model| !is_asked(model)).or_else(|| current().next()).unwrap_or(&MODELS[0]);
+        Target { model, location }
+    }
+
+    /// An object is made only where it can be taken away again; else the permissions speak, by which a
+    /// generation goes as well.
+    async fn bucket(&mut self, storage: &Storage) {
+        if !self.is_sound("bucket", &["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"]) {
+            return;
+        }
+        let access = match storage.access(PERMISSIONS, soon()).await {
+            Ok(access) => access,
+            Err(error) => return self.fail("bucket", &said(&error), None),
+        };
+        let bucket = self.config.bucket.clone();
+        let missing: Vec<_> = match access {
+            Access::NoBucket(message) => {
+                let mend = mend::create_bucket(&self.config);
+                return self.fail("bucket", &format!("gs://{bucket}: {message}"), Some(mend));
+            }
+            Access::Granted(granted) => PERMISSIONS
+                .iter()
+                .copied()
+                .filter(|permission| !granted.iter().any(|held| held == permission))
+                .collect(),
+            // Some emulators have no permissions to tell of.
+            Access::Unknown(_) if self.config.storage_endpoint != config::GOOGLES_STORAGE => Vec::new(),
+            Access::Unknown(error) => return self.fail("bucket", &format!("gs://{bucket}: {}", said(&error)), None),
+        };
+        if missing.is_empty() {
+            return self.round_trip(storage).await;
+        }
+        let (lacks_create, shared) = (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
+        let role = match lacks_create && (missing.len() == 1 || !shared) {
+            true => "roles/storage.objectCreator",
+            false => "roles/storage.objectUser",
+        };
+        let mend = mend::bucket_role(&bucket, &self.member, role);
+        let lacks = format!("gs://{bucket}: the account lacks {}", missing.join(", "));
+        match (lacks_create, shared) {
+            (true, _) => self.fail("bucket", &lacks, Some(mend)),
+            (false, true) => {
+                let text = format!("{lacks}, without which no request is answered while IGA_SHARED_RETRIES is on");
+                self.fail("bucket", &text, Some(mend));
+            }
+            (false, false) => {
+                let text = format!("{lacks}: pictures can be stored, but requests with an idempotency key fail");
+                self.say(Verdict::Warn, "bucket", &text, Some(mend));
+            }
+        }
+    }
+
+    async fn round_trip(&mut self, storage: &Storage) {
+        let (bucket, folder) = (self.config.bucket.clone(), format!("{}.iga/", self.config.prefix));
+        let mark = crate::id::random_hex::<8>();
+        let name = format!("{folder}doctor-{mark}");
+        let deadline = soon();
+        let created = storage.write_note(&name, None, &Fields::from([("doctor".to_owned(), mark)]), deadline).await;
+        let read = storage.read_note(&name, deadline).await;
+        // Whatever came before: it may have been created and its answer lost.
+        let deleted = storage.delete(&name, None, soon()).await;
+        let place = format!("gs://{bucket}/{folder}");
+        match (created, read, deleted) {
+            (Ok(Written::Mine(_)), Ok(Some(_)), Ok(())) => {
+                self.ok("bucket", &format!("an object was created in {place}, read and deleted"));
+            }
+            (Ok(_), _, Err(error)) => {
+                let text = format!("{place}: an object could not be deleted and is left behind: {}", said(&error));
+                self.fail("bucket", &text, Some(mend::remove(&bucket, &name)));
+            }
+            (Err(error), _, _) => {
+                self.fail("bucket", &format!("{place}: no object could be created: {}", said(&error)), None);
+            }
+            (Ok(_), Err(error), Ok(())) => {
+                self.fail("bucket", &format!("{place}: an object could not be read: {}", said(&error)), None);
+            }
+            (Ok(_), Ok(_), Ok(())) => {
+                self.fail("bucket", &format!("{place}: an object was not what was written"), None)
+            }
+        }
+    }
+
+    fn port(&mut self, variable: &str) {
+        if !self.is_sound("port", &["PORT", "IGA_HOST"]) {
+            return;
+        }
+        if self.config.platform == Platform::Lambda {
+            return self.ok("port", "none is needed under AWS Lambda");
+        }
+        let address = SocketAddr::new(self.config.host, self.config.port);
+        let another = address.port().checked_add(1).unwrap_or(8080).max(1024);
+        let another = self.home.set(&[(variable, &another.to_string())]);
+        match TcpListener::bind(address).map_err(|error| (error.kind(), error)) {
+            Ok(_) => self.ok("port", &format!("{address} is free")),
+            Err((ErrorKind::AddrInUse, _)) => match health::ask(config::reachable(address)) {
+                Ok(()) => self.ok("port", &format!("{address} is in use by a running service, which is healthy")),
+                Err(_) => self.fail("port", &format!("{address} is in use by another process"), Some(another)),
+            },
+            Err((ErrorKind::AddrNotAvailable, error)) => {
+                self.fail("port", &format!("{address}: {error}"), Some(self.home.unset("IGA_HOST")));
+            }
+            Err((_, error)) => self.fail("port", &format!("{address}: {error}"), Some(another)),
+        }
+    }
+}
+
+/// When a check must be over.
+fn soon() -> Instant {
+    Instant::now() + CHECK_LIMIT
+}
+
+/// An error with its causes, which are for the operator.
+fn said(error: &Error) -> String {
+    match error.causes() {
+        causes if causes.is_empty() => error.to_string(),
+        causes => format!("{error} ({causes})"),
+    }
+}
+
+/// Upstream texts have line breaks, and no end at times.
+fn in_one_line(text: &str) -> String {
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.len() > MAX_LINE_BYTES {
+        line.truncate(line.floor_char_boundary(MAX_LINE_BYTES));
+        line.push('…');
+    }
+    line
+}
+
+const PERMISSIONS: &[&str] = &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete"];
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// For a name that is nice to know, of a server that is near or not there.
+const EMAIL_LIMIT: Duration = Duration::from_secs(3);
+/// Somebody is waiting.
+const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
+const MAX_LINE_BYTES: usize = 700;

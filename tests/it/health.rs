@@ -1,0 +1,88 @@
+//! `iga health`, and the command line around it.
+
+use crate::process::{Process, command};
+use crate::service::emulator;
+use std::io::Write;
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+/// `iga` with these words, and nothing but this port in its environment.
+fn iga(words: &[&str], port: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
+    command.args(words).env_clear().env("PORT", port).current_dir(std::env::temp_dir()).output().unwrap()
+}
+
+fn said(output: &Output) -> (Option<i32>, String) {
+    assert!(output.stdout.is_empty(), "{output:?}");
+    (output.status.code(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+fn port_of(listener: &TcpListener) -> String {
+    listener.local_addr().unwrap().port().to_string()
+}
+
+#[tokio::test]
+async fn a_running_service_is_healthy_without_any_other_setting() {
+    let emulator = emulator().await;
+    let process = Process::start(&emulator, &[]).await;
+    let port = process.url.rsplit(':').next().unwrap();
+    assert_eq!(said(&iga(&["health"], port)), (Some(0), String::new()));
+    let with_settings = command(&emulator, &[("PORT", port)]).arg("health").output().await.unwrap();
+    assert_eq!(said(&with_settings), (Some(0), String::new()));
+}
+
+#[test]
+fn a_port_where_nobody_listens_is_a_sentence() {
+    let port = "1";
+    let (code, text) = said(&iga(&["health"], port));
+    assert_eq!(code, Some(1));
+    assert!(text.starts_with(&format!("No answer from http://127.0.0.1:{port}/health: ")), "{text}");
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[test]
+fn another_answer_than_200_is_a_sentence() {
+    for (answer, words) in
+        [("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503"), ("SSH-2.0-x\r\n", "SSH-2.0"), ("", "\"\"")]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port_of(&listener);
+        let stranger = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            // Read first: what is unread when a socket closes makes it a reset.
+            let _ = std::io::Read::read(&mut socket, &mut [0; 1024]);
+            socket.write_all(answer.as_bytes()).unwrap();
+        });
+        let (code, text) = said(&iga(&["health"], &port));
+        assert!(code == Some(1) && text.contains(words) && text.contains("instead of 200"), "{text}");
+        stranger.join().unwrap();
+    }
+}
+
+#[test]
+fn a_silent_stranger_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, text) = said(&iga(&["health"], &port_of(&listener)));
+    assert!(code == Some(1) && text.contains("nothing came within"), "{text}");
+}
+
+#[test]
+fn a_port_that_is_none_is_unhealthy_and_not_dockers_reserved_code() {
+    let (code, text) = said(&iga(&["health"], "eighty"));
+    assert!(code == Some(1) && text.starts_with("PORT must be a whole number"), "{text}");
+}
+
+#[test]
+fn help_and_version_are_told_and_other_words_are_refused() {
+    for words in [["--help"], ["-h"]] {
+        let output = iga(&words, "");
+        assert!(output.status.success() && output.stdout.starts_with(b"Usage: iga"));
+    }
+    for words in [["--version"], ["-V"]] {
+        assert_eq!(iga(&words, "").stdout, format!("iga {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
+    }
+    for words in [&["serve"][..], &["health", "now"], &["--port=1"], &[""]] {
+        let (code, text) = said(&iga(words, ""));
+        assert!(code == Some(2) && text.starts_with("Usage: iga"), "{text}");
+    }
+}
