@@ -57,13 +57,14 @@ fn serve() -> ExitCode {
     }
 }
 
-/// Serves. Beside it the HTTP client is built, for that takes longer than all else that a start does.
+/// Serves. The HTTP client is built once the door is open, for that takes longer than all else at a start.
 async fn run(app: Arc<App>) -> ExitCode {
     let auth = Arc::clone(&app.auth);
-    let client = spawn_blocking(move || auth.client.build().err().map(|error| error.to_string()));
+    let client = async { spawn_blocking(move || auth.client.build()).await };
     tokio::select! {
+        biased;
         served = runtime::run(app) => served.map_or_else(stopped, |()| ExitCode::SUCCESS),
-        Ok(Some(problem)) = client => refuse(problem),
+        Ok(Err(problem)) = client => refuse(problem),
     }
 }
 
