@@ -19,7 +19,7 @@ RUN touch src/lib.rs src/main.rs && scripts/build-static.sh "$(uname -m)"
 
 FROM build AS build-local
 COPY events/generate_image.json events/
-RUN mkdir pictures && touch src/bin/iga-local.rs && scripts/build-static.sh "$(uname -m)" iga-local
+RUN mkdir pictures && scripts/build-static.sh "$(uname -m)" iga-local
 
 FROM gcr.io/distroless/static-debian13:nonroot AS local
 COPY --from=build-local /build/target/*-musl/release/iga-local /
