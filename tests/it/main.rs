@@ -12,6 +12,7 @@ mod load;
 mod matrix;
 mod models;
 mod process;
+mod queue;
 mod random;
 mod readme;
 mod retries;

@@ -1,0 +1,32 @@
+# The shipped image is the last stage: `docker build .`. The emulator's, for trying things out: `docker build --target local .`
+FROM rust:1.95-slim-trixie AS build
+WORKDIR /build
+RUN rustup target add "$(uname -m)-unknown-linux-musl"
+
+# The dependencies, in a layer that only the manifests change: empty sources stand in for ours.
+COPY Cargo.toml Cargo.lock ./
+COPY benches/Cargo.toml benches/
+COPY scripts/build-static.sh scripts/
+RUN mkdir -p src/bin benches/src \
+    && touch src/lib.rs benches/src/lib.rs \
+    && echo 'fn main() {}' > src/main.rs \
+    && cp src/main.rs src/bin/iga-local.rs \
+    && scripts/build-static.sh "$(uname -m)"
+
+COPY src src
+# Cargo goes by times, and a file that is copied keeps its own, which is older than that of its stand-in.
+RUN touch src/lib.rs src/main.rs && scripts/build-static.sh "$(uname -m)"
+
+FROM build AS build-local
+COPY events/generate_image.json events/
+RUN mkdir pictures && scripts/build-static.sh "$(uname -m)" iga-local
+
+FROM gcr.io/distroless/static-debian13:nonroot AS local
+COPY --from=build-local /build/target/*-musl/release/iga-local /
+COPY --from=build-local --chown=65532:65532 /build/pictures /pictures
+ENTRYPOINT ["/iga-local"]
+
+FROM gcr.io/distroless/static-debian13:nonroot
+COPY --from=build /build/target/*-musl/release/iga /
+EXPOSE 5007
+ENTRYPOINT ["/iga"]

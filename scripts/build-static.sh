@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Builds what is shipped: `iga` as one static file for Linux, without the emulator; or `iga-local`, with it.
+# Usage: scripts/build-static.sh [x86_64|aarch64 [iga|iga-local]]. The last line on stdout is the path of the binary.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+arch=${1:-x86_64}
+triple=$arch-unknown-linux-musl
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+binary=${2:-iga}
+build=(build --release --locked --bin "$binary" --target "$triple")
+[ "$binary" != iga ] || build+=(--no-default-features)
+
+main() {
+    case $arch in
+        x86_64 | aarch64) ;;
+        *) give_up "There is no build for $arch: say x86_64 or aarch64." ;;
+    esac
+    if has_std; then
+        choose_c_compiler
+        cargo "${build[@]}"
+    elif [ "$arch" = x86_64 ] && has_debian_sources; then
+        echo 'FOR CHECKING ONLY: built with the compiler and the musl of Debian, not with those that make the shipped binary.' >&2
+        build_with_debian
+    else
+        give_up "The standard library for $triple is missing. Install it: rustup target add $triple"
+    fi
+    echo "$target/$triple/release/$binary"
+}
+
+has_std() {
+    command -v cargo rustc >/dev/null && compgen -G "$(rustc --print target-libdir --target "$triple")/libstd-*.rlib" >/dev/null
+}
+
+# `ring` and mimalloc have parts in C, which ask nothing of a C library that glibc and musl do not both have; so a
+# compiler for glibc will do where there is none for musl.
+choose_c_compiler() {
+    local name=${triple//-/_} candidates=("$arch-linux-musl-gcc" "$arch-linux-gnu-gcc") candidate
+    local cc=CC_$name linker=CARGO_TARGET_${name^^}_LINKER
+    [ -z "${!cc:-}" ] || return 0
+    [ "$(uname -m)" != "$arch" ] || candidates=(musl-gcc gcc)
+    for candidate in "${candidates[@]}"; do
+        if command -v "$candidate" >/dev/null; then
+            export "$cc=$candidate"
+            # This machine's linker is for this machine; rustc brings one for all, and all that is linked.
+            [ "$(uname -m)" = "$arch" ] || export "$linker=rust-lld"
+            return 0
+        fi
+    done
+    give_up "A C compiler for $arch is missing: one of ${candidates[*]}. On Debian: apt-get install ${debian_compiler[$arch]}"
+}
+
+declare -A debian_compiler=([x86_64]=gcc-x86-64-linux-gnu [aarch64]=gcc-aarch64-linux-gnu)
+
+has_debian_sources() {
+    [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] && [ -e "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] &&
+        [ -e "$musl/libc.a" ] && [ -e "$libunwind" ] && command -v musl-gcc >/dev/null
+}
+
+musl=/usr/lib/x86_64-linux-musl
+libunwind=/usr/lib/llvm-19/lib/libunwind.a
+
+# Debian has the sources of the standard library only. What links it to musl is put together here.
+build_with_debian() {
+    local parts=$target/debian-musl object
+    mkdir -p "$parts"
+    cp "$musl"/{crt1.o,rcrt1.o,crti.o,crtn.o,libc.a} "$parts"
+    for object in crtbegin.o crtbeginS.o crtend.o crtendS.o; do
+        cp "$(gcc -print-file-name="$object")" "$parts"
+    done
+    # Debian's libunwind is built for glibc; this is the one symbol that musl lacks.
+    printf '%s\n' '#include <stdarg.h>' '#include <stdio.h>' 'int __fprintf_chk(FILE *file, int flag, const char *format, ...) {' \
+        'va_list list; va_start(list, format); int n = vfprintf(file, format, list); va_end(list); return n; }' |
+        musl-gcc -O2 -fPIC -x c -c - -o "$parts/fprintf_chk.o"
+    cp "$libunwind" "$parts/libunwind.a"
+    ar rs "$parts/libunwind.a" "$parts/fprintf_chk.o"
+    # By its whole name: cargo would take the rustc of the PATH, which may be rustup's.
+    RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CC_x86_64_unknown_linux_musl=musl-gcc \
+        RUSTFLAGS="-L native=$parts -C link-arg=-lgcc" /usr/bin/cargo "${build[@]}" -Z build-std=std,panic_abort
+}
+
+give_up() {
+    echo "$1" >&2
+    exit 1
+}
+
+main
