@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Lets one role of an AWS account into Google Cloud, without a key: it may ask Vertex AI and keep pictures in one bucket.
+# Usage: scripts/setup-aws.sh --project ID --bucket NAME --account NUMBER [--role iga-lambda] [--bucket-location US] [--print]
+# --project and --bucket are Google's, --account and --role are AWS's; --print only shows the commands. What is there stays
+# there, so it may run again. It writes google-credentials.json, which holds no secret.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CLOUDSDK_CORE_DISABLE_PROMPTS=1
+
+project='' bucket='' account='' role=iga-lambda bucket_location=US print=''
+problems=()
+
+main() {
+    read_arguments "$@"
+    check_arguments
+    [ -n "$print" ] || command -v gcloud >/dev/null || give_up 'gcloud is missing: https://cloud.google.com/sdk/docs/install'
+    pool=(iga-aws --location=global "--project=$project")
+    provider=("$role" --workload-identity-pool=iga-aws --location=global "--project=$project")
+
+    run gcloud services enable aiplatform.googleapis.com iam.googleapis.com storage.googleapis.com sts.googleapis.com "--project=$project"
+    number_of_the_project
+    unless_there "gcloud iam workload-identity-pools describe ${pool[*]}" \
+        gcloud iam workload-identity-pools create "${pool[@]}" '--display-name=IGA on AWS'
+    create_provider
+    create_roles
+    unless_there "gcloud storage buckets describe gs://$bucket" \
+        gcloud storage buckets create "gs://$bucket" "--project=$project" "--location=$bucket_location" \
+        --uniform-bucket-level-access --public-access-prevention
+    bind
+    run gcloud iam workload-identity-pools create-cred-config \
+        "projects/$number/locations/global/workloadIdentityPools/iga-aws/providers/$role" --aws --output-file=google-credentials.json
+    [ -n "$print" ] || echo 'google-credentials.json is written. Next: sam build && sam deploy --guided'
+}
+
+number_of_the_project() {
+    local command=(gcloud projects describe "$project" '--format=value(projectNumber)')
+    if [ -n "$print" ]; then
+        # shellcheck disable=SC2016 # whoever runs what is printed expands it
+        number='$number'
+        echo "number=\$($(quoted "${command[@]}"))"
+    else
+        number=$("${command[@]}")
+    fi
+}
+
+# Each role has a provider of its own, which lets in that role and nobody else. Updated too: the account may be another now.
+create_provider() {
+    local sessions="arn:aws:sts::$account:assumed-role/$role" conditions
+    conditions=("--account-id=$account" "--attribute-condition=attribute.aws_role == '$sessions'")
+    unless_there "gcloud iam workload-identity-pools providers describe ${provider[*]}" \
+        gcloud iam workload-identity-pools providers create-aws "${provider[@]}" "${conditions[@]}"
+    run gcloud iam workload-identity-pools providers update-aws "${provider[@]}" "${conditions[@]}"
+    member="principalSet://iam.googleapis.com/projects/$number/locations/global/workloadIdentityPools/iga-aws/attribute.aws_role/$sessions"
+}
+
+create_roles() {
+    unless_there "gcloud iam roles describe igaPredict --project=$project" \
+        gcloud iam roles create igaPredict "--project=$project" '--title=IGA: ask models' --permissions=aiplatform.endpoints.predict
+    # Receipts and leases are read and deleted; pictures are created only.
+    unless_there "gcloud iam roles describe igaObjects --project=$project" \
+        gcloud iam roles create igaObjects "--project=$project" '--title=IGA: receipts' \
+        --permissions=storage.objects.get,storage.objects.delete
+}
+
+bind() {
+    local role_of_bucket
+    run gcloud projects add-iam-policy-binding "$project" "--member=$member" "--role=projects/$project/roles/igaPredict" \
+        --condition=None --format=none
+    for role_of_bucket in roles/storage.objectCreator "projects/$project/roles/igaObjects"; do
+        run gcloud storage buckets add-iam-policy-binding "gs://$bucket" "--member=$member" "--role=$role_of_bucket" --format=none
+    done
+}
+
+run() { # COMMAND...
+    if [ -n "$print" ]; then
+        quoted "$@"
+    else
+        echo "+ $(quoted "$@")" >&2
+        "$@"
+    fi
+}
+
+unless_there() { # DESCRIBE COMMAND...
+    local describe
+    if [ -n "$print" ]; then
+        printf '%s >/dev/null 2>&1 ||\n    %s\n' "$1" "$(quoted "${@:2}")"
+    else
+        read -ra describe <<<"$1"
+        "${describe[@]}" >/dev/null 2>&1 || run "${@:2}"
+    fi
+}
+
+# As a shell takes it. No argument holds what means something between double quotes, but for the project's number.
+quoted() {
+    local word line=''
+    for word in "$@"; do
+        case $word in
+            *[!A-Za-z0-9_./:=,@-]*) line+=" \"$word\"" ;;
+            *) line+=" $word" ;;
+        esac
+    done
+    echo "${line# }"
+}
+
+read_arguments() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --print) print=yes ;;
+            --project | --bucket | --account | --role | --bucket-location)
+                [ $# -gt 1 ] || give_up "A value is missing after $1."
+                local name=${1#--}
+                printf -v "${name//-/_}" %s "$2"
+                shift
+                ;;
+            *) give_up "$1 is not known. $(sed -n 's/^# Usage/Usage/p' "$0")" ;;
+        esac
+        shift
+    done
+}
+
+check_arguments() {
+    demand project '^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$' 'the Google Cloud project that pays for the pictures'
+    demand bucket '^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$' 'the Cloud Storage bucket that takes the pictures, without gs://'
+    demand account '^[0-9]{12}$' 'the AWS account: aws sts get-caller-identity --query Account --output text'
+    # It is the provider's id too, and a session's ARN may have 127 characters at Google.
+    demand role '^[a-z][a-z0-9-]{3,22}$' 'the role of the function, 4 to 23 lower case letters, digits and hyphens'
+    demand bucket_location '^[A-Za-z0-9-]+$' 'where a bucket is created that is not there'
+    [ ${#problems[@]} -eq 0 ] || give_up "$(printf '%s\n' "${problems[@]}")"
+}
+
+demand() { # NAME PATTERN MEANING
+    if [ -z "${!1}" ]; then
+        problems+=("--${1//_/-} is missing: $3.")
+    elif [[ ! ${!1} =~ $2 ]]; then
+        problems+=("--${1//_/-} cannot be ${!1}: it is $3.")
+    fi
+}
+
+give_up() {
+    echo "$1" >&2
+    exit 1
+}
+
+main "$@"
