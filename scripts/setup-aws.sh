@@ -26,6 +26,7 @@ main() {
     unless_there "gcloud storage buckets describe gs://$bucket" \
         gcloud storage buckets create "gs://$bucket" "--project=$project" "--location=$bucket_location" \
         --uniform-bucket-level-access --public-access-prevention
+    check_bucket
     bind
     run gcloud iam workload-identity-pools create-cred-config \
         "projects/$number/locations/global/workloadIdentityPools/iga-aws/providers/$role" --aws --output-file=google-credentials.json
@@ -60,6 +61,16 @@ create_roles() {
     unless_there "gcloud iam roles describe igaObjects --project=$project" \
         gcloud iam roles create igaObjects "--project=$project" '--title=IGA: receipts' \
         --permissions=storage.objects.get,storage.objects.delete
+}
+
+# Google refuses federated members anywhere else.
+check_bucket() {
+    local mend=(gcloud storage buckets update "gs://$bucket" --uniform-bucket-level-access)
+    if [ -n "$print" ]; then
+        echo "# A bucket that was there needs this too, which ends its ACLs: $(quoted "${mend[@]}")"
+    elif [ "$(gcloud storage buckets describe "gs://$bucket" '--format=value(uniform_bucket_level_access)')" != True ]; then
+        give_up "gs://$bucket has ACLs, and takes no federated member. If nobody needs them: $(quoted "${mend[@]}")"
+    fi
 }
 
 bind() {
