@@ -14,10 +14,6 @@ use iga_benches::{ANSWER_HEAD, ANSWER_TAIL, Args, picture};
 use serde_json::json;
 use std::hint::black_box;
 
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let pictures = Args::new("instructions PICTURES").number();
