@@ -7,12 +7,13 @@ Usage: benches/report.py, with the packages of benches/requirements.txt
 import json
 import re
 import statistics
+from math import ceil
 from pathlib import Path
 
 import matplotlib
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGE, PICTURES = DOCS / "performance.md", DOCS / "performance"
+PAGE, PICTURES, SCALE = DOCS / "performance.md", DOCS / "performance", DOCS / "scale.md"
 MIB = 1 << 20
 BUDGET_MIB = 128
 LOOK = {
@@ -31,6 +32,7 @@ def main():
     text = between(text, "bars", bars(results, instructions))
     text = between(text, "programs", programs(results))
     PAGE.write_text(text)
+    SCALE.write_text(between(between(SCALE.read_text(), "load", scale_load(results)), "cost", scale_cost()))
     matplotlib.use("svg")
     # Letters stay letters, and the same figures make the same file.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "iga", "font.family": "sans-serif"})
@@ -45,7 +47,7 @@ def main():
 def between(text, name, lines):
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     pattern = re.compile(f"({re.escape(begin)}).*?({re.escape(end)})", re.DOTALL)
-    assert pattern.search(text), f"{PAGE} has no place for {name}"
+    assert pattern.search(text), f"there is no place for {name}"
     return pattern.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
 
 
@@ -139,6 +141,60 @@ def programs(results):
 
 def row(cells):
     return "| " + " | ".join(cells) + " |"
+
+
+# ---- a million pictures a day
+
+A_DAY, DAY_SECONDS = 1_000_000, 86_400
+MODEL_SECONDS, PEAK, PICTURE_MIB = 8, 3, 1.5
+# Of the concurrency that an instance may have Cloud Run aims at this share.
+CONCURRENCY, AIM = 80, 0.6
+# Plain HTTP is what is measured; TLS took about as much again.
+TLS = 2
+
+
+def scale_load(results):
+    cpu_ms = statistics.median(results["pictures"]["cpu_ms 80"]["iga"]) * TLS
+    in_transfer, in_flight = (statistics.median(results["memory"][f"{name} mib"]["iga"]) for name in ["in_transfer", "in_flight"])
+    lines = [["", "mean", "peak"], ["---", "---", "---"]]
+    mean = A_DAY / DAY_SECONDS
+    rates = [mean, mean * PEAK]
+    flying = [rate * MODEL_SECONDS for rate in rates]
+    lines.append(["pictures a second", *(f"{rate:.1f}" for rate in rates)])
+    lines.append([f"in flight, {MODEL_SECONDS} s each", *(f"{flights:.0f}" for flights in flying)])
+    name = f"instances, concurrency {CONCURRENCY}"
+    lines.append([name, *(f"{ceil(flights / (CONCURRENCY * AIM))}" for flights in flying)])
+    name = f"cores busy, {cpu_ms:.1f} ms a picture over TLS"
+    lines.append([name, *(f"{rate * cpu_ms / 1e3:.3f}" for rate in rates)])
+    lines.append(["network, in and out, MiB/s", *(f"{rate * PICTURE_MIB * (4 / 3 + 1):.0f}" for rate in rates)])
+    lines.append(["memory of an instance at most, MiB: 80 × 8 MiB at once", "", number(in_transfer)])
+    lines.append(["the same: 1,000 × 1.5 MiB in flight", "", number(in_flight)])
+    return list(map(row, lines))
+
+
+def scale_cost():
+    """In USD for a day; what is free each month is left out."""
+    seconds = A_DAY * MODEL_SECONDS
+    instance_seconds = seconds / (CONCURRENCY * AIM)
+    writes_with_key = 3 + MODEL_SECONDS // 4
+    kept_gib = A_DAY * PICTURE_MIB / 1024
+    lines = [
+        ["", "quantity", "price", "USD a day"],
+        ["---"] * 4,
+        priced("Cloud Run, 1 vCPU and 512 MiB while busy", instance_seconds, "instance-seconds", 0.000024 + 0.5 * 0.0000025),
+        priced("Cloud Run, requests", A_DAY, "requests", 0.40e-6),
+        priced("or Lambda, arm64 with 256 MiB", seconds / 4, "GB-seconds", 0.0000133334),
+        priced("and its requests", A_DAY, "requests", 0.20e-6),
+        priced("Cloud Storage, without keys", A_DAY, "class A operations", 0.005e-3),
+        priced("or with keys", A_DAY * writes_with_key, "class A operations", 0.005e-3),
+        priced("each day's pictures, while they are kept", kept_gib, "GiB", 0.020 / 30),
+        priced("the model, `gemini-nano-banana-2.1`, 1K", A_DAY, "pictures", 0.0336),
+    ]
+    return list(map(row, lines))
+
+
+def priced(what, quantity, unit, price):
+    return [what, f"{quantity:,.0f} {unit}", f"{price:.9f}".rstrip("0"), f"{quantity * price:,.2f}"]
 
 
 # ---- pictures
