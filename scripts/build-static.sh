@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what is shipped: `iga` as one static file for Linux, without the emulator; or `iga-local`, with it.
-# Usage: scripts/build-static.sh [x86_64|aarch64 [iga|iga-local]]. The last line on stdout is the path of the binary.
+# Builds what is shipped: `iga` as one static file for Linux, without the emulator; or `iga-local`, with it; or a
+# program of benches/. Usage: scripts/build-static.sh [x86_64|aarch64 [PROGRAM]]. The last line on stdout is its path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +9,11 @@ triple=$arch-unknown-linux-musl
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 binary=${2:-iga}
 build=(build --release --locked --bin "$binary" --target "$triple")
-[ "$binary" != iga ] || build+=(--no-default-features)
+case $binary in
+    iga) build+=(--no-default-features) ;;
+    iga-local) ;;
+    *) build+=(--package iga-benches) ;;
+esac
 
 main() {
     case $arch in

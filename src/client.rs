@@ -138,7 +138,7 @@ impl Service<Uri> for Connector {
 }
 
 /// What one connection reads at once, and the most that it holds for somebody who does not read on.
-const BUFFER_BYTES: usize = 32 * 1024;
+pub const BUFFER_BYTES: usize = 32 * 1024;
 
 /// TCP, the proxy and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

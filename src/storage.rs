@@ -379,14 +379,14 @@ fn crc32c_text(crc32c: u32) -> String {
 }
 
 /// A `multipart/related` body that sends a blob's pieces as they are, its length known beforehand.
-struct Multipart {
+pub struct Multipart {
     boundary: String,
     pieces: std::vec::IntoIter<Bytes>,
     remaining: u64,
 }
 
 impl Multipart {
-    fn new(resource: &Value, content_type: &str, blob: &Blob) -> Multipart {
+    pub fn new(resource: &Value, content_type: &str, blob: &Blob) -> Multipart {
         let boundary = crate::id::random_hex::<16>();
         let head = format!(
             "--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{resource}\r\n\

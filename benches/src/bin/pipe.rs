@@ -23,11 +23,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::net::TcpListener;
 
-/// The service's: what is measured is the moving of bytes.
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Clone)]
 struct Pipe {
     client: Client<HttpConnector, Either<Full<Bytes>, Decoding>>,

@@ -1,0 +1,396 @@
+#!/usr/bin/env python3
+"""Measures IGA beside its baselines, in one run, and writes docs/performance/results.json.
+
+Usage: benches/run.py                  everything, some 20 minutes on two cores that nothing else uses
+       benches/run.py --quick FILE     every measurement once and small, without peers, into FILE: does it all still run?
+
+benches/report.py makes the tables and pictures of docs/performance.md of it.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")).resolve()
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+KIB, MIB = 1 << 10, 1 << 20
+USUAL = 3 * MIB // 2
+directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Plan:
+    """How much of everything."""
+
+    rounds, peer_rounds = 5, 3
+    starts, peer_starts = 41, 5
+    pictures, peer_pictures = 1000, 200
+    sizes = [64 * KIB, 512 * KIB, USUAL, 4 * MIB, 8 * MIB, 14 * MIB, 20 * MIB]
+    # Callers, bytes of a picture, latency in ms, pictures in all.
+    in_transfer, in_flight = (80, 8 * MIB, 0, 240), (1000, USUAL, 2000, 2000)
+    concurrencies = [1, 4, 16, 80, 250, 1000]
+
+
+class Quick(Plan):
+    rounds = peer_rounds = 1
+    starts = 2
+    pictures = 20
+    sizes = [64 * KIB, USUAL]
+    in_transfer, in_flight = (8, 8 * MIB, 0, 16), (40, USUAL, 100, 40)
+    concurrencies = [1, 40]
+
+
+def main(arguments):
+    match arguments:
+        case []:
+            plan, file = Plan, REPOSITORY / "docs/performance/results.json"
+        case ["--quick", file]:
+            plan, file = Quick, Path(file)
+        case _:
+            sys.exit(__doc__)
+    subjects = [Iga(), Pipe(), *(peers() if plan is Plan else [])]
+    results = {"machine": machine(), "programs": [subject.name for subject in subjects]}
+    for measure in [sizes_on_disk, starts, pictures, memory, by_size, by_concurrency, ceiling]:
+        print(f"== {measure.__name__}", flush=True)
+        results[measure.__name__] = measure(plan, subjects)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    print(file)
+
+
+# ---- what is measured
+
+
+def sizes_on_disk(plan, subjects):
+    sizes = {"iga": program("iga").stat().st_size, "floor": program("floor").stat().st_size}
+    for peer in of_kind(subjects, Peer):
+        sizes[peer.name] = sum(file.lstat().st_size for file in peer.packages().rglob("*") if file.is_file())
+    return sizes
+
+
+def starts(plan, subjects):
+    """Milliseconds from exec to the first 200, of /health and of a picture."""
+    found = Table()
+    with Upstream(64 * KIB) as upstream:
+        for number in range(plan.starts):
+            for subject in [Floor(), *subjects]:
+                if isinstance(subject, Pipe) or isinstance(subject, Peer) and number >= plan.peer_starts:
+                    continue
+                for what in ["health", "picture"]:
+                    found.add(subject, what, stopwatch(subject, what, upstream))
+    return found.lines
+
+
+def pictures(plan, subjects):
+    """CPU milliseconds for a picture, latency and idle memory, for so many callers at once."""
+    found = Table()
+    with Upstream(USUAL) as upstream:
+        for number in range(plan.rounds):
+            for subject in taking_part(subjects, plan, number):
+                with subject.running(upstream) as process:
+                    found.add(subject, "idle_mib", process.peak_mib())
+                    process.load(20, 4)
+                    for callers in [1, 16, 80]:
+                        asked = plan.peer_pictures if isinstance(subject, Peer) else plan.pictures
+                        done = process.load(asked, callers)
+                        for name in ["cpu_ms", "p50_ms", "p99_ms", "per_second"]:
+                            found.add(subject, f"{name} {callers}", done[name])
+    return found.lines
+
+
+def memory(plan, subjects):
+    """Peak MiB of a process that has just started; and what the callers saw."""
+    found = Table()
+    for row, (callers, picture_bytes, latency_ms, asked) in [
+        ("in_transfer", plan.in_transfer),
+        ("in_flight", plan.in_flight),
+    ]:
+        with Upstream(picture_bytes, latency_ms) as upstream:
+            for number in range(plan.peer_rounds):
+                for subject in subjects:
+                    if isinstance(subject, Peer) and number:
+                        continue
+                    with subject.running(upstream, IGA_MAX_GENERATIONS=str(callers)) as process:
+                        done = process.load(callers if isinstance(subject, Peer) else asked, callers, may_fail=True)
+                        found.add(subject, f"{row} mib", process.peak_mib())
+                        found.add(subject, f"{row} failed", done["failed"])
+    return found.lines
+
+
+def by_size(plan, subjects):
+    """CPU and peak memory against the picture's size, 16 callers."""
+    found = Table()
+    for picture_bytes in plan.sizes:
+        with Upstream(picture_bytes) as upstream:
+            for number in range(plan.peer_rounds):
+                for subject in subjects:
+                    if isinstance(subject, Peer) and number:
+                        continue
+                    with subject.running(upstream) as process:
+                        process.load(16, 16)
+                        done = process.load(48 if isinstance(subject, Peer) else 160, 16)
+                        found.add(subject, f"cpu_ms {picture_bytes}", done["cpu_ms"])
+                        found.add(subject, f"mib {picture_bytes}", process.peak_mib())
+    return found.lines
+
+
+def by_concurrency(plan, subjects):
+    """CPU and peak memory against the callers at once, 200 ms of latency."""
+    found = Table()
+    with Upstream(USUAL, 200) as upstream:
+        for callers in plan.concurrencies:
+            for number in range(plan.peer_rounds):
+                for subject in subjects:
+                    if isinstance(subject, Peer):
+                        continue
+                    with subject.running(upstream, IGA_MAX_GENERATIONS="1000") as process:
+                        done = process.load(max(50, 3 * callers), callers)
+                        found.add(subject, f"cpu_ms {callers}", done["cpu_ms"])
+                        found.add(subject, f"mib {callers}", process.peak_mib())
+    return found.lines
+
+
+def ceiling(plan, subjects):
+    """What the callers and the upstream do without anything between them, pictures a second."""
+    with Upstream(USUAL) as upstream:
+        runs = [load("ceiling", upstream.address, plan.pictures, callers, str(USUAL)) for callers in [1, 16, 80]]
+    return {str(callers): [run["ok"] / run["seconds"], run["p50_ms"]] for callers, run in zip([1, 16, 80], runs)}
+
+
+class Table:
+    """Figures by program and name, one for every round."""
+
+    def __init__(self):
+        self.lines = {}
+
+    def add(self, subject, name, figure):
+        figures = self.lines.setdefault(name, {}).setdefault(subject.name, [])
+        figures.append(figure)
+        print(f"{subject.name:8} {name:20} {figure:10.2f}", flush=True)
+
+
+def taking_part(subjects, plan, number):
+    return [subject for subject in subjects if number < plan.peer_rounds or not isinstance(subject, Peer)]
+
+
+def of_kind(subjects, kind):
+    return [subject for subject in subjects if isinstance(subject, kind)]
+
+
+# ---- who is measured
+
+
+class Subject:
+    """A program that answers /generate_image."""
+
+    directory = REPOSITORY
+
+    def command(self, port, upstream):
+        return [program(self.name)]
+
+    def environment(self, port, upstream):
+        return {
+            "PATH": os.environ["PATH"],
+            "NO_PROXY": "127.0.0.1",
+            "PORT": str(port),
+            "IGA_DEBUG_MODE": "False",
+            "GCP_PROJECT_ID": "benchmark",
+            "GCP_LOCATION": "us-central1",
+            "GCS_BUCKET_NAME": "benchmark",
+            "IGA_VERTEXAI_IMAGE_MODEL_ID": "imagen-4.0-generate-001",
+            "IGA_VERTEXAI_ENDPOINT": f"http://{upstream.address}",
+            "STORAGE_EMULATOR_HOST": f"http://{upstream.address}",
+            "GCE_METADATA_HOST": upstream.address,
+            "GCE_METADATA_IP": upstream.address,
+            # As the base image sets it.
+            "SSL_CERT_FILE": BUNDLE,
+        }
+
+    @contextlib.contextmanager
+    def running(self, upstream, **settings):
+        port = free_port()
+        environment = {**self.environment(port, upstream), **settings}
+        command, speaks = self.command(port, upstream), isinstance(self, Pipe)
+        with started(command, speaks, env=environment, cwd=self.directory) as process:
+            running = Running(process, self.address(process, port))
+            running.wait_until_healthy()
+            yield running
+
+    def address(self, process, port):
+        return f"127.0.0.1:{port}"
+
+
+class Iga(Subject):
+    name = "iga"
+
+
+class Floor(Subject):
+    name = "floor"
+
+
+class Pipe(Subject):
+    name = "pipe"
+
+    def command(self, port, upstream):
+        return [program("pipe"), upstream.address, str(upstream.picture_bytes)]
+
+    def address(self, process, port):
+        return process.stdout.readline().decode().strip()
+
+
+class Peer(Subject):
+    def __init__(self, name, *command):
+        self.name, self.arguments = name, command
+        self.directory = REPOSITORY / "benches/peers" / name
+        self.python = TARGET / "benches" / name / "bin"
+
+    def install(self):
+        """Whether its packages could be had."""
+        if not self.python.exists():
+            subprocess.run([sys.executable, "-m", "venv", self.python.parent], check=True)
+        install = [self.python / "pip", "install", "--quiet", "--requirement", self.directory / "requirements.txt"]
+        result = subprocess.run(install, capture_output=True, text=True)
+        if result.returncode:
+            print(f"NOT MEASURED: {self.name}, whose packages cannot be installed:\n{result.stderr}", flush=True)
+        return not result.returncode
+
+    def packages(self):
+        (found,) = self.python.parent.glob("lib/python3*/site-packages")
+        return found
+
+    def command(self, port, upstream):
+        return [self.python / self.arguments[0], *(word.replace("PORT", str(port)) for word in self.arguments[1:])]
+
+
+def peers():
+    flask = Peer("flask", "gunicorn", "--workers=1", "--threads=80", "--bind=127.0.0.1:PORT", "app:app")
+    fastapi = Peer("fastapi", "uvicorn", "--host=127.0.0.1", "--port=PORT", "app:app")
+    return [peer for peer in [flask, fastapi] if peer.install()]
+
+
+class Running:
+    """A process under load, those that it started included."""
+
+    def __init__(self, process, address):
+        self.process, self.address = process, address
+
+    def wait_until_healthy(self):
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                directly.open(f"http://{self.address}/health", timeout=10).close()
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"{self.process.args} does not answer")
+            time.sleep(0.01)
+
+    def pids(self):
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [self.process.pid, *map(int, children)]
+
+    def cpu_seconds(self):
+        # The clock of another process, user and system time: clock_getcpuclockid(3).
+        return sum(time.clock_gettime(~pid << 3 | 2) for pid in self.pids())
+
+    def peak_mib(self):
+        lines = "".join(Path(f"/proc/{pid}/status").read_text() for pid in self.pids()).splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / KIB
+
+    def load(self, asked, callers, may_fail=False):
+        before = self.cpu_seconds()
+        done = load("pictures", self.address, asked, callers)
+        spent = self.cpu_seconds() - before
+        if done["failed"] and not may_fail:
+            sys.exit(f"{self.process.args}: {done['failed']} of {asked} pictures failed")
+        return {**done, "cpu_ms": spent * 1e3 / asked, "per_second": done["ok"] / done["seconds"]}
+
+
+class Upstream:
+    """The fake of Google's services, with pictures of one size."""
+
+    def __init__(self, picture_bytes, latency_ms=0):
+        self.picture_bytes, self.latency_ms = picture_bytes, latency_ms
+
+    def __enter__(self):
+        command = [program("upstream"), str(self.picture_bytes), str(self.latency_ms)]
+        self.stack = contextlib.ExitStack()
+        process = self.stack.enter_context(started(command))
+        self.address = process.stdout.readline().decode().strip()
+        return self
+
+    def __exit__(self, *problem):
+        self.stack.close()
+
+
+def load(what, address, asked, callers, *more):
+    command = [program("load"), what, address, str(asked), str(callers), *more]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    if result.returncode:
+        sys.exit(result.stderr)
+    return json.loads(result.stdout)
+
+
+def stopwatch(subject, what, upstream):
+    port = free_port()
+    command = [program("stopwatch"), what, str(port), *subject.command(port, upstream)]
+    environment = subject.environment(port, upstream)
+    result = subprocess.run(command, env=environment, cwd=subject.directory, capture_output=True, text=True, timeout=120)
+    if result.returncode:
+        sys.exit(result.stderr)
+    return float(result.stdout)
+
+
+@contextlib.contextmanager
+def started(command, speaks=True, **options):
+    """A process that is ended; what it logs, unless it speaks to us, goes into a file, at the file's cost."""
+    with tempfile.TemporaryFile() as log:
+        out = subprocess.PIPE if speaks else log
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, **options)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if speaks:
+                process.stdout.close()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# ---- what they are built from
+
+
+def build():
+    for name in ["iga", "floor", "pipe", "upstream", "load", "stopwatch"]:
+        subprocess.run([REPOSITORY / "scripts/build-static.sh", platform.machine(), name], check=True)
+
+
+def program(name):
+    return TARGET / f"{platform.machine()}-unknown-linux-musl" / "release" / name
+
+
+def machine():
+    cpu = next(line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release()}
+
+
+if __name__ == "__main__":
+    build()
+    main(sys.argv[1:])

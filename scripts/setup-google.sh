@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Prepares a Google Cloud project: APIs, image repository, accounts with no more roles than they need, buckets.
+# Usage: scripts/setup-google.sh [--print] [PROJECT REGION BUCKET], else the variables of these names are taken.
+# What is there already stays, so it can be run again. --print shows the commands for an empty project and runs none.
+set -euo pipefail
+
+print=
+if [ "${1:-}" = --print ]; then
+    print=yes
+    shift
+fi
+project=${1:-${PROJECT:-}}
+region=${2:-${REGION:-}}
+bucket=${3:-${BUCKET:-}}
+# As IGA takes it: no slash in front, one at the end, or nothing.
+prefix=$(sed 's#^/*##; s#/*$##; s#.$#&/#' <<<"${IGA_GCS_IMAGE_PREFIX-images/iga/}")
+
+sources=run-sources-$project-$region # where `gcloud run deploy --source` uploads to
+runtime=iga@$project.iam.gserviceaccount.com
+builder=iga-build@$project.iam.gserviceaccount.com
+new=
+
+main() {
+    [ -n "$project" ] || give_up 'Which project? Say PROJECT REGION BUCKET, or set PROJECT.'
+    [ -n "$region" ] || give_up 'Which region, such as us-central1? Say PROJECT REGION BUCKET, or set REGION.'
+    [ -n "$bucket" ] || give_up 'Which bucket takes the pictures? Say PROJECT REGION BUCKET, or set BUCKET.'
+    case $bucket in */*) give_up "The bucket's name alone is wanted, without gs:// and slashes: $bucket" ;; esac
+    [ -n "$print" ] || command -v gcloud >/dev/null || give_up 'gcloud is missing: https://cloud.google.com/sdk/docs/install'
+
+    run gcloud services enable run.googleapis.com aiplatform.googleapis.com storage.googleapis.com \
+        artifactregistry.googleapis.com cloudbuild.googleapis.com iam.googleapis.com \
+        cloudresourcemanager.googleapis.com --project="$project"
+    has gcloud artifacts repositories describe iga --location="$region" --project="$project" ||
+        run gcloud artifacts repositories create iga --repository-format=docker --location="$region" --project="$project"
+
+    # What the service may: ask models, add objects, and for receipts and leases read and delete them.
+    account iga 'IGA'
+    role igaModels aiplatform.endpoints.predict
+    role igaObjects storage.objects.delete,storage.objects.get
+    bucket "$bucket"
+    on_project "$runtime" "projects/$project/roles/igaModels"
+    on_bucket "$bucket" "$runtime" roles/storage.objectCreator
+    on_bucket "$bucket" "$runtime" "projects/$project/roles/igaObjects"
+    lifecycle
+
+    # What a build may: read the sources, push images, write its log, deploy the service under its account.
+    account iga-build 'IGA, builds'
+    bucket "$sources"
+    on_bucket "$sources" "$builder" roles/storage.objectViewer
+    on_project "$builder" roles/logging.logWriter
+    on_project "$builder" roles/run.developer
+    grant gcloud artifacts repositories add-iam-policy-binding iga --location="$region" --project="$project" \
+        --member="serviceAccount:$builder" --role=roles/artifactregistry.writer --condition=None
+    grant gcloud iam service-accounts add-iam-policy-binding "$runtime" --project="$project" \
+        --member="serviceAccount:$builder" --role=roles/iam.serviceAccountUser --condition=None
+}
+
+account() { # NAME DISPLAY-NAME
+    has gcloud iam service-accounts describe "$1@$project.iam.gserviceaccount.com" --project="$project" && return
+    run gcloud iam service-accounts create "$1" --display-name="$2" --project="$project"
+    new=yes
+}
+
+role() { # NAME PERMISSIONS
+    if has gcloud iam roles describe "$1" --project="$project"; then
+        run gcloud iam roles update "$1" --permissions="$2" --project="$project"
+    else
+        run gcloud iam roles create "$1" --title="$1" --permissions="$2" --stage=GA --project="$project"
+        new=yes
+    fi
+}
+
+bucket() { # NAME
+    has gcloud storage buckets describe "gs://$1" ||
+        run gcloud storage buckets create "gs://$1" --location="$region" --project="$project" \
+            --uniform-bucket-level-access --public-access-prevention
+}
+
+on_project() { # ACCOUNT ROLE
+    grant gcloud projects add-iam-policy-binding "$project" --member="serviceAccount:$1" --role="$2" --condition=None
+}
+
+on_bucket() { # BUCKET ACCOUNT ROLE
+    grant gcloud storage buckets add-iam-policy-binding "gs://$1" --member="serviceAccount:$2" --role="$3" --condition=None
+}
+
+# Receipts and forgotten leases go after a week. The command replaces all rules, so a bucket with others is left alone.
+lifecycle() {
+    local rules file=rule.json
+    rules='{"rule": [{"action": {"type": "Delete"}, "condition": {"age": 7, "matchesPrefix": ["'$prefix'.iga/"]}}]}'
+    if [ -n "$print" ]; then
+        echo "echo '$rules' > $file"
+    else
+        case $(gcloud storage buckets describe "gs://$bucket" --format='value(lifecycle_config)') in
+            '') ;;
+            *"$prefix.iga/"*) return ;;
+            *)
+                echo "gs://$bucket has lifecycle rules of its own. Add this one: $rules" >&2
+                return
+                ;;
+        esac
+        file=$(mktemp)
+        echo "$rules" >"$file"
+    fi
+    run gcloud storage buckets update "gs://$bucket" --lifecycle-file="$file"
+    [ -n "$print" ] || rm "$file"
+}
+
+has() {
+    [ -z "$print" ] && "$@" >/dev/null 2>&1
+}
+
+run() {
+    show "$@"
+    [ -n "$print" ] || "$@"
+}
+
+# A new account or role is not known everywhere at once.
+grant() {
+    local wait
+    show "$@"
+    [ -z "$print" ] || return 0
+    for wait in ${new:+2 4 8 16}; do
+        "$@" >/dev/null && return
+        sleep "$wait"
+    done
+    "$@" >/dev/null
+}
+
+show() {
+    printf '%q ' "$@" | sed 's/ $//'
+    echo
+}
+
+give_up() {
+    echo "$1" >&2
+    exit 1
+}
+
+main
