@@ -54,13 +54,15 @@ create_provider() {
     member="principalSet://iam.googleapis.com/projects/$number/locations/global/workloadIdentityPools/iga-aws/attribute.aws_role/$sessions"
 }
 
+# The same as those of setup-google.sh. Receipts and leases are read and deleted; pictures are created only.
 create_roles() {
-    unless_there "gcloud iam roles describe igaPredict --project=$project" \
-        gcloud iam roles create igaPredict "--project=$project" '--title=IGA: ask models' --permissions=aiplatform.endpoints.predict
-    # Receipts and leases are read and deleted; pictures are created only.
-    unless_there "gcloud iam roles describe igaObjects --project=$project" \
-        gcloud iam roles create igaObjects "--project=$project" '--title=IGA: receipts' \
-        --permissions=storage.objects.get,storage.objects.delete
+    create_role igaModels aiplatform.endpoints.predict
+    create_role igaObjects storage.objects.delete,storage.objects.get
+}
+
+create_role() { # NAME PERMISSIONS
+    unless_there "gcloud iam roles describe $1 --project=$project" \
+        gcloud iam roles create "$1" "--title=$1" "--permissions=$2" --stage=GA "--project=$project"
 }
 
 # Google refuses federated members anywhere else.
@@ -75,7 +77,7 @@ check_bucket() {
 
 bind() {
     local role_of_bucket
-    run gcloud projects add-iam-policy-binding "$project" "--member=$member" "--role=projects/$project/roles/igaPredict" \
+    run gcloud projects add-iam-policy-binding "$project" "--member=$member" "--role=projects/$project/roles/igaModels" \
         --condition=None --format=none
     for role_of_bucket in roles/storage.objectCreator "projects/$project/roles/igaObjects"; do
         run gcloud storage buckets add-iam-policy-binding "gs://$bucket" "--member=$member" "--role=$role_of_bucket" --format=none
