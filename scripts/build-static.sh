@@ -20,6 +20,8 @@ main() {
         x86_64 | aarch64) ;;
         *) give_up "There is no build for $arch: say x86_64 or aarch64." ;;
     esac
+    local flags=CFLAGS_${triple//-/_}
+    export "$flags=${!flags:-} $allocator"
     if has_std; then
         choose_c_compiler
         cargo "${build[@]}"
@@ -35,6 +37,9 @@ main() {
 has_std() {
     command -v cargo rustc >/dev/null && compgen -G "$(rustc --print target-libdir --target "$triple")/libstd-*.rlib" >/dev/null
 }
+
+# mimalloc sets aside 1 GiB at a start, and what it notes of that costs 40 page faults; in smaller parts, as they are needed.
+allocator=-DMI_DEFAULT_ARENA_RESERVE=65536 # KiB
 
 # `ring` and mimalloc have parts in C, which ask nothing of a C library that glibc and musl do not both have; so a
 # compiler for glibc will do where there is none for musl.

@@ -8,6 +8,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 use tokio::task::spawn_blocking;
 
 /// musl's own allocator has one lock and gives every large buffer back to the kernel.
@@ -57,10 +58,14 @@ fn serve() -> ExitCode {
     }
 }
 
-/// Serves. The HTTP client is built once the door is open, for that takes longer than all else at a start.
+/// Serves. To build the HTTP client takes longer than all else at a start, so the platform's probe is answered first;
+/// whoever wants the client before then builds it.
 async fn run(app: Arc<App>) -> ExitCode {
     let auth = Arc::clone(&app.auth);
-    let client = async { spawn_blocking(move || auth.client.build()).await };
+    let client = async {
+        tokio::time::sleep(AFTER_THE_PROBE).await;
+        spawn_blocking(move || auth.client.build()).await
+    };
     tokio::select! {
         biased;
         served = runtime::run(app) => served.map_or_else(stopped, |()| ExitCode::SUCCESS),
@@ -115,3 +120,5 @@ All settings are environment variables, see the README.
 
 /// Two move more pictures than any model makes; more of them only wake each other (docs/performance.md).
 const MOST_WORKERS: usize = 2;
+
+const AFTER_THE_PROBE: Duration = Duration::from_millis(50);

@@ -81,7 +81,8 @@ impl Load {
     }
 
     async fn call(&self, number: usize) -> Result<(), String> {
-        let prompt = format!("a lighthouse at dusk, number {number}");
+        // No two runs ask for the same: the service would answer with what it has.
+        let prompt = format!("a lighthouse at dusk, number {number} of {}", std::process::id());
         match &self.what {
             What::Pictures => {
                 self.post("/generate_image", "application/json", json!({"prompt": prompt}).to_string().into()).await
