@@ -228,11 +228,14 @@ impl Error {
         passes.then(|| self.retry_after.unwrap_or_default().as_secs().max(1))
     }
 
-    /// The causes, outermost first, in one line for the log; empty when there is none.
+    /// The causes, outermost first, in one line for the log; empty when there is none. What only repeats its cause is
+    /// left out.
     pub fn causes(&self) -> String {
         let first = self.source.as_ref().map(|cause| &*cause.0 as &dyn std::error::Error);
         let chain = std::iter::successors(first, |cause| cause.source());
-        chain.map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ")
+        let mut texts: Vec<_> = chain.map(|cause| cause.to_string()).collect();
+        texts.dedup();
+        texts.join(": ")
     }
 }
 
@@ -293,6 +296,12 @@ mod tests {
         let error = Kind::VertexApi.because("no answer").caused_by(inner);
         assert_eq!(error.to_string(), "no answer");
         assert_eq!(error.causes(), "socket 10.0.0.7 closed");
+
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Repeats(#[source] std::io::Error);
+        let error = Kind::VertexApi.because("no answer").caused_by(Repeats(std::io::Error::other("closed")));
+        assert_eq!(error.causes(), "closed");
     }
 
     #[test]

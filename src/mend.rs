@@ -64,9 +64,8 @@ pub fn identity(home: &Home) -> String {
     match home.platform {
         Platform::Plain => SIGN_IN.to_owned(),
         Platform::CloudRun => format!("gcloud run services update {} --service-account=EMAIL", home.service()),
-        Platform::Lambda => "gcloud iam workload-identity-pools create-cred-config \
-             projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER --service-account=EMAIL \
-             --aws --output-file=gcp-wif.json"
+        Platform::Lambda => "scripts/setup-aws.sh --project PROJECT --bucket BUCKET --account AWS_ACCOUNT   # then deploy \
+             google-credentials.json, which it writes"
             .to_owned(),
     }
 }
@@ -84,6 +83,8 @@ pub fn token(home: &Home, identity: &Identity, path: &str, cause: &str) -> Strin
             (Step::Exchange | Step::ActAs, _) => {
                 format!("gcloud iam workload-identity-pools providers list --workload-identity-pool={pool}")
             }
+            // There is nothing else to be there.
+            (Step::Proof, _) if home.platform == Platform::Lambda => self::identity(home),
             (Step::Proof, _) => home.unset("GOOGLE_APPLICATION_CREDENTIALS"),
         },
     }

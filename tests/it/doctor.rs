@@ -321,7 +321,7 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
     for (source, words) in [(azure, "made for Azure, but this is AWS Lambda"), (ec2, "without --enable-imdsv2")] {
         let file = federated(&emulator, source);
         let findings = doctor_with_file(&emulator, &file, &[LAMBDA, AWS].concat()).await;
-        findings.fail("settings", words, "gcloud iam workload-identity-pools create-cred-config");
+        findings.fail("settings", words, "scripts/setup-aws.sh --project");
     }
     let cloud_run = [("K_SERVICE", "iga")];
     let findings = doctor_with_file(&emulator, &federated(&emulator, aws.clone()), &cloud_run).await;
@@ -332,6 +332,16 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
     );
     let findings = doctor_with_file(&emulator, &federated(&emulator, aws), &[LAMBDA, AWS].concat()).await;
     findings.well().ok("token", "").ok("bucket", "created");
+}
+
+#[tokio::test]
+async fn a_federation_file_that_is_not_complete_is_a_finding() {
+    let emulator = emulator().await;
+    let file = r#"{"type": "external_account", "credential_source": {"environment_id": "aws1"}}"#;
+    for (settings, mend) in [(AWS.to_vec(), "unset GOOGLE_"), ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project")] {
+        let findings = doctor_with_file(&emulator, file, &settings).await;
+        findings.fail("token", "is not complete; download or generate it anew. (missing field `audience`)", mend);
+    }
 }
 
 #[tokio::test]
