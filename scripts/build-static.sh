@@ -38,7 +38,7 @@ has_std() {
     command -v cargo rustc >/dev/null && compgen -G "$(rustc --print target-libdir --target "$triple")/libstd-*.rlib" >/dev/null
 }
 
-# mimalloc sets aside 1 GiB at a start, and what it notes of that costs 40 page faults; in smaller parts, as they are needed.
+# mimalloc sets aside 1 GiB, and what it notes of that costs 40 page faults at a start; smaller parts do, as they are needed.
 allocator=-DMI_DEFAULT_ARENA_RESERVE=65536 # KiB
 
 # `ring` and mimalloc have parts in C, which ask nothing of a C library that glibc and musl do not both have; so a

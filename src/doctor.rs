@@ -34,7 +34,7 @@ pub fn run(variable: Variables) -> bool {
     match app.auth.client.build() {
         Ok(()) => {
             doctor.ok("tls", "CA certificates were found");
-            match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(tokio) => {
                     tokio.block_on(doctor.examine(&app));
                     // A name that is still being looked up is nobody's any more.

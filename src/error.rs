@@ -228,13 +228,17 @@ impl Error {
         passes.then(|| self.retry_after.unwrap_or_default().as_secs().max(1))
     }
 
-    /// The causes, outermost first, in one line for the log; empty when there is none. What only repeats its cause is
-    /// left out.
+    /// The causes, outermost first, in one line for the log; empty when there is none. A cause that
+    /// the text before it has named already is left out.
     pub fn causes(&self) -> String {
         let first = self.source.as_ref().map(|cause| &*cause.0 as &dyn std::error::Error);
         let chain = std::iter::successors(first, |cause| cause.source());
-        let mut texts: Vec<_> = chain.map(|cause| cause.to_string()).collect();
-        texts.dedup();
+        let mut texts: Vec<String> = Vec::new();
+        for text in chain.map(|cause| cause.to_string()) {
+            if texts.last().is_none_or(|outer| !outer.ends_with(&text)) {
+                texts.push(text);
+            }
+        }
         texts.join(": ")
     }
 }
@@ -298,10 +302,10 @@ mod tests {
         assert_eq!(error.causes(), "socket 10.0.0.7 closed");
 
         #[derive(Debug, thiserror::Error)]
-        #[error("{0}")]
+        #[error("broken: {0}")]
         struct Repeats(#[source] std::io::Error);
         let error = Kind::VertexApi.because("no answer").caused_by(Repeats(std::io::Error::other("closed")));
-        assert_eq!(error.causes(), "closed");
+        assert_eq!(error.causes(), "broken: closed");
     }
 
     #[test]

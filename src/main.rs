@@ -4,10 +4,8 @@ use iga::app::App;
 use iga::config::{self, Config};
 use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
-use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 
@@ -51,8 +49,8 @@ fn serve() -> ExitCode {
     if let Some(hint) = app.auth.hint() {
         tracing::warn!("{hint}");
     }
-    let workers = available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS);
-    match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
+    // One thread moves more pictures than any model makes; more of them wake each other (docs/performance.md).
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),
     }
@@ -117,8 +115,5 @@ Options:
 
 All settings are environment variables, see the README.
 ";
-
-/// Two move more pictures than any model makes; more of them only wake each other (docs/performance.md).
-const MOST_WORKERS: usize = 2;
 
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);

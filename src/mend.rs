@@ -64,9 +64,11 @@ pub fn identity(home: &Home) -> String {
     match home.platform {
         Platform::Plain => SIGN_IN.to_owned(),
         Platform::CloudRun => format!("gcloud run services update {} --service-account=EMAIL", home.service()),
-        Platform::Lambda => "scripts/setup-aws.sh --project PROJECT --bucket BUCKET --account AWS_ACCOUNT   # then deploy \
+        Platform::Lambda => {
+            "scripts/setup-aws.sh --project PROJECT --bucket BUCKET --account AWS_ACCOUNT   # then deploy \
              google-credentials.json, which it writes"
-            .to_owned(),
+                .to_owned()
+        }
     }
 }
 

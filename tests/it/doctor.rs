@@ -338,9 +338,11 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
 async fn a_federation_file_that_is_not_complete_is_a_finding() {
     let emulator = emulator().await;
     let file = r#"{"type": "external_account", "credential_source": {"environment_id": "aws1"}}"#;
-    for (settings, mend) in [(AWS.to_vec(), "unset GOOGLE_"), ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project")] {
+    for (settings, mend) in
+        [(AWS.to_vec(), "unset GOOGLE_"), ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project")]
+    {
         let findings = doctor_with_file(&emulator, file, &settings).await;
-        findings.fail("token", "is not complete; download or generate it anew. (missing field `audience`)", mend);
+        findings.fail("token", "is not complete; download or generate it anew. (cannot parse the credentials file missing field `audience`)", mend);
     }
 }
 
