@@ -223,10 +223,11 @@ def draw_by_size(pyplot, results):
     for axes, label in [(cpu, "CPU, ms a picture"), (memory, "peak RSS, MiB")]:
         axes.set_xlabel("picture, MiB (16 at once)")
         axes.set_ylabel(label)
+        axes.set_xscale("log")
         axes.set_yscale("log")
-    memory.axhline(BUDGET_MIB, color="#bbbbbb", linestyle=":", label="budget")
+        axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+    mark_the_budget(memory)
     cpu.legend()
-    memory.legend()
     return figure
 
 
@@ -239,10 +240,14 @@ def draw_by_concurrency(pyplot, results):
         axes.set_ylabel(label)
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
-    memory.axhline(BUDGET_MIB, color="#bbbbbb", linestyle=":", label="budget")
+    mark_the_budget(memory)
     cpu.legend()
-    memory.legend()
     return figure
+
+
+def mark_the_budget(axes):
+    axes.axhline(BUDGET_MIB, color="#999999", linestyle=":")
+    axes.annotate("budget", (0.02, BUDGET_MIB), xycoords=("axes fraction", "data"), va="bottom", color="#999999")
 
 
 def curves(axes, table, figure_name, unit):
