@@ -201,6 +201,7 @@ class Subject:
         return {
             "PATH": os.environ["PATH"],
             "NO_PROXY": "127.0.0.1",
+            "PYTHONDONTWRITEBYTECODE": "1",
             "PORT": str(port),
             "IGA_DEBUG_MODE": "False",
             "GCP_PROJECT_ID": "benchmark",
