@@ -57,7 +57,7 @@ create_provider() {
 # The same as those of setup-google.sh. Receipts and leases are read and deleted; pictures are created only.
 create_roles() {
     create_role igaModels aiplatform.endpoints.predict
-    create_role igaObjects storage.objects.delete,storage.objects.get
+    create_role igaObjects storage.objects.delete,storage.objects.get,storage.objects.list
 }
 
 create_role() { # NAME PERMISSIONS

@@ -33,10 +33,11 @@ main() {
     has gcloud artifacts repositories describe iga --location="$region" --project="$project" ||
         run gcloud artifacts repositories create iga --repository-format=docker --location="$region" --project="$project"
 
-    # What the service may: ask models, add objects, and for receipts and leases read and delete them.
+    # What the service may: ask models, add objects, and for receipts and leases read and delete them, and hear that they are
+    # gone: without the right to list that is forbidden.
     account iga 'IGA'
     role igaModels aiplatform.endpoints.predict
-    role igaObjects storage.objects.delete,storage.objects.get
+    role igaObjects storage.objects.delete,storage.objects.get,storage.objects.list
     bucket "$bucket"
     on_project "$runtime" "projects/$project/roles/igaModels"
     on_bucket "$bucket" "$runtime" roles/storage.objectCreator

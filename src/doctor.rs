@@ -460,7 +460,9 @@ fn in_one_line(text: &str) -> String {
     line
 }
 
-const PERMISSIONS: &[&str] = &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete"];
+/// Without the last of them an object that is gone may be called forbidden.
+const PERMISSIONS: &[&str] =
+    &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete", "storage.objects.list"];
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// For a name that is nice to know, of a server that is near or not there.
 const EMAIL_LIMIT: Duration = Duration::from_secs(3);

@@ -504,7 +504,7 @@ async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
     doctor_without(&[create], &[]).await.fail("bucket", "lacks storage.objects.create", OBJECT_CREATOR);
     doctor_without(&[create, get, delete], &[]).await.fail("bucket", create, OBJECT_CREATOR);
     doctor_without(&[create, get, delete], &shared).await.fail("bucket", create, OBJECT_USER);
-    for permission in [get, delete] {
+    for permission in [get, delete, "storage.objects.list"] {
         let findings = doctor_without(&[permission], &[]).await;
         findings.warn("bucket", "requests with an idempotency key fail", OBJECT_USER);
         let findings = doctor_without(&[permission], &shared).await;
