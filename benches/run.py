@@ -2,6 +2,7 @@
 """Measures IGA beside its baselines, in one run, and writes docs/performance/results.json.
 
 Usage: benches/run.py                  everything, some 20 minutes on two cores that nothing else uses
+       benches/run.py --only NAME      one of the measurements anew, with its baselines; the others stay
        benches/run.py --quick FILE     every measurement once and small, without peers, into FILE: does it all still run?
 
 benches/report.py makes the tables and pictures of docs/performance.md of it.
@@ -11,7 +12,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
@@ -38,6 +38,7 @@ class Plan:
     # Callers, bytes of a picture, latency in ms, pictures in all.
     in_transfer, in_flight = (80, 8 * MIB, 0, 240), (1000, USUAL, 2000, 2000)
     concurrencies = [1, 4, 16, 80, 250, 1000]
+    budgets_mib = [2, 8, 32, 128]
 
 
 class Quick(Plan):
@@ -47,23 +48,29 @@ class Quick(Plan):
     sizes = [64 * KIB, USUAL]
     in_transfer, in_flight = (8, 8 * MIB, 0, 16), (40, USUAL, 100, 40)
     concurrencies = [1, 40]
+    budgets_mib = [2]
 
 
 def main(arguments):
+    plan, file, results = Plan, REPOSITORY / "docs/performance/results.json", {}
+    measures = [sizes_on_disk, starts, pictures, memory, by_size, by_concurrency, by_budget, ceiling]
     match arguments:
         case []:
-            plan, file = Plan, REPOSITORY / "docs/performance/results.json"
-        case ["--quick", file]:
-            plan, file = Quick, Path(file)
+            pass
+        case ["--only", name] if name in (names := [measure.__name__ for measure in measures]):
+            results = json.loads(file.read_text())
+            measures = [measures[names.index(name)]]
+        case ["--quick", path]:
+            plan, file = Quick, Path(path)
         case _:
             sys.exit(__doc__)
+    build()
     subjects = [Iga(), Pipe(), *(peers() if plan is Plan else [])]
-    results = {"machine": machine(), "programs": [subject.name for subject in subjects]}
-    for measure in [sizes_on_disk, starts, pictures, memory, by_size, by_concurrency, ceiling]:
+    results |= {"machine": machine(), "programs": [subject.name for subject in subjects]}
+    for measure in measures:
         print(f"== {measure.__name__}", flush=True)
         results[measure.__name__] = measure(plan, subjects)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n")
     print(file)
 
 
@@ -72,8 +79,9 @@ def main(arguments):
 
 def sizes_on_disk(plan, subjects):
     sizes = {"iga": program("iga").stat().st_size, "floor": program("floor").stat().st_size}
-    for peer in of_kind(subjects, Peer):
-        sizes[peer.name] = sum(file.lstat().st_size for file in peer.packages().rglob("*") if file.is_file())
+    for subject in subjects:
+        if isinstance(subject, Peer):
+            sizes[subject.name] = sum(file.lstat().st_size for file in subject.packages().rglob("*") if file.is_file())
     return sizes
 
 
@@ -82,8 +90,8 @@ def starts(plan, subjects):
     found = Table()
     with Upstream(64 * KIB) as upstream:
         for number in range(plan.starts):
-            for subject in [Floor(), *subjects]:
-                if isinstance(subject, Pipe) or isinstance(subject, Peer) and number >= plan.peer_starts:
+            for subject in [Floor(), OneThreadFloor(), *taking_part(subjects, number, plan.peer_starts)]:
+                if isinstance(subject, Pipe):
                     continue
                 for what in ["health", "picture"]:
                     found.add(subject, what, stopwatch(subject, what, upstream))
@@ -95,7 +103,7 @@ def pictures(plan, subjects):
     found = Table()
     with Upstream(USUAL) as upstream:
         for number in range(plan.rounds):
-            for subject in taking_part(subjects, plan, number):
+            for subject in taking_part(subjects, number, plan.peer_rounds):
                 with subject.running(upstream) as process:
                     found.add(subject, "idle_mib", process.peak_mib())
                     process.load(20, 4)
@@ -116,9 +124,7 @@ def memory(plan, subjects):
     ]:
         with Upstream(picture_bytes, latency_ms) as upstream:
             for number in range(plan.peer_rounds):
-                for subject in subjects:
-                    if isinstance(subject, Peer) and number:
-                        continue
+                for subject in taking_part(subjects, number, 1):
                     with subject.running(upstream, IGA_MAX_GENERATIONS=str(callers)) as process:
                         done = process.load(callers if isinstance(subject, Peer) else asked, callers, may_fail=True)
                         found.add(subject, f"{row} mib", process.peak_mib())
@@ -132,9 +138,7 @@ def by_size(plan, subjects):
     for picture_bytes in plan.sizes:
         with Upstream(picture_bytes) as upstream:
             for number in range(plan.peer_rounds):
-                for subject in subjects:
-                    if isinstance(subject, Peer) and number:
-                        continue
+                for subject in taking_part(subjects, number, 1):
                     with subject.running(upstream) as process:
                         process.load(16, 16)
                         done = process.load(48 if isinstance(subject, Peer) else 160, 16)
@@ -149,13 +153,26 @@ def by_concurrency(plan, subjects):
     with Upstream(USUAL, 200) as upstream:
         for callers in plan.concurrencies:
             for number in range(plan.peer_rounds):
-                for subject in subjects:
-                    if isinstance(subject, Peer):
-                        continue
+                for subject in taking_part(subjects, number, 0):
                     with subject.running(upstream, IGA_MAX_GENERATIONS="1000") as process:
                         done = process.load(max(50, 3 * callers), callers)
                         found.add(subject, f"cpu_ms {callers}", done["cpu_ms"])
                         found.add(subject, f"mib {callers}", process.peak_mib())
+    return found.lines
+
+
+def by_budget(plan, subjects):
+    """CPU and speed of 80 callers against the transfer budget, which only IGA has."""
+    found = Table()
+    with Upstream(USUAL) as upstream:
+        for number in range(plan.rounds):
+            for subject in taking_part(subjects, number, 0):
+                for budget_mib in plan.budgets_mib if isinstance(subject, Iga) else [0]:
+                    with subject.running(upstream, IGA_TRANSFER_BUDGET_MIB=str(budget_mib)) as process:
+                        process.load(20, 4)
+                        done = process.load(plan.pictures, 80)
+                        for name in ["cpu_ms", "per_second"]:
+                            found.add(subject, f"{name} {budget_mib}", done[name])
     return found.lines
 
 
@@ -178,12 +195,9 @@ class Table:
         print(f"{subject.name:8} {name:20} {figure:10.2f}", flush=True)
 
 
-def taking_part(subjects, plan, number):
-    return [subject for subject in subjects if number < plan.peer_rounds or not isinstance(subject, Peer)]
-
-
-def of_kind(subjects, kind):
-    return [subject for subject in subjects if isinstance(subject, kind)]
+def taking_part(subjects, number, peer_rounds):
+    """Those of this round: the peers, which are slow, are in the first ones only."""
+    return [subject for subject in subjects if number < peer_rounds or not isinstance(subject, Peer)]
 
 
 # ---- who is measured
@@ -236,6 +250,13 @@ class Iga(Subject):
 
 class Floor(Subject):
     name = "floor"
+
+
+class OneThreadFloor(Subject):
+    name = "floor, one thread"
+
+    def command(self, port, upstream):
+        return [program("floor"), "one-thread"]
 
 
 class Pipe(Subject):
@@ -393,5 +414,4 @@ def machine():
 
 
 if __name__ == "__main__":
-    build()
     main(sys.argv[1:])

@@ -116,4 +116,5 @@ Options:
 All settings are environment variables, see the README.
 ";
 
+/// A probe that is quick has its answer by then; a request that is quicker builds the client itself.
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);

@@ -85,7 +85,7 @@ pub fn token(home: &Home, identity: &Identity, path: &str, cause: &str) -> Strin
             (Step::Exchange | Step::ActAs, _) => {
                 format!("gcloud iam workload-identity-pools providers list --workload-identity-pool={pool}")
             }
-            // There is nothing else to be there.
+            // A function has no other identity to fall back on.
             (Step::Proof, _) if home.platform == Platform::Lambda => self::identity(home),
             (Step::Proof, _) => home.unset("GOOGLE_APPLICATION_CREDENTIALS"),
         },
