@@ -19,7 +19,8 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let row = self.kind.row();
         let details = self.to_string();
-        let mut response = json(row.status, &ErrorBody { error_code: row.code, message: row.message, details });
+        let mut response =
+            json(row.status, &ErrorBody { error_code: row.code, message: row.message, details });
         if let Some(seconds) = self.retry_after_seconds() {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
@@ -32,7 +33,8 @@ impl IntoResponse for Error {
 pub fn json(status: u16, body: &impl Serialize) -> Response {
     let text = serde_json::to_vec(body).expect("strings and lists of strings are JSON");
     let mut response = Response::new(Body::from(text));
-    *response.status_mut() = StatusCode::from_u16(status).expect("the contract's statuses are HTTP's");
+    *response.status_mut() =
+        StatusCode::from_u16(status).expect("the contract's statuses are HTTP's");
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -37,7 +37,8 @@ impl App {
             writable: Default::default(),
         });
         let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
-        let generator = Arc::new(Generator { vertex, storage, targets, current: Default::default() });
+        let generator =
+            Arc::new(Generator { vertex, storage, targets, current: Default::default() });
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,

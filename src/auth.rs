@@ -6,7 +6,8 @@ use crate::error::{Error, Kind};
 use crate::identity::Identity;
 use crate::retry::{self, Failure, within};
 use google_cloud_auth::credentials::{
-    CacheableResource, Credentials, external_account, impersonated, mds, service_account, user_account,
+    CacheableResource, Credentials, external_account, impersonated, mds, service_account,
+    user_account,
 };
 use google_cloud_auth::errors::CredentialsError;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -130,7 +131,9 @@ impl Auth {
     /// Where that is a file which cannot be one.
     pub fn in_use(&self) -> Result<InUse, Error> {
         match self.file() {
-            Some(path) => self.read(path).map(|(identity, _)| InUse::File(path.to_owned(), identity)),
+            Some(path) => {
+                self.read(path).map(|(identity, _)| InUse::File(path.to_owned(), identity))
+            }
             None => Ok(InUse::MetadataServer),
         }
     }
@@ -138,11 +141,18 @@ impl Auth {
     /// The service account that the metadata server speaks for, if there is one and it answers.
     pub async fn metadata_email(&self, deadline: Instant) -> Option<String> {
         let host = self.sources.metadata_host.as_deref().unwrap_or(METADATA_HOST);
-        let url = format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
+        let url =
+            format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
         let request = Request::get(url).header("metadata-flavor", "Google").body(client::text(""));
-        let response =
-            self.send_unsigned(deadline, request).await.ok().filter(|answer| answer.status().is_success())?;
-        let email = timeout_at(deadline, Limited::new(response.into_body(), MAX_EMAIL_BYTES).collect()).await.ok()?;
+        let response = self
+            .send_unsigned(deadline, request)
+            .await
+            .ok()
+            .filter(|answer| answer.status().is_success())?;
+        let email =
+            timeout_at(deadline, Limited::new(response.into_body(), MAX_EMAIL_BYTES).collect())
+                .await
+                .ok()?;
         let text = String::from_utf8(email.ok()?.to_bytes().into()).ok()?;
         text.contains('@').then(|| text.trim().to_owned())
     }
@@ -150,7 +160,10 @@ impl Auth {
     /// What is known about the sources without asking any: a hint for the log at start, if one is due.
     pub fn hint(&self) -> Option<String> {
         (!self.is_configured()).then(|| {
-            format!("No credentials file found; only the metadata server is left. Looked at: {}.", self.looked_at())
+            format!(
+                "No credentials file found; only the metadata server is left. Looked at: {}.",
+                self.looked_at()
+            )
         })
     }
 
@@ -203,7 +216,10 @@ impl Auth {
     /// Whether a source is known to be there, rather than only looked for.
     fn is_configured(&self) -> bool {
         let Sources { file, metadata_host, has_metadata_server, .. } = &self.sources;
-        file.is_some() || metadata_host.is_some() || *has_metadata_server || self.gcloud_file().is_some()
+        file.is_some()
+            || metadata_host.is_some()
+            || *has_metadata_server
+            || self.gcloud_file().is_some()
     }
 
     fn credential(&self) -> Result<Arc<Credentials>, Error> {
@@ -249,7 +265,8 @@ impl Auth {
     }
 
     fn read(&self, path: &Path) -> Result<(Identity, serde_json::Value), Error> {
-        let text = std::fs::read(path).map_err(|error| self.unusable(path, "cannot be read").caused_by(error))?;
+        let text = std::fs::read(path)
+            .map_err(|error| self.unusable(path, "cannot be read").caused_by(error))?;
         let json = serde_json::from_slice(&text).map_err(|_| self.unusable(path, "is not JSON"))?;
         match Identity::from_file(&json) {
             Some(identity) => Ok((identity, json)),
@@ -263,7 +280,8 @@ impl Auth {
             None => "sign in anew with gcloud auth application-default login",
         };
         let path = path.display();
-        Kind::PermissionDenied.because(format!("No usable Google credentials: {path} {what}; {anew}."))
+        Kind::PermissionDenied
+            .because(format!("No usable Google credentials: {path} {what}; {anew}."))
     }
 
     /// The credentials file in use, if one is.
@@ -276,7 +294,8 @@ impl Auth {
     }
 
     fn no_credentials(&self, advice: &str) -> Error {
-        Kind::PermissionDenied.because(format!("No usable Google credentials.{advice} Tried: {}.", self.looked_at()))
+        Kind::PermissionDenied
+            .because(format!("No usable Google credentials.{advice} Tried: {}.", self.looked_at()))
     }
 
     fn source_in_use(&self) -> &'static str {
@@ -312,12 +331,16 @@ struct Cause(String);
 
 impl Cause {
     fn of(error: &CredentialsError) -> Cause {
-        let chain = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
+        let chain =
+            std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
         let texts: Vec<_> = chain.map(|cause| cause.to_string().replace(MAY_SUCCEED, "")).collect();
-        let mut steps: Vec<_> =
-            texts.windows(2).map(|pair| pair[0].strip_suffix(&pair[1]).unwrap_or(&pair[0])).collect();
+        let mut steps: Vec<_> = texts
+            .windows(2)
+            .map(|pair| pair[0].strip_suffix(&pair[1]).unwrap_or(&pair[0]))
+            .collect();
         steps.extend(texts.last().map(String::as_str));
-        let mut steps: Vec<_> = steps.iter().map(|step| step.trim_end_matches([':', ' '])).collect();
+        let mut steps: Vec<_> =
+            steps.iter().map(|step| step.trim_end_matches([':', ' '])).collect();
         steps.dedup();
         let text = steps.join(": ");
         Cause(match text.split_once(", body=") {

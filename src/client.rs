@@ -121,7 +121,9 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, target: Uri) -> Connecting<Connection> {
         let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
-        let proxy = (target.scheme() == Some(&Scheme::HTTPS)).then(|| self.proxies.intercept(&target)).flatten();
+        let proxy = (target.scheme() == Some(&Scheme::HTTPS))
+            .then(|| self.proxies.intercept(&target))
+            .flatten();
         let connecting: Connecting<Connection> = match proxy {
             None => Box::pin(HttpsConnector::from((tcp, tls)).call(target)),
             Some(proxy) => {

@@ -118,7 +118,11 @@ pub enum Preset {
 
 /// Every setting, in the order of the README's table.
 pub const SETTINGS: &[Setting] = &[
-    setting(PORT, Preset::Value("5007"), "TCP port, 0 for any that is free; `PORT` is Cloud Run's and wins"),
+    setting(
+        PORT,
+        Preset::Value("5007"),
+        "TCP port, 0 for any that is free; `PORT` is Cloud Run's and wins",
+    ),
     setting(&["IGA_HOST"], Preset::Value("0.0.0.0"), "IP address to listen on"),
     setting(
         &["IGA_DEBUG_MODE"],
@@ -132,7 +136,11 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(PROJECT_ID, Preset::Required, "Google Cloud project that pays for the pictures"),
     setting(LOCATION, Preset::Required, "Vertex AI location: a region, `us`, `eu` or `global`"),
-    setting(&["IGA_VERTEXAI_IMAGE_MODEL_ID"], Preset::Value("imagegeneration@006"), "model asked first"),
+    setting(
+        &["IGA_VERTEXAI_IMAGE_MODEL_ID"],
+        Preset::Value("imagegeneration@006"),
+        "model asked first",
+    ),
     setting(
         &["IGA_VERTEXAI_FALLBACK_MODELS"],
         Preset::Value("global/gemini-nano-banana-2.1,global/gemini-3.1-flash-image"),
@@ -146,7 +154,11 @@ pub const SETTINGS: &[Setting] = &[
         "folder in the bucket; empty is the bucket's root",
     ),
     setting(&[DEFAULT_RATIO], Preset::Value("1:1"), "ratio of requests that name none"),
-    setting(&["IGA_ADD_WATERMARK"], Preset::Value("True"), "watermark of requests that do not say (Imagen only)"),
+    setting(
+        &["IGA_ADD_WATERMARK"],
+        Preset::Value("True"),
+        "watermark of requests that do not say (Imagen only)",
+    ),
     setting(
         &["IGA_GENERATION_DEADLINE_SECONDS"],
         Preset::Value("180"),
@@ -157,7 +169,11 @@ pub const SETTINGS: &[Setting] = &[
         Preset::Value("128"),
         "memory that all pictures in transfer may hold together",
     ),
-    setting(&["IGA_MAX_GENERATIONS"], Preset::Value("80"), "generations at once; beyond it 503 `IGA_OVERLOADED`"),
+    setting(
+        &["IGA_MAX_GENERATIONS"],
+        Preset::Value("80"),
+        "generations at once; beyond it 503 `IGA_OVERLOADED`",
+    ),
     setting(
         &["IGA_RETRY_WINDOW_SECONDS"],
         Preset::Value("5"),
@@ -174,10 +190,18 @@ pub const SETTINGS: &[Setting] = &[
         Preset::Value("off"),
         "answer 503 with `Retry-After: 1` after this long while the generation goes on; `off` waits to the end",
     ),
-    setting(&["IGA_GENERATED_IMAGE_DIR"], Preset::Unset, "deprecated: accepted, one warning, no effect"),
+    setting(
+        &["IGA_GENERATED_IMAGE_DIR"],
+        Preset::Unset,
+        "deprecated: accepted, one warning, no effect",
+    ),
     setting(&["STORAGE_EMULATOR_HOST"], Preset::Unset, "Cloud Storage at another address"),
     setting(&["IGA_VERTEXAI_ENDPOINT"], Preset::Unset, "Vertex AI at another address"),
-    setting(&["GCE_METADATA_HOST"], Preset::Unset, "metadata server at another address: `host` or `host:port`"),
+    setting(
+        &["GCE_METADATA_HOST"],
+        Preset::Unset,
+        "metadata server at another address: `host` or `host:port`",
+    ),
 ];
 
 const PORT: &[&str] = &["PORT", "IGA_PORT"];
@@ -241,7 +265,9 @@ impl Config {
         let mut read = Reader { variable, problems: Vec::new() };
         let platform = platform(variable);
         let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
-        let model = read.parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model).unwrap_or(&crate::model::MODELS[0]);
+        let model = read
+            .parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model)
+            .unwrap_or(&crate::model::MODELS[0]);
         let config = Config {
             host: read.host(),
             port: read.port(),
@@ -255,7 +281,8 @@ impl Config {
                 has_metadata_server: platform == Platform::CloudRun,
             },
             project_id: read.parse("IGA_VERTEXAI_PROJECT_ID", parse_project),
-            fallbacks: read.parse("IGA_VERTEXAI_FALLBACK_MODELS", |text| parse_fallbacks(text, &location)),
+            fallbacks: read
+                .parse("IGA_VERTEXAI_FALLBACK_MODELS", |text| parse_fallbacks(text, &location)),
             model: Target { model, location: location.clone() },
             bucket: read.parse("GCS_BUCKET_NAME", parse_bucket),
             prefix: read.parse("IGA_GCS_IMAGE_PREFIX", parse_prefix),
@@ -265,9 +292,12 @@ impl Config {
             transfer_budget_bytes: read
                 .parse("IGA_TRANSFER_BUDGET_MIB", |text| parse_number::<usize>(text, 1..=1 << 20))
                 .saturating_mul(1 << 20),
-            max_generations: read.parse("IGA_MAX_GENERATIONS", |text| parse_number(text, 1..=100_000)),
+            max_generations: read
+                .parse("IGA_MAX_GENERATIONS", |text| parse_number(text, 1..=100_000)),
             retry_window: read.parse("IGA_RETRY_WINDOW_SECONDS", parse_seconds_or_off),
-            shared_retries: read.optional("IGA_SHARED_RETRIES", parse_bool).unwrap_or(platform == Platform::Lambda),
+            shared_retries: read
+                .optional("IGA_SHARED_RETRIES", parse_bool)
+                .unwrap_or(platform == Platform::Lambda),
             answer_within: read.parse("IGA_ANSWER_WITHIN_SECONDS", parse_seconds_or_off),
             vertex_endpoint: read.optional("IGA_VERTEXAI_ENDPOINT", parse_endpoint),
             storage_endpoint: read
@@ -343,7 +373,12 @@ impl Reader<'_> {
         self.parse(name, |text| parse(text).map(Some))
     }
 
-    fn parsed<T: Default>(&mut self, name: &'static str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    fn parsed<T: Default>(
+        &mut self,
+        name: &'static str,
+        text: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
         parse(text.trim()).unwrap_or_else(|problem| {
             self.problems.push(Problem { name, text: format!("{name} {problem}.") });
             T::default()
@@ -354,7 +389,11 @@ impl Reader<'_> {
     fn find(&self, setting: &Setting) -> Option<(&'static str, String)> {
         let keeps_empty = EMPTY_MEANS_SOMETHING.contains(&setting.names[0]);
         let set = |name: &&'static str| Some((*name, (self.variable)(name)?));
-        setting.names.iter().filter_map(set).find(|(_, text)| keeps_empty || !text.trim().is_empty())
+        setting
+            .names
+            .iter()
+            .filter_map(set)
+            .find(|(_, text)| keeps_empty || !text.trim().is_empty())
     }
 }
 
@@ -421,7 +460,11 @@ where
 {
     match text.parse() {
         Ok(number) if range.contains(&number) => Ok(number),
-        _ => Err(format!("must be a whole number from {} to {}, not {text:?}", range.start(), range.end())),
+        _ => Err(format!(
+            "must be a whole number from {} to {}, not {text:?}",
+            range.start(),
+            range.end()
+        )),
     }
 }
 
@@ -440,7 +483,9 @@ fn parse_seconds_or_off(text: &str) -> Result<Option<Duration>, String> {
 }
 
 fn parse_host(text: &str) -> Result<Option<IpAddr>, String> {
-    text.parse().map(Some).map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {text:?}"))
+    text.parse()
+        .map(Some)
+        .map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {text:?}"))
 }
 
 fn parse_project(text: &str) -> Result<String, String> {
@@ -456,7 +501,9 @@ fn parse_location(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     match !text.is_empty() && text.chars().all(fits) {
         true => Ok(text.to_owned()),
-        false => Err(format!("must be a location such as us-central1, us, eu or global, not {text:?}")),
+        false => {
+            Err(format!("must be a location such as us-central1, us, eu or global, not {text:?}"))
+        }
     }
 }
 
@@ -482,7 +529,8 @@ fn parse_bucket(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let length = (3..=222).contains(&text.len());
-    match length && text.chars().all(fits) && ends(text.chars().next()) && ends(text.chars().last()) {
+    match length && text.chars().all(fits) && ends(text.chars().next()) && ends(text.chars().last())
+    {
         true => Ok(text.to_owned()),
         false => Err(format!("must be a bucket's name alone (no gs://, no slash), not {text:?}")),
     }
@@ -525,8 +573,8 @@ fn check_default_ratio(config: &Config) -> Result<(), Problem> {
 /// Scheme, host and port; plain http only to this machine or to a neighbour such as a compose service.
 fn parse_endpoint(text: &str) -> Result<String, String> {
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url =
-        Url::parse(&with_scheme).map_err(|_| format!("must be a URL such as http://localhost:4443, not {text:?}"))?;
+    let url = Url::parse(&with_scheme)
+        .map_err(|_| format!("must be a URL such as http://localhost:4443, not {text:?}"))?;
     let host = url.host_str().unwrap_or_default();
     match url.scheme() {
         "https" if !host.is_empty() => {}
@@ -549,10 +597,16 @@ fn parse_metadata_host(text: &str) -> Result<String, String> {
     let url = Url::parse(&format!("http://{text}")).ok();
     let host = url.as_ref().filter(|url| url.path() == "/").and_then(Url::host_str);
     match host {
-        Some(host) if is_loopback(host) || is_single_label(host) || GOOGLES_METADATA_HOSTS.contains(&host) => {
+        Some(host)
+            if is_loopback(host)
+                || is_single_label(host)
+                || GOOGLES_METADATA_HOSTS.contains(&host) =>
+        {
             Ok(text.to_owned())
         }
-        _ => Err(format!("must be host or host:port on this machine or a single-label name, not {text:?}")),
+        _ => Err(format!(
+            "must be host or host:port on this machine or a single-label name, not {text:?}"
+        )),
     }
 }
 
@@ -566,19 +620,28 @@ fn is_single_label(host: &str) -> bool {
 }
 
 /// Only whether the file can be one, and be one for this platform; what is in it is never repeated.
-fn parse_credentials_file(path: &str, platform: Platform, has_aws_keys: bool) -> Result<PathBuf, String> {
-    let text = std::fs::read(path).map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
-    let json: serde_json::Value = serde_json::from_slice(&text)
-        .map_err(|_| format!("names a file that is not JSON ({path}); download or generate it anew"))?;
+fn parse_credentials_file(
+    path: &str,
+    platform: Platform,
+    has_aws_keys: bool,
+) -> Result<PathBuf, String> {
+    let text = std::fs::read(path)
+        .map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
+    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|_| {
+        format!("names a file that is not JSON ({path}); download or generate it anew")
+    })?;
     match (Identity::from_file(&json), json["type"].as_str()) {
         (Some(identity), _) => match misplaced(&identity, platform, has_aws_keys) {
             Some(problem) => Err(format!("names a file {problem} ({path})")),
             None => Ok(path.into()),
         },
-        (None, Some(kind)) => {
-            Err(format!("names a file of type {kind:?} ({path}); IGA knows {}", Identity::TYPES.join(", ")))
-        }
-        (None, None) => Err(format!("names a JSON file without a type ({path}); it is no Google credentials file")),
+        (None, Some(kind)) => Err(format!(
+            "names a file of type {kind:?} ({path}); IGA knows {}",
+            Identity::TYPES.join(", ")
+        )),
+        (None, None) => Err(format!(
+            "names a JSON file without a type ({path}); it is no Google credentials file"
+        )),
     }
 }
 
@@ -597,12 +660,12 @@ fn misplaced(identity: &Identity, platform: Platform, has_aws_keys: bool) -> Opt
             "made for EC2, but this is AWS Lambda; make it with gcloud iam workload-identity-pools \
              create-cred-config … --aws, without --enable-imdsv2",
         ),
-        (Platform::CloudRun, Source::Azure) => {
-            Some("made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable")
-        }
-        (Platform::CloudRun, Source::Aws { .. }) if !has_aws_keys => {
-            Some("made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable")
-        }
+        (Platform::CloudRun, Source::Azure) => Some(
+            "made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable",
+        ),
+        (Platform::CloudRun, Source::Aws { .. }) if !has_aws_keys => Some(
+            "made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable",
+        ),
         (Platform::Lambda | Platform::CloudRun | Platform::Plain, _) => None,
     }
 }
@@ -622,8 +685,11 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    const MINIMUM: &[(&str, &str)] =
-        &[("GCP_PROJECT_ID", "my-project"), ("GCP_LOCATION", "us-central1"), ("GCS_BUCKET_NAME", "my-bucket")];
+    const MINIMUM: &[(&str, &str)] = &[
+        ("GCP_PROJECT_ID", "my-project"),
+        ("GCP_LOCATION", "us-central1"),
+        ("GCS_BUCKET_NAME", "my-bucket"),
+    ];
 
     fn from(vars: &[(&str, &str)]) -> Result<Config, Problems> {
         let vars: HashMap<_, _> = vars.iter().copied().collect();
@@ -644,15 +710,31 @@ mod tests {
     fn the_defaults_are_the_contracts() {
         let config = with(&[]);
         assert_eq!((config.host, config.port, config.debug), ([0, 0, 0, 0].into(), 5007, true));
-        assert_eq!((config.project_id.as_str(), config.bucket.as_str()), ("my-project", "my-bucket"));
-        assert_eq!((config.model.model.id, config.model.location.as_str()), ("imagegeneration@006", "us-central1"));
-        let fallbacks: Vec<_> = config.fallbacks.iter().map(|t| (t.location.as_str(), t.model.id)).collect();
-        assert_eq!(fallbacks, [("global", "gemini-nano-banana-2.1"), ("global", "gemini-3.1-flash-image")]);
-        assert_eq!((config.prefix.as_str(), config.default_aspect_ratio.as_str()), ("images/iga/", "1:1"));
+        assert_eq!(
+            (config.project_id.as_str(), config.bucket.as_str()),
+            ("my-project", "my-bucket")
+        );
+        assert_eq!(
+            (config.model.model.id, config.model.location.as_str()),
+            ("imagegeneration@006", "us-central1")
+        );
+        let fallbacks: Vec<_> =
+            config.fallbacks.iter().map(|t| (t.location.as_str(), t.model.id)).collect();
+        assert_eq!(
+            fallbacks,
+            [("global", "gemini-nano-banana-2.1"), ("global", "gemini-3.1-flash-image")]
+        );
+        assert_eq!(
+            (config.prefix.as_str(), config.default_aspect_ratio.as_str()),
+            ("images/iga/", "1:1")
+        );
         assert!(config.add_watermark && !config.shared_retries && config.warnings.is_empty());
         assert_eq!(config.generation_deadline, Duration::from_secs(180));
         assert_eq!((config.transfer_budget_bytes, config.max_generations), (128 << 20, 80));
-        assert_eq!((config.retry_window, config.answer_within), (Some(Duration::from_secs(5)), None));
+        assert_eq!(
+            (config.retry_window, config.answer_within),
+            (Some(Duration::from_secs(5)), None)
+        );
         assert_eq!(
             (config.vertex_endpoint, config.storage_endpoint.as_str()),
             (None, "https://storage.googleapis.com")
@@ -671,18 +753,32 @@ mod tests {
     fn the_own_address_needs_no_other_setting_and_is_one_to_connect_to() {
         let own = |vars: &[(&str, &str)]| {
             let vars: HashMap<_, _> = vars.iter().copied().collect();
-            own_address(&|name| vars.get(name).map(|text| text.to_string())).map(|address| address.to_string())
+            own_address(&|name| vars.get(name).map(|text| text.to_string()))
+                .map(|address| address.to_string())
         };
         assert_eq!(own(&[]).unwrap(), "127.0.0.1:5007");
-        assert_eq!(own(&[("IGA_PORT", "1"), ("PORT", "8080"), ("IGA_HOST", "::")]).unwrap(), "[::1]:8080");
+        assert_eq!(
+            own(&[("IGA_PORT", "1"), ("PORT", "8080"), ("IGA_HOST", "::")]).unwrap(),
+            "[::1]:8080"
+        );
         assert_eq!(own(&[("IGA_HOST", "10.0.0.7")]).unwrap(), "10.0.0.7:5007");
-        assert!(own(&[("PORT", "x"), ("IGA_ADD_WATERMARK", "x")]).unwrap_err().starts_with("PORT must be"));
+        assert!(
+            own(&[("PORT", "x"), ("IGA_ADD_WATERMARK", "x")])
+                .unwrap_err()
+                .starts_with("PORT must be")
+        );
     }
 
     #[test]
     fn switches_take_all_their_words_in_any_case() {
-        for (text, value) in [("true", true), ("FALSE", false), ("1", true), ("0", false), ("Yes", true), ("no", false)]
-        {
+        for (text, value) in [
+            ("true", true),
+            ("FALSE", false),
+            ("1", true),
+            ("0", false),
+            ("Yes", true),
+            ("no", false),
+        ] {
             assert_eq!(with(&[("IGA_DEBUG_MODE", text)]).debug, value);
         }
         assert!(problem("IGA_ADD_WATERMARK", "maybe").contains("IGA_ADD_WATERMARK must be true"));
@@ -690,7 +786,11 @@ mod tests {
 
     #[test]
     fn every_problem_is_listed_at_once() {
-        let error = from(&[("PORT", "x"), ("IGA_GENERATION_DEADLINE_SECONDS", "0"), ("GCP_LOCATION", "US/evil.com#")]);
+        let error = from(&[
+            ("PORT", "x"),
+            ("IGA_GENERATION_DEADLINE_SECONDS", "0"),
+            ("GCP_LOCATION", "US/evil.com#"),
+        ]);
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with("IGA cannot start: 5 settings need attention."), "{text}");
         for part in [
@@ -706,7 +806,8 @@ mod tests {
 
     #[test]
     fn the_prefix_is_normalised_or_refused() {
-        for (text, prefix) in [("", ""), ("/", ""), ("a", "a/"), ("/a/b//", "a/b/"), ("//x", "x/")] {
+        for (text, prefix) in [("", ""), ("/", ""), ("a", "a/"), ("/a/b//", "a/b/"), ("//x", "x/")]
+        {
             assert_eq!(with(&[("IGA_GCS_IMAGE_PREFIX", text)]).prefix, prefix);
         }
         assert!(problem("IGA_GCS_IMAGE_PREFIX", "/../x//").contains("must not hold . or .."));
@@ -724,31 +825,54 @@ mod tests {
             ("https://storage.example.com", "https://storage.example.com"),
         ] {
             assert_eq!(with(&[("STORAGE_EMULATOR_HOST", text)]).storage_endpoint, endpoint);
-            assert_eq!(with(&[("IGA_VERTEXAI_ENDPOINT", text)]).vertex_endpoint.as_deref(), Some(endpoint));
+            assert_eq!(
+                with(&[("IGA_VERTEXAI_ENDPOINT", text)]).vertex_endpoint.as_deref(),
+                Some(endpoint)
+            );
         }
-        for text in
-            ["http://storage.googleapis.com", "http://10.0.0.1", "ftp://localhost", "http://", "https://u:p@x.com"]
-        {
-            assert!(problem("STORAGE_EMULATOR_HOST", text).starts_with("STORAGE_EMULATOR_HOST must"), "{text}");
+        for text in [
+            "http://storage.googleapis.com",
+            "http://10.0.0.1",
+            "ftp://localhost",
+            "http://",
+            "https://u:p@x.com",
+        ] {
+            assert!(
+                problem("STORAGE_EMULATOR_HOST", text).starts_with("STORAGE_EMULATOR_HOST must"),
+                "{text}"
+            );
         }
         for text in ["127.0.0.1:80", "metadata", "metadata.google.internal", "169.254.169.254"] {
             assert!(with(&[("GCE_METADATA_HOST", text)]).credentials.metadata_host.is_some());
         }
         for text in ["evil.example.com", "a/b", "http://x"] {
-            assert!(problem("GCE_METADATA_HOST", text).starts_with("GCE_METADATA_HOST must"), "{text}");
+            assert!(
+                problem("GCE_METADATA_HOST", text).starts_with("GCE_METADATA_HOST must"),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn buckets_models_ratios_and_fallbacks_are_checked() {
         assert!(problem("GCS_BUCKET_NAME", "gs://my-bucket").contains("no gs://"));
-        assert!(problem("IGA_VERTEXAI_IMAGE_MODEL_ID", "dall-e").contains("gemini-nano-banana-2.1"));
+        assert!(
+            problem("IGA_VERTEXAI_IMAGE_MODEL_ID", "dall-e").contains("gemini-nano-banana-2.1")
+        );
         assert!(problem("IGA_DEFAULT_ASPECT_RATIO", "4:7").contains("16:9"));
-        let served = [("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"), ("IGA_DEFAULT_ASPECT_RATIO", "8:1")];
-        assert!(from(&[MINIMUM, &served].concat()).unwrap_err().to_string().contains("cannot take"));
+        let served = [
+            ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"),
+            ("IGA_DEFAULT_ASPECT_RATIO", "8:1"),
+        ];
+        assert!(
+            from(&[MINIMUM, &served].concat()).unwrap_err().to_string().contains("cannot take")
+        );
         assert!(with(&[("IGA_VERTEXAI_FALLBACK_MODELS", "")]).fallbacks.is_empty());
-        let here =
-            with(&[("IGA_VERTEXAI_FALLBACK_MODELS", " gemini-2.5-flash-image , eu/gemini-3.1-flash-image")]).fallbacks;
+        let here = with(&[(
+            "IGA_VERTEXAI_FALLBACK_MODELS",
+            " gemini-2.5-flash-image , eu/gemini-3.1-flash-image",
+        )])
+        .fallbacks;
         assert_eq!([here[0].location.as_str(), here[1].location.as_str()], ["us-central1", "eu"]);
         assert!(problem("IGA_VERTEXAI_FALLBACK_MODELS", "global/none").contains("names no model"));
     }
@@ -756,9 +880,15 @@ mod tests {
     #[test]
     fn seconds_may_be_off_and_have_decimals() {
         assert_eq!(with(&[("IGA_RETRY_WINDOW_SECONDS", "OFF")]).retry_window, None);
-        assert_eq!(with(&[("IGA_ANSWER_WITHIN_SECONDS", "0.5")]).answer_within, Some(Duration::from_millis(500)));
+        assert_eq!(
+            with(&[("IGA_ANSWER_WITHIN_SECONDS", "0.5")]).answer_within,
+            Some(Duration::from_millis(500))
+        );
         for text in ["-1", "inf", "NaN", "4000", "x"] {
-            assert!(problem("IGA_ANSWER_WITHIN_SECONDS", text).contains("number of seconds"), "{text}");
+            assert!(
+                problem("IGA_ANSWER_WITHIN_SECONDS", text).contains("number of seconds"),
+                "{text}"
+            );
         }
     }
 
@@ -766,13 +896,18 @@ mod tests {
     fn the_platform_decides_about_shared_retries() {
         let lambda = with(&[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9001")]);
         assert!(lambda.platform == Platform::Lambda && lambda.shared_retries);
-        assert!(!with(&[("AWS_LAMBDA_RUNTIME_API", "x"), ("IGA_SHARED_RETRIES", "no")]).shared_retries);
+        assert!(
+            !with(&[("AWS_LAMBDA_RUNTIME_API", "x"), ("IGA_SHARED_RETRIES", "no")]).shared_retries
+        );
         assert_eq!(with(&[("K_SERVICE", "iga")]).platform, Platform::CloudRun);
     }
 
     #[test]
     fn the_deprecated_directory_is_one_warning() {
-        assert_eq!(with(&[("IGA_GENERATED_IMAGE_DIR", "/shared_audio/iga_images")]).warnings.len(), 1);
+        assert_eq!(
+            with(&[("IGA_GENERATED_IMAGE_DIR", "/shared_audio/iga_images")]).warnings.len(),
+            1
+        );
     }
 
     #[test]
@@ -793,13 +928,17 @@ mod tests {
             let problem = problem("GOOGLE_APPLICATION_CREDENTIALS", &file(name, text));
             assert!(problem.contains(word) && !problem.contains("SECRET"), "{problem}");
         }
-        assert!(problem("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json").contains("cannot be read"));
+        assert!(
+            problem("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+                .contains("cannot be read")
+        );
     }
 
     #[test]
     fn a_federation_file_for_another_cloud_is_refused_where_that_is_certain() {
         const AWS: &str = r#"{"environment_id": "aws1"}"#;
-        const EC2: &str = r#"{"environment_id": "aws1", "imdsv2_session_token_url": "http://169.254.169.254/x"}"#;
+        const EC2: &str =
+            r#"{"environment_id": "aws1", "imdsv2_session_token_url": "http://169.254.169.254/x"}"#;
         const AZURE: &str = r#"{"url": "http://169.254.169.254/metadata/identity/oauth2/token"}"#;
         let (lambda, cloud_run) = (("AWS_LAMBDA_RUNTIME_API", "x"), ("K_SERVICE", "iga"));
         let folder = tempfile::tempdir().unwrap();
@@ -813,8 +952,13 @@ mod tests {
             (AWS, cloud_run, Some("made for AWS, but this is Cloud Run")),
             (AWS, ("IGA_HOST", "::"), None),
         ] {
-            std::fs::write(path, format!(r#"{{"type": "external_account", "credential_source": {source}}}"#)).unwrap();
-            let result = from(&[MINIMUM, &[platform, ("GOOGLE_APPLICATION_CREDENTIALS", path)]].concat());
+            std::fs::write(
+                path,
+                format!(r#"{{"type": "external_account", "credential_source": {source}}}"#),
+            )
+            .unwrap();
+            let result =
+                from(&[MINIMUM, &[platform, ("GOOGLE_APPLICATION_CREDENTIALS", path)]].concat());
             match (result, words) {
                 (result, None) => assert!(result.is_ok(), "{source}: {result:?}"),
                 (result, Some(words)) => {
@@ -823,7 +967,8 @@ mod tests {
                 }
             }
         }
-        let with_keys = [cloud_run, ("AWS_ACCESS_KEY_ID", "x"), ("GOOGLE_APPLICATION_CREDENTIALS", path)];
+        let with_keys =
+            [cloud_run, ("AWS_ACCESS_KEY_ID", "x"), ("GOOGLE_APPLICATION_CREDENTIALS", path)];
         assert!(from(&[MINIMUM, &with_keys].concat()).is_ok());
     }
 }

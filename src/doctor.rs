@@ -25,7 +25,13 @@ pub fn run(variable: Variables) -> bool {
     let (mut config, problems) = Config::read(variable);
     config.timing.first_retry_wait = FIRST_RETRY_WAIT;
     let home = Home { platform: config.platform, service: config::service_name(variable) };
-    let mut doctor = Doctor { config, problems, home, member: "serviceAccount:ACCOUNT".to_owned(), healthy: true };
+    let mut doctor = Doctor {
+        config,
+        problems,
+        home,
+        member: "serviceAccount:ACCOUNT".to_owned(),
+        healthy: true,
+    };
     if let Err(problem) = env_file {
         doctor.fail("settings", &problem, None);
     }
@@ -44,8 +50,15 @@ pub fn run(variable: Variables) -> bool {
             }
         }
         Err(error) => {
-            doctor.fail("tls", &error.to_string(), Some("sudo apt-get install ca-certificates".to_owned()));
-            doctor.skip(&["identity", "clock", "token", "model", "bucket"], "no TLS connection can be made");
+            doctor.fail(
+                "tls",
+                &error.to_string(),
+                Some("sudo apt-get install ca-certificates".to_owned()),
+            );
+            doctor.skip(
+                &["identity", "clock", "token", "model", "bucket"],
+                "no TLS connection can be made",
+            );
         }
     }
     doctor.port(config::port_name(variable));
@@ -106,7 +119,8 @@ impl Doctor {
 
     /// Whether these settings are valid; else their check is skipped.
     fn is_sound(&mut self, subject: &str, names: &[&str]) -> bool {
-        let problem = self.problems.iter().find(|problem| names.iter().any(|name| problem.is_about(name)));
+        let problem =
+            self.problems.iter().find(|problem| names.iter().any(|name| problem.is_about(name)));
         let Some(name) = problem.map(|problem| problem.name) else {
             return true;
         };
@@ -131,7 +145,10 @@ impl Doctor {
         }
         if self.problems.is_empty() {
             let Config { project_id, model, bucket, prefix, .. } = &self.config;
-            let text = format!("project {project_id}, location {}, bucket {bucket}, prefix {prefix:?}", model.location);
+            let text = format!(
+                "project {project_id}, location {}, bucket {bucket}, prefix {prefix:?}",
+                model.location
+            );
             self.ok("settings", &text);
         }
     }
@@ -198,7 +215,8 @@ impl Doctor {
             Ok(time) => OffsetDateTime::now_utc() - time,
             Err(error) => return self.skip(&["clock"], &said(&error)),
         };
-        let (seconds, side) = (skew.abs().whole_seconds(), if skew.is_positive() { "ahead of" } else { "behind" });
+        let (seconds, side) =
+            (skew.abs().whole_seconds(), if skew.is_positive() { "ahead of" } else { "behind" });
         let text = format!("{seconds} s {side} Cloud Storage's");
         let mend = Some(mend::SET_CLOCK.to_owned());
         match seconds {
@@ -241,7 +259,8 @@ impl Doctor {
         for probe in probes {
             answers.extend(probe.await);
         }
-        let served = answers.iter().position(|(_, answer)| !matches!(answer, Err((Obstacle::ModelGone, _))));
+        let served =
+            answers.iter().position(|(_, answer)| !matches!(answer, Err((Obstacle::ModelGone, _))));
         for (place, (target, answer)) in answers.iter().enumerate() {
             match served.map(|served| (place.cmp(&served), &answers[served].0)) {
                 Some((Ordering::Less, next)) => self.passed_over(target, next),
@@ -253,7 +272,8 @@ impl Doctor {
 
     fn passed_over(&mut self, target: &Target, next: &Target) {
         let (id, location, next_id) = (target.model.id, &target.location, next.model.id);
-        let text = format!("{id} is not served in {location}: a 404 at every start, then {next_id}");
+        let text =
+            format!("{id} is not served in {location}: a 404 at every start, then {next_id}");
         let mend = (*target == self.config.model).then(|| mend::use_model(&self.home, next));
         self.say(Verdict::Warn, "model", &text, mend);
     }
@@ -265,12 +285,16 @@ impl Doctor {
         match answer {
             // Should Vertex AI look at the prompt before the model, the table knows better.
             Ok(()) if target.model.retired => {
-                let text = format!("{name} does not say that it is gone, but Google has retired it");
+                let text =
+                    format!("{name} does not say that it is gone, but Google has retired it");
                 self.say(Verdict::Warn, "model", &text, Some(instead()));
             }
-            Ok(()) => self.ok("model", &format!("{} answers in {}", target.model.id, target.location)),
+            Ok(()) => {
+                self.ok("model", &format!("{} answers in {}", target.model.id, target.location))
+            }
             Err((obstacle, error)) => {
-                let verdict = if *obstacle == Obstacle::Busy { Verdict::Warn } else { Verdict::Fail };
+                let verdict =
+                    if *obstacle == Obstacle::Busy { Verdict::Warn } else { Verdict::Fail };
                 let mend = match obstacle {
                     Obstacle::ModelGone | Obstacle::NoSuchLocation => Some(instead()),
                     _ => self.mend_access(*obstacle),
@@ -284,7 +308,10 @@ impl Doctor {
     fn fallback(&mut self, target: &Target, answer: &Answer) {
         let name = format!("fallback {} in {}", target.model.id, target.location);
         let Err((obstacle, error)) = answer else {
-            return self.ok("model", &format!("fallback {} answers in {}", target.model.id, target.location));
+            return self.ok(
+                "model",
+                &format!("fallback {} answers in {}", target.model.id, target.location),
+            );
         };
         let mend = match obstacle {
             Obstacle::ModelGone | Obstacle::NoSuchLocation => {
@@ -302,7 +329,9 @@ impl Doctor {
         if self.is_sound("model", &["IGA_VERTEXAI_LOCATION", "IGA_VERTEXAI_IMAGE_MODEL_ID"]) {
             targets.push(self.config.model.clone());
         }
-        for fallback in self.config.fallbacks.iter().filter(|fallback| !fallback.location.is_empty()) {
+        for fallback in
+            self.config.fallbacks.iter().filter(|fallback| !fallback.location.is_empty())
+        {
             if !targets.contains(fallback) {
                 targets.push(fallback.clone());
             }
@@ -329,16 +358,24 @@ impl Doctor {
             return Target { model: gone.model, location };
         }
         let Config { model, fallbacks, .. } = &self.config;
-        let is_asked = |other: &Model| model.model == other || fallbacks.iter().any(|target| target.model == other);
+        let is_asked = |other: &Model| {
+            model.model == other || fallbacks.iter().any(|target| target.model == other)
+        };
         let current = || MODELS.iter().filter(|model| !model.retired);
-        let model = current().find(|model| !is_asked(model)).or_else(|| current().next()).unwrap_or(&MODELS[0]);
+        let model = current()
+            .find(|model| !is_asked(model))
+            .or_else(|| current().next())
+            .unwrap_or(&MODELS[0]);
         Target { model, location }
     }
 
     /// An object is made only where it can be taken away again; else the permissions speak, by which a
     /// generation goes as well.
     async fn bucket(&mut self, storage: &Storage) {
-        if !self.is_sound("bucket", &["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"]) {
+        if !self.is_sound(
+            "bucket",
+            &["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"],
+        ) {
             return;
         }
         let access = match storage.access(PERMISSIONS, soon()).await {
@@ -357,13 +394,18 @@ impl Doctor {
                 .filter(|permission| !granted.iter().any(|held| held == permission))
                 .collect(),
             // Some emulators have no permissions to tell of.
-            Access::Unknown(_) if self.config.storage_endpoint != config::GOOGLES_STORAGE => Vec::new(),
-            Access::Unknown(error) => return self.fail("bucket", &format!("gs://{bucket}: {}", said(&error)), None),
+            Access::Unknown(_) if self.config.storage_endpoint != config::GOOGLES_STORAGE => {
+                Vec::new()
+            }
+            Access::Unknown(error) => {
+                return self.fail("bucket", &format!("gs://{bucket}: {}", said(&error)), None);
+            }
         };
         if missing.is_empty() {
             return self.round_trip(storage).await;
         }
-        let (lacks_create, shared) = (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
+        let (lacks_create, shared) =
+            (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
         let role = match lacks_create && (missing.len() == 1 || !shared) {
             true => "roles/storage.objectCreator",
             false => "roles/storage.objectUser",
@@ -373,11 +415,15 @@ impl Doctor {
         match (lacks_create, shared) {
             (true, _) => self.fail("bucket", &lacks, Some(mend)),
             (false, true) => {
-                let text = format!("{lacks}, without which no request is answered while IGA_SHARED_RETRIES is on");
+                let text = format!(
+                    "{lacks}, without which no request is answered while IGA_SHARED_RETRIES is on"
+                );
                 self.fail("bucket", &text, Some(mend));
             }
             (false, false) => {
-                let text = format!("{lacks}: pictures can be stored, but requests with an idempotency key fail");
+                let text = format!(
+                    "{lacks}: pictures can be stored, but requests with an idempotency key fail"
+                );
                 self.say(Verdict::Warn, "bucket", &text, Some(mend));
             }
         }
@@ -388,7 +434,9 @@ impl Doctor {
         let mark = crate::id::random_hex::<8>();
         let name = format!("{folder}doctor-{mark}");
         let deadline = soon();
-        let created = storage.write_note(&name, None, &Fields::from([("doctor".to_owned(), mark)]), deadline).await;
+        let created = storage
+            .write_note(&name, None, &Fields::from([("doctor".to_owned(), mark)]), deadline)
+            .await;
         let read = storage.read_note(&name, deadline).await;
         // Whatever came before: it may have been created and its answer lost.
         let deleted = storage.delete(&name, None, soon()).await;
@@ -398,14 +446,25 @@ impl Doctor {
                 self.ok("bucket", &format!("an object was created in {place}, read and deleted"));
             }
             (Ok(_), _, Err(error)) => {
-                let text = format!("{place}: an object could not be deleted and is left behind: {}", said(&error));
+                let text = format!(
+                    "{place}: an object could not be deleted and is left behind: {}",
+                    said(&error)
+                );
                 self.fail("bucket", &text, Some(mend::remove(&bucket, &name)));
             }
             (Err(error), _, _) => {
-                self.fail("bucket", &format!("{place}: no object could be created: {}", said(&error)), None);
+                self.fail(
+                    "bucket",
+                    &format!("{place}: no object could be created: {}", said(&error)),
+                    None,
+                );
             }
             (Ok(_), Err(error), Ok(())) => {
-                self.fail("bucket", &format!("{place}: an object could not be read: {}", said(&error)), None);
+                self.fail(
+                    "bucket",
+                    &format!("{place}: an object could not be read: {}", said(&error)),
+                    None,
+                );
             }
             (Ok(_), Ok(_), Ok(())) => {
                 self.fail("bucket", &format!("{place}: an object was not what was written"), None)
@@ -426,11 +485,22 @@ impl Doctor {
         match TcpListener::bind(address).map_err(|error| (error.kind(), error)) {
             Ok(_) => self.ok("port", &format!("{address} is free")),
             Err((ErrorKind::AddrInUse, _)) => match health::ask(config::reachable(address)) {
-                Ok(()) => self.ok("port", &format!("{address} is in use by a running service, which is healthy")),
-                Err(_) => self.fail("port", &format!("{address} is in use by another process"), Some(another)),
+                Ok(()) => self.ok(
+                    "port",
+                    &format!("{address} is in use by a running service, which is healthy"),
+                ),
+                Err(_) => self.fail(
+                    "port",
+                    &format!("{address} is in use by another process"),
+                    Some(another),
+                ),
             },
             Err((ErrorKind::AddrNotAvailable, error)) => {
-                self.fail("port", &format!("{address}: {error}"), Some(self.home.unset("IGA_HOST")));
+                self.fail(
+                    "port",
+                    &format!("{address}: {error}"),
+                    Some(self.home.unset("IGA_HOST")),
+                );
             }
             Err((_, error)) => self.fail("port", &format!("{address}: {error}"), Some(another)),
         }

@@ -198,9 +198,12 @@ impl Kind {
                 message: "IGA encountered an unexpected error.",
                 tag: "internal_error",
             },
-            Kind::Overloaded => {
-                Row { status: 503, code: "IGA_OVERLOADED", message: "IGA is at capacity.", tag: "overloaded" }
-            }
+            Kind::Overloaded => Row {
+                status: 503,
+                code: "IGA_OVERLOADED",
+                message: "IGA is at capacity.",
+                tag: "overloaded",
+            },
         }
     }
 
@@ -304,7 +307,9 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("broken: {0}")]
         struct Repeats(#[source] std::io::Error);
-        let error = Kind::VertexApi.because("no answer").caused_by(Repeats(std::io::Error::other("closed")));
+        let error = Kind::VertexApi
+            .because("no answer")
+            .caused_by(Repeats(std::io::Error::other("closed")));
         assert_eq!(error.causes(), "broken: closed");
     }
 

@@ -126,7 +126,9 @@ impl Flights {
         let flight = self.join_or_begin(request, key, origin, deadline)?;
         match self.rules.answer_within {
             None => flight.outcome().await,
-            Some(limit) => timeout(limit, flight.outcome()).await.unwrap_or_else(|_| Err(still_flying())),
+            Some(limit) => {
+                timeout(limit, flight.outcome()).await.unwrap_or_else(|_| Err(still_flying()))
+            }
         }
     }
 
@@ -216,13 +218,15 @@ impl Flights {
                 variant_age: Duration::ZERO,
                 lease_life,
             }),
-            (Identity::Equal { fingerprint }, Some(window)) if self.rules.shared_retries => Some(Claim {
-                name: Claim::name(prefix, "request", fingerprint),
-                fingerprint: fingerprint.clone(),
-                receipt_life: Some(window),
-                variant_age,
-                lease_life,
-            }),
+            (Identity::Equal { fingerprint }, Some(window)) if self.rules.shared_retries => {
+                Some(Claim {
+                    name: Claim::name(prefix, "request", fingerprint),
+                    fingerprint: fingerprint.clone(),
+                    receipt_life: Some(window),
+                    variant_age,
+                    lease_life,
+                })
+            }
             (Identity::Equal { .. }, _) => None,
         }
     }
@@ -230,8 +234,14 @@ impl Flights {
 
 impl Known {
     /// Those with this identity that may be joined.
-    fn flights_of(&mut self, identity: &Identity, retry_window: Option<Duration>) -> &[Arc<Flight>] {
-        let forget = |flights: &mut Vec<Arc<Flight>>| flights.retain(|flight| flight.is_remembered(retry_window));
+    fn flights_of(
+        &mut self,
+        identity: &Identity,
+        retry_window: Option<Duration>,
+    ) -> &[Arc<Flight>] {
+        let forget = |flights: &mut Vec<Arc<Flight>>| {
+            flights.retain(|flight| flight.is_remembered(retry_window))
+        };
         if self.flights.len() >= self.sweep_at {
             self.flights.values_mut().for_each(forget);
             self.flights.retain(|_, flights| !flights.is_empty());
@@ -250,12 +260,18 @@ impl Known {
 impl Rules {
     /// The flight that a request with this identity joins. Of several the one that fewest have joined:
     /// retries of variants spread over the variants.
-    fn joinable<'a>(&self, identity: &Identity, under_way: &'a [Arc<Flight>]) -> Option<&'a Arc<Flight>> {
+    fn joinable<'a>(
+        &self,
+        identity: &Identity,
+        under_way: &'a [Arc<Flight>],
+    ) -> Option<&'a Arc<Flight>> {
         match identity {
             Identity::Key { .. } => under_way.first(),
             Identity::Equal { .. } if self.retry_window.is_none() => None,
             Identity::Equal { .. } => {
-                let old_enough = under_way.iter().filter(|flight| flight.began.elapsed() >= self.timing.variant_age);
+                let old_enough = under_way
+                    .iter()
+                    .filter(|flight| flight.began.elapsed() >= self.timing.variant_age);
                 old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed))
             }
         }
@@ -325,7 +341,9 @@ impl Pilot {
         if let Some(claim) = self.claim.take() {
             match Lease::take(&self.flights.generator.storage, claim, self.deadline).await {
                 Ok(Claimed::Lease(taken)) => *lease = Some(taken),
-                Ok(Claimed::Landed(generated)) => return Progress::Landed(generated, Instant::now()),
+                Ok(Claimed::Landed(generated)) => {
+                    return Progress::Landed(generated, Instant::now());
+                }
                 Ok(Claimed::Variant) => {}
                 Err(error) => return Progress::Failed(error),
             }
@@ -359,7 +377,11 @@ impl Pilot {
     }
 
     /// Stores the picture and says so in the receipt. A picture that came second is not kept.
-    async fn land(&self, unstored: &Unstored, lease: &mut Option<Box<Lease>>) -> Result<Generated, Error> {
+    async fn land(
+        &self,
+        unstored: &Unstored,
+        lease: &mut Option<Box<Lease>>,
+    ) -> Result<Generated, Error> {
         let generator = &self.flights.generator;
         let generated = tokio::select! {
             stored = generator.store(unstored, self.deadline) => stored?,
@@ -370,7 +392,10 @@ impl Pilot {
         };
         let first = lease.land(&generated, self.deadline).await?;
         if first != generated {
-            tracing::warn!(object = generated.object, "another instance's picture came first; this one is deleted");
+            tracing::warn!(
+                object = generated.object,
+                "another instance's picture came first; this one is deleted"
+            );
             generator.storage.delete(&generated.object, None, self.deadline).await?;
         }
         Ok(first)
@@ -398,7 +423,8 @@ fn stopped() -> Error {
 }
 
 fn still_flying() -> Error {
-    Kind::VertexUnavailable.because("Service Unavailable: the picture is not there yet; ask again for the same one.")
+    Kind::VertexUnavailable
+        .because("Service Unavailable: the picture is not there yet; ask again for the same one.")
 }
 
 /// Below this number it does not pay to sweep.
@@ -424,7 +450,13 @@ mod tests {
 
     fn rules(retry_window: Option<Duration>) -> Rules {
         let timing = Timing::DEFAULT;
-        Rules { max_generations: 1, retry_window, shared_retries: false, answer_within: None, timing }
+        Rules {
+            max_generations: 1,
+            retry_window,
+            shared_retries: false,
+            answer_within: None,
+            timing,
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -478,7 +510,10 @@ mod tests {
         assert!(!landed.is_remembered(window));
         let error = Kind::VertexApi.because("no");
         assert!(!flight("b", 0, now, Some(Progress::Failed(error.clone()))).is_remembered(window));
-        assert!(!flight("c", 0, now, Some(Progress::Unsaved(error))).is_remembered(window), "its task is gone");
+        assert!(
+            !flight("c", 0, now, Some(Progress::Unsaved(error))).is_remembered(window),
+            "its task is gone"
+        );
         assert!(flight("d", 0, now, None).is_remembered(window));
     }
 }

@@ -75,7 +75,11 @@ impl Generator {
     }
 
     /// The picture and the model that made it: the one asked for, else the first fallback that is served.
-    async fn picture(&self, request: &GenerateRequest, deadline: Instant) -> Result<(Picture, &'static Model), Error> {
+    async fn picture(
+        &self,
+        request: &GenerateRequest,
+        deadline: Instant,
+    ) -> Result<(Picture, &'static Model), Error> {
         if let Some(model) = request.model {
             let location = self.location_of(model);
             return self.call(&Target { model, location }, request, deadline).await;
@@ -121,7 +125,8 @@ impl Generator {
                 "add_watermark false is not honoured: this model always watermarks"
             );
         }
-        let picture = self.vertex.picture(target, &request.prompt, &request.params, deadline).await?;
+        let picture =
+            self.vertex.picture(target, &request.prompt, &request.params, deadline).await?;
         Ok((picture, target.model))
     }
 

@@ -42,7 +42,8 @@ pub async fn generate_image(
 
     let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
     let own_deadline = Instant::now() + app.config.generation_deadline;
-    let deadline = platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
+    let deadline =
+        platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
     telemetry::picture_delivered();
@@ -75,7 +76,8 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
     let reading = async {
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else {
-                return Err(Kind::MalformedJson.because(format!("The body ended early, at line 1 column {received}.")));
+                return Err(Kind::MalformedJson
+                    .because(format!("The body ended early, at line 1 column {received}.")));
             };
             let piece = frame.into_data().unwrap_or_default();
             received += piece.len();
@@ -94,7 +96,9 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
         Err(_) => return Err(Kind::MalformedJson.because("The body did not arrive in time.")),
     }
     match received > MAX_BODY_BYTES {
-        true => Err(Kind::PayloadTooLarge.because(format!("The body may have {MAX_BODY_BYTES} bytes."))),
+        true => {
+            Err(Kind::PayloadTooLarge.because(format!("The body may have {MAX_BODY_BYTES} bytes.")))
+        }
         false => Ok(held.into()),
     }
 }

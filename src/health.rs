@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 pub fn ask(address: SocketAddr) -> Result<(), String> {
     let status = status_line(address).map_err(|error| {
         let why = match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing came within {} s", LIMIT.as_secs()),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                format!("nothing came within {} s", LIMIT.as_secs())
+            }
             _ => error.to_string(),
         };
         format!("No answer from http://{address}/health: {why}.")

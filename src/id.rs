@@ -11,7 +11,9 @@ pub fn request_id() -> String {
 /// `N` random bytes as hex.
 pub fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).expect("an operating system without random bytes serves no TLS either");
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("an operating system without random bytes serves no TLS either");
     hex(&bytes)
 }
 
@@ -41,6 +43,9 @@ mod tests {
     #[test]
     fn a_digest_is_the_standards() {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!((sha256_hex(&[b"a", b"bc"]).as_str(), sha256_hex(&[b"abc"]).as_str()), (abc, abc));
+        assert_eq!(
+            (sha256_hex(&[b"a", b"bc"]).as_str(), sha256_hex(&[b"abc"]).as_str()),
+            (abc, abc)
+        );
     }
 }

@@ -72,8 +72,12 @@ impl Identity {
         let acts_as = || email_in(text("service_account_impersonation_url"));
         match json["type"].as_str()? {
             "authorized_user" => Some(Identity::AuthorizedUser),
-            "service_account" => Some(Identity::ServiceAccount { email: text("client_email").to_owned() }),
-            "impersonated_service_account" => Some(Identity::Impersonated { email: acts_as().unwrap_or_default() }),
+            "service_account" => {
+                Some(Identity::ServiceAccount { email: text("client_email").to_owned() })
+            }
+            "impersonated_service_account" => {
+                Some(Identity::Impersonated { email: acts_as().unwrap_or_default() })
+            }
             "external_account" => Some(Identity::Federated {
                 source: Source::from_file(&json["credential_source"]),
                 pool: pool_in(text("audience")),
@@ -99,12 +103,16 @@ impl Identity {
                               on Google Cloud none";
         match self {
             Identity::ServiceAccount { .. } => "Download a new key.".to_owned(),
-            Identity::AuthorizedUser => "Sign in anew: gcloud auth application-default login.".to_owned(),
+            Identity::AuthorizedUser => {
+                "Sign in anew: gcloud auth application-default login.".to_owned()
+            }
             Identity::Impersonated { email } => {
                 format!("Whoever signed in needs roles/iam.serviceAccountTokenCreator on {email}.")
             }
             Identity::Federated { pool, .. } if Step::of(cause) == Step::Exchange => {
-                format!("The pool {pool} does not let this identity in; see its provider's attribute condition.")
+                format!(
+                    "The pool {pool} does not let this identity in; see its provider's attribute condition."
+                )
             }
             Identity::Federated { email: Some(email), .. } if Step::of(cause) == Step::ActAs => {
                 format!("The federated identity needs roles/iam.workloadIdentityUser on {email}.")
@@ -118,7 +126,9 @@ impl Identity {
                  AWS_SECRET_ACCESS_KEY and AWS_REGION; {somewhere_else}."
             ),
             Identity::Federated { source: Source::Azure, .. } => {
-                format!("The file is made for Azure, whose metadata server is not here; {somewhere_else}.")
+                format!(
+                    "The file is made for Azure, whose metadata server is not here; {somewhere_else}."
+                )
             }
             Identity::Federated { source: Source::Url(host), .. } => {
                 format!("The file asks {host} for a token of its own cloud; {somewhere_else}.")
@@ -140,11 +150,15 @@ impl fmt::Display for Identity {
         match self {
             Identity::ServiceAccount { email } => write!(f, "service account {email}"),
             Identity::AuthorizedUser => f.write_str("a person's sign-in with gcloud"),
-            Identity::Impersonated { email } => write!(f, "a person's sign-in, acting as service account {email}"),
+            Identity::Impersonated { email } => {
+                write!(f, "a person's sign-in, acting as service account {email}")
+            }
             Identity::Federated { source, email: Some(email), .. } => {
                 write!(f, "federated from {source}, acting as service account {email}")
             }
-            Identity::Federated { source, pool, email: None } => write!(f, "federated from {source} in {pool}"),
+            Identity::Federated { source, pool, email: None } => {
+                write!(f, "federated from {source} in {pool}")
+            }
         }
     }
 }
@@ -153,7 +167,9 @@ impl Source {
     fn from_file(json: &Value) -> Source {
         let text = |name: &str| json[name].as_str();
         match (text("environment_id"), text("url"), text("file")) {
-            (Some(_), _, _) => Source::Aws { only_on_ec2: text("imdsv2_session_token_url").is_some() },
+            (Some(_), _, _) => {
+                Source::Aws { only_on_ec2: text("imdsv2_session_token_url").is_some() }
+            }
             (None, Some(url), _) if url.contains("/metadata/identity/") => Source::Azure,
             (None, Some(url), _) => Source::Url(url.split('/').nth(2).unwrap_or(url).to_owned()),
             (None, None, Some(path)) => Source::File(path.to_owned()),
@@ -227,8 +243,14 @@ mod tests {
             let account = "acting as service account a@b.iam.gserviceaccount.com";
             assert_eq!(identity.to_string(), format!("federated from {told}, {account}"));
             assert!(identity.advice("").contains("GOOGLE_APPLICATION_CREDENTIALS"));
-            assert!(identity.advice("failed to exchange token").contains("workloadIdentityPools/p "));
-            assert!(identity.advice("failed to fetch token").contains("roles/iam.workloadIdentityUser on a@b"));
+            assert!(
+                identity.advice("failed to exchange token").contains("workloadIdentityPools/p ")
+            );
+            assert!(
+                identity
+                    .advice("failed to fetch token")
+                    .contains("roles/iam.workloadIdentityUser on a@b")
+            );
         }
     }
 }

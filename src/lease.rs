@@ -64,7 +64,11 @@ impl Lease {
     ///
     /// # Errors
     /// 422 where the key belongs to another request; Cloud Storage's, before anything is paid; 503 at the deadline.
-    pub async fn take(storage: &Arc<Storage>, claim: Claim, deadline: Instant) -> Result<Claimed, Error> {
+    pub async fn take(
+        storage: &Arc<Storage>,
+        claim: Claim,
+        deadline: Instant,
+    ) -> Result<Claimed, Error> {
         let start = Instant::now();
         let fields = lease_fields(&claim);
         let mut over = None;
@@ -75,15 +79,18 @@ impl Lease {
                 let (storage, claim, fields) = (Arc::clone(storage), claim.clone(), fields.clone());
                 Lease { storage, claim, fields, generation, renew_at }
             };
-            let mut seen = match storage.write_note(&claim.name, over.as_deref(), &fields, deadline).await {
-                Ok(Written::Mine(generation)) => return Ok(Claimed::Lease(Box::new(lease(generation)))),
-                Ok(Written::Conflict(seen)) => seen,
-                Err(error) => {
-                    // It may have been written all the same, and nobody would renew it or give it back.
-                    lease(String::new()).release(Instant::now() + RELEASE_TIME).await;
-                    return Err(error);
-                }
-            };
+            let mut seen =
+                match storage.write_note(&claim.name, over.as_deref(), &fields, deadline).await {
+                    Ok(Written::Mine(generation)) => {
+                        return Ok(Claimed::Lease(Box::new(lease(generation))));
+                    }
+                    Ok(Written::Conflict(seen)) => seen,
+                    Err(error) => {
+                        // It may have been written all the same, and nobody would renew it or give it back.
+                        lease(String::new()).release(Instant::now() + RELEASE_TIME).await;
+                        return Err(error);
+                    }
+                };
             // What stands there decides; it is looked at until it is gone or can be replaced.
             over = loop {
                 let Some(note) = seen else { break None };
@@ -98,8 +105,9 @@ impl Lease {
                 }
                 if Instant::now() + wait >= deadline {
                     telemetry::lease_waited("deadline", start.elapsed());
-                    return Err(Kind::VertexUnavailable
-                        .because("Service Unavailable: another instance is still working on this request."));
+                    return Err(Kind::VertexUnavailable.because(
+                        "Service Unavailable: another instance is still working on this request.",
+                    ));
                 }
                 sleep(wait).await;
                 wait = (wait * 3 / 2).min(LONGEST_POLL);
@@ -117,12 +125,17 @@ impl Lease {
             // Each renewal is told from the one before, should its answer be lost.
             let fields = renewed(&self.fields);
             let over = Some(self.generation.as_str());
-            let written = self.storage.write_note(&self.claim.name, over, &fields, start + period).await;
+            let written =
+                self.storage.write_note(&self.claim.name, over, &fields, start + period).await;
             self.renew_at = start + period;
             match written {
                 Ok(Written::Mine(generation)) => self.generation = generation,
-                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => self.generation = note.generation,
-                Ok(Written::Conflict(_)) => tracing::warn!("lease lost: another instance may pay too"),
+                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => {
+                    self.generation = note.generation
+                }
+                Ok(Written::Conflict(_)) => {
+                    tracing::warn!("lease lost: another instance may pay too")
+                }
                 Err(error) => {
                     tracing::warn!(causes = error.causes(), "lease not renewed: {error}");
                     self.renew_at = Instant::now() + period / 4;
@@ -132,11 +145,19 @@ impl Lease {
     }
 
     /// Makes the lease a receipt for this picture, unless another picture came first: then it is that one.
-    pub async fn land(&mut self, generated: &Generated, deadline: Instant) -> Result<Generated, Error> {
+    pub async fn land(
+        &mut self,
+        generated: &Generated,
+        deadline: Instant,
+    ) -> Result<Generated, Error> {
         let receipt = receipt_fields(&self.claim, generated);
         let mut over = Some(self.generation.clone());
         loop {
-            match self.storage.write_note(&self.claim.name, over.as_deref(), &receipt, deadline).await? {
+            match self
+                .storage
+                .write_note(&self.claim.name, over.as_deref(), &receipt, deadline)
+                .await?
+            {
                 Written::Mine(_) => return Ok(generated.clone()),
                 Written::Conflict(None) => over = None,
                 Written::Conflict(Some(note)) => match landed(&note) {
@@ -153,7 +174,9 @@ impl Lease {
         let released = async {
             let note = self.storage.read_note(&self.claim.name, deadline).await?;
             match note.filter(|note| self.is_mine(note)) {
-                Some(note) => self.storage.delete(&self.claim.name, Some(&note.generation), deadline).await,
+                Some(note) => {
+                    self.storage.delete(&self.claim.name, Some(&note.generation), deadline).await
+                }
                 None => Ok(()),
             }
         };
@@ -194,7 +217,8 @@ fn is_renewed(note: &Note) -> bool {
 }
 
 fn key_reused() -> Error {
-    Kind::IdempotencyKeyReused.because("The key belongs to a request with another prompt or other parameters.")
+    Kind::IdempotencyKeyReused
+        .because("The key belongs to a request with another prompt or other parameters.")
 }
 
 /// The picture, if the note is a receipt.
@@ -214,7 +238,11 @@ fn renewed(lease: &Fields) -> Fields {
 }
 
 fn receipt_fields(claim: &Claim, generated: &Generated) -> Fields {
-    fields([(FINGERPRINT, &claim.fingerprint), (OBJECT, &generated.object), (MODEL, &generated.model)])
+    fields([
+        (FINGERPRINT, &claim.fingerprint),
+        (OBJECT, &generated.object),
+        (MODEL, &generated.model),
+    ])
 }
 
 fn fields<const N: usize>(pairs: [(&str, &String); N]) -> Fields {

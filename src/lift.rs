@@ -32,10 +32,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub const DEFAULT: Limits = Limits { skeleton_bytes: 1 << 20, picture_bytes: 64 << 20, pictures: 256 };
+    pub const DEFAULT: Limits =
+        Limits { skeleton_bytes: 1 << 20, picture_bytes: 64 << 20, pictures: 256 };
 
     fn check_picture(self, len: usize) -> Result<(), LiftError> {
-        if len > self.picture_bytes { Err(LiftError::PictureTooLarge(self.picture_bytes)) } else { Ok(()) }
+        if len > self.picture_bytes {
+            Err(LiftError::PictureTooLarge(self.picture_bytes))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -223,7 +228,11 @@ impl Lift {
         self.keep(b"\"")
     }
 
-    fn picture<'a>(&mut self, mut base64: Box<Base64>, input: &'a [u8]) -> Result<(State, &'a [u8]), LiftError> {
+    fn picture<'a>(
+        &mut self,
+        mut base64: Box<Base64>,
+        input: &'a [u8],
+    ) -> Result<(State, &'a [u8]), LiftError> {
         let end = memchr::memchr2(b'"', b'\\', input).unwrap_or(input.len());
         base64.push(&input[..end])?;
         self.limits.check_picture(base64.bytes.written())?;
@@ -280,7 +289,9 @@ fn string_run(input: &[u8], escaped: bool) -> (&[u8], Run, &[u8]) {
     }
     match memchr::memchr2(b'"', b'\\', input) {
         None => (input, Run::Open { escaped: false }, &[]),
-        Some(end) if input[end] == b'\\' => (&input[..=end], Run::Open { escaped: true }, &input[end + 1..]),
+        Some(end) if input[end] == b'\\' => {
+            (&input[..=end], Run::Open { escaped: true }, &input[end + 1..])
+        }
         Some(end) => (&input[..end], Run::Closed, &input[end + 1..]),
     }
 }
@@ -292,7 +303,11 @@ struct Escape {
     value: u32,
 }
 
-fn picture_escape(mut base64: Box<Base64>, mut escape: Escape, input: &[u8]) -> Result<(State, &[u8]), LiftError> {
+fn picture_escape(
+    mut base64: Box<Base64>,
+    mut escape: Escape,
+    input: &[u8],
+) -> Result<(State, &[u8]), LiftError> {
     let (byte, rest) = (input[0], &input[1..]);
     let resolved = match (escape.hex_digits, byte) {
         (None, b'u') => {
@@ -338,7 +353,9 @@ struct Base64 {
 impl Base64 {
     fn push(&mut self, run: &[u8]) -> Result<(), LiftError> {
         let mut rest = run;
-        while let (true, Some((&byte, after))) = (self.pending_len > 0 || self.padding > 0, rest.split_first()) {
+        while let (true, Some((&byte, after))) =
+            (self.pending_len > 0 || self.padding > 0, rest.split_first())
+        {
             self.symbol(byte)?;
             rest = after;
         }
@@ -389,7 +406,8 @@ impl Base64 {
 
     fn decode_pending(&mut self) -> Result<(), LiftError> {
         let symbols = &self.pending[..self.pending_len];
-        let decoded = SIMD.decode_slice(symbols, self.bytes.room()).map_err(|_| LiftError::InvalidBase64)?;
+        let decoded =
+            SIMD.decode_slice(symbols, self.bytes.room()).map_err(|_| LiftError::InvalidBase64)?;
         self.bytes.fill(decoded);
         self.pending_len = 0;
         Ok(())
@@ -467,7 +485,8 @@ mod tests {
     #[test]
     fn signatures_are_dropped_however_long() {
         let signature = "x\\\"y".repeat(1 << 20);
-        let lifted = lift_whole(&format!(r#"{{"thoughtSignature": "{signature}", "a": "b"}}"#)).unwrap();
+        let lifted =
+            lift_whole(&format!(r#"{{"thoughtSignature": "{signature}", "a": "b"}}"#)).unwrap();
         assert_eq!(lifted.skeleton, br#"{"thoughtSignature": "", "a": "b"}"#);
     }
 
@@ -491,9 +510,19 @@ mod tests {
 
     #[test]
     fn what_is_not_base64_or_not_json_is_refused() {
-        for text in
-            ["A", "AAAAA", "AA=A", "AA===", "AAA==", "====", "AAAA=", "AA AA*", "\u{e9}AAA", r"AA\u00e9A", r#"AA\"A"#]
-        {
+        for text in [
+            "A",
+            "AAAAA",
+            "AA=A",
+            "AA===",
+            "AAA==",
+            "====",
+            "AAAA=",
+            "AA AA*",
+            "\u{e9}AAA",
+            r"AA\u00e9A",
+            r#"AA\"A"#,
+        ] {
             let error = lift_whole(&format!(r#"{{"data": "{text}"}}"#)).unwrap_err();
             assert_eq!(error, LiftError::InvalidBase64, "{text}");
         }
@@ -528,9 +557,15 @@ mod tests {
 
     #[test]
     fn drafts_are_dropped_when_the_next_picture_begins() {
-        let part = |flag: &str, data: &str| format!(r#"{{"inlineData": {{"data": "{data}"}}{flag}}}"#);
-        let parts = [part(r#", "thought": true"#, "AAAA"), part("", "BBBB"), part(r#", "thought": true"#, "CCCC")];
-        let answer = format!(r#"{{"candidates": [{{"content": {{"parts": [{}]}}}}]}}"#, parts.join(","));
+        let part =
+            |flag: &str, data: &str| format!(r#"{{"inlineData": {{"data": "{data}"}}{flag}}}"#);
+        let parts = [
+            part(r#", "thought": true"#, "AAAA"),
+            part("", "BBBB"),
+            part(r#", "thought": true"#, "CCCC"),
+        ];
+        let answer =
+            format!(r#"{{"candidates": [{{"content": {{"parts": [{}]}}}}]}}"#, parts.join(","));
         let mut lift = Lift::new(Limits::DEFAULT, crate::model::gemini::best_so_far);
         let mut most_held = 0;
         for byte in answer.bytes() {
@@ -559,7 +594,8 @@ mod tests {
                                 c => c,
                             })
                             .collect();
-                        pictures.push(base64::prelude::BASE64_STANDARD_NO_PAD.decode(symbols).unwrap());
+                        pictures
+                            .push(base64::prelude::BASE64_STANDARD_NO_PAD.decode(symbols).unwrap());
                         *text = format!("#{}", pictures.len() - 1);
                     }
                     Value::String(text) if key == "thoughtSignature" => text.clear(),
@@ -631,7 +667,10 @@ mod tests {
                 _ => base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(&bytes),
             };
             if place.index(4) == 0 {
-                text.insert(place.index(text.len() + 1), [' ', '\n', '\r', '\t'][place.index(97) % 4]);
+                text.insert(
+                    place.index(text.len() + 1),
+                    [' ', '\n', '\r', '\t'][place.index(97) % 4],
+                );
             }
             json!(text)
         })

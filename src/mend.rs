@@ -13,24 +13,35 @@ pub struct Home {
 impl Home {
     pub fn set(&self, settings: &[(&str, &str)]) -> String {
         let joined = |separator: &str, equals: &str| {
-            let pairs: Vec<_> = settings.iter().map(|(name, value)| format!("{name}{equals}{value}")).collect();
+            let pairs: Vec<_> =
+                settings.iter().map(|(name, value)| format!("{name}{equals}{value}")).collect();
             pairs.join(separator)
         };
         match self.platform {
             Platform::Plain => format!("export {}", joined(" ", "=")),
             // The sign between pairs is a comma, or the one that is named first; values may hold commas.
             Platform::CloudRun => {
-                format!("gcloud run services update {} --update-env-vars \"^;^{}\"", self.service(), joined(";", "="))
+                format!(
+                    "gcloud run services update {} --update-env-vars \"^;^{}\"",
+                    self.service(),
+                    joined(";", "=")
+                )
             }
-            Platform::Lambda => format!("sam deploy   # with {} under Environment: Variables:", joined(", ", ": ")),
+            Platform::Lambda => {
+                format!("sam deploy   # with {} under Environment: Variables:", joined(", ", ": "))
+            }
         }
     }
 
     pub fn unset(&self, name: &str) -> String {
         match self.platform {
             Platform::Plain => format!("unset {name}"),
-            Platform::CloudRun => format!("gcloud run services update {} --remove-env-vars {name}", self.service()),
-            Platform::Lambda => format!("sam deploy   # without {name} under Environment: Variables:"),
+            Platform::CloudRun => {
+                format!("gcloud run services update {} --remove-env-vars {name}", self.service())
+            }
+            Platform::Lambda => {
+                format!("sam deploy   # without {name} under Environment: Variables:")
+            }
         }
     }
 
@@ -41,7 +52,8 @@ impl Home {
 
 /// For a required setting without a usable value.
 pub fn required(home: &Home, name: &str, project: &str) -> String {
-    let bucket = if project.is_empty() { "my-project-iga".to_owned() } else { format!("{project}-iga") };
+    let bucket =
+        if project.is_empty() { "my-project-iga".to_owned() } else { format!("{project}-iga") };
     let value = match name {
         "GCS_BUCKET_NAME" => &bucket,
         "IGA_VERTEXAI_LOCATION" | "GCP_LOCATION" => "global",
@@ -51,11 +63,15 @@ pub fn required(home: &Home, name: &str, project: &str) -> String {
 }
 
 pub fn use_model(home: &Home, target: &Target) -> String {
-    home.set(&[("IGA_VERTEXAI_IMAGE_MODEL_ID", target.model.id), ("IGA_VERTEXAI_LOCATION", &target.location)])
+    home.set(&[
+        ("IGA_VERTEXAI_IMAGE_MODEL_ID", target.model.id),
+        ("IGA_VERTEXAI_LOCATION", &target.location),
+    ])
 }
 
 pub fn use_fallbacks<'a>(home: &Home, targets: impl Iterator<Item = &'a Target>) -> String {
-    let entries: Vec<_> = targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
+    let entries: Vec<_> =
+        targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
     home.set(&[("IGA_VERTEXAI_FALLBACK_MODELS", &entries.join(","))])
 }
 
@@ -79,11 +95,17 @@ pub fn token(home: &Home, identity: &Identity, path: &str, cause: &str) -> Strin
             format!("gcloud iam service-accounts keys create {path} --iam-account={email}")
         }
         Identity::AuthorizedUser => SIGN_IN.to_owned(),
-        Identity::Impersonated { email } => act_as(email, "roles/iam.serviceAccountTokenCreator", USER),
+        Identity::Impersonated { email } => {
+            act_as(email, "roles/iam.serviceAccountTokenCreator", USER)
+        }
         Identity::Federated { pool, email, .. } => match (Step::of(cause), email) {
-            (Step::ActAs, Some(email)) => act_as(email, "roles/iam.workloadIdentityUser", &principal(identity)),
+            (Step::ActAs, Some(email)) => {
+                act_as(email, "roles/iam.workloadIdentityUser", &principal(identity))
+            }
             (Step::Exchange | Step::ActAs, _) => {
-                format!("gcloud iam workload-identity-pools providers list --workload-identity-pool={pool}")
+                format!(
+                    "gcloud iam workload-identity-pools providers list --workload-identity-pool={pool}"
+                )
             }
             // A function has no other identity to fall back on.
             (Step::Proof, _) if home.platform == Platform::Lambda => self::identity(home),
@@ -93,7 +115,9 @@ pub fn token(home: &Home, identity: &Identity, path: &str, cause: &str) -> Strin
 }
 
 fn act_as(email: &str, role: &str, member: &str) -> String {
-    format!("gcloud iam service-accounts add-iam-policy-binding {email} --member={member} --role={role}")
+    format!(
+        "gcloud iam service-accounts add-iam-policy-binding {email} --member={member} --role={role}"
+    )
 }
 
 /// Whom roles are given to.
@@ -110,13 +134,19 @@ fn principal(identity: &Identity) -> String {
         Identity::Federated { source: Source::Aws { .. }, pool, .. } => format!(
             "principalSet://iam.googleapis.com/{pool}/attribute.aws_role/arn:aws:sts::AWS_ACCOUNT:assumed-role/ROLE"
         ),
-        Identity::Federated { pool, .. } => format!("principal://iam.googleapis.com/{pool}/subject/SUBJECT"),
-        Identity::ServiceAccount { .. } | Identity::AuthorizedUser | Identity::Impersonated { .. } => USER.to_owned(),
+        Identity::Federated { pool, .. } => {
+            format!("principal://iam.googleapis.com/{pool}/subject/SUBJECT")
+        }
+        Identity::ServiceAccount { .. }
+        | Identity::AuthorizedUser
+        | Identity::Impersonated { .. } => USER.to_owned(),
     }
 }
 
 pub fn project_role(project: &str, member: &str) -> String {
-    format!("gcloud projects add-iam-policy-binding {project} --member={member} --role=roles/aiplatform.user")
+    format!(
+        "gcloud projects add-iam-policy-binding {project} --member={member} --role=roles/aiplatform.user"
+    )
 }
 
 pub fn enable_api(project: &str) -> String {
@@ -125,11 +155,15 @@ pub fn enable_api(project: &str) -> String {
 
 /// Which account pays is for a person to choose.
 pub fn link_billing(project: &str) -> String {
-    format!("gcloud billing projects link {project} --billing-account=ACCOUNT   # one of: gcloud billing accounts list")
+    format!(
+        "gcloud billing projects link {project} --billing-account=ACCOUNT   # one of: gcloud billing accounts list"
+    )
 }
 
 pub fn quota(project: &str) -> String {
-    format!("https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project={project}")
+    format!(
+        "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project={project}"
+    )
 }
 
 /// Beside the model, as far as buckets go there.
@@ -145,7 +179,9 @@ pub fn create_bucket(config: &Config) -> String {
 }
 
 pub fn bucket_role(bucket: &str, member: &str, role: &str) -> String {
-    format!("gcloud storage buckets add-iam-policy-binding gs://{bucket} --member={member} --role={role}")
+    format!(
+        "gcloud storage buckets add-iam-policy-binding gs://{bucket} --member={member} --role={role}"
+    )
 }
 
 pub fn remove(bucket: &str, name: &str) -> String {

@@ -34,14 +34,24 @@ impl GenerateRequest {
         let params = Params {
             aspect_ratio: wire
                 .aspect_ratio
-                .one_of("aspect_ratio", RATIOS, |word| RATIOS.contains(&word).then(|| word.to_owned()))?
+                .one_of("aspect_ratio", RATIOS, |word| {
+                    RATIOS.contains(&word).then(|| word.to_owned())
+                })?
                 .unwrap_or_else(|| defaults.default_aspect_ratio.clone()),
-            add_watermark: wire.add_watermark.bool("add_watermark")?.unwrap_or(defaults.add_watermark),
-            negative_prompt: wire.negative_prompt.string("negative_prompt")?.filter(|text| !text.trim().is_empty()),
+            add_watermark: wire
+                .add_watermark
+                .bool("add_watermark")?
+                .unwrap_or(defaults.add_watermark),
+            negative_prompt: wire
+                .negative_prompt
+                .string("negative_prompt")?
+                .filter(|text| !text.trim().is_empty()),
             seed: wire.seed.seed()?,
-            image_size: wire.image_size.one_of("image_size", &ImageSize::ALL.map(ImageSize::as_str), |word| {
-                ImageSize::ALL.into_iter().find(|size| size.as_str() == word)
-            })?,
+            image_size: wire.image_size.one_of(
+                "image_size",
+                &ImageSize::ALL.map(ImageSize::as_str),
+                |word| ImageSize::ALL.into_iter().find(|size| size.as_str() == word),
+            )?,
             person_generation: wire.person_generation.one_of(
                 "person_generation",
                 &["dont_allow", "allow_adult", "allow_all"],
@@ -75,11 +85,15 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
         return Ok(None);
     };
     match value.to_str() {
-        Ok(key) if (1..=MAX_KEY_CHARS).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+        Ok(key)
+            if (1..=MAX_KEY_CHARS).contains(&key.len())
+                && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
             Ok(Some(key.to_owned()))
         }
-        _ => Err(Kind::InvalidIdempotencyKey
-            .because(format!("The key must have 1 to {MAX_KEY_CHARS} characters, all of them visible ASCII."))),
+        _ => Err(Kind::InvalidIdempotencyKey.because(format!(
+            "The key must have 1 to {MAX_KEY_CHARS} characters, all of them visible ASCII."
+        ))),
     }
 }
 
@@ -174,7 +188,12 @@ impl Given {
         }
     }
 
-    fn one_of<T>(&self, field: &str, allowed: &[&str], find: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Error> {
+    fn one_of<T>(
+        &self,
+        field: &str,
+        allowed: &[&str],
+        find: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
         match self {
             Given::Nothing => Ok(None),
             Given::Text(word) => match find(word) {
@@ -193,7 +212,8 @@ impl Given {
             Given::Whole(number) => number.to_string(),
             Given::Other(what) => (*what).to_owned(),
         };
-        Kind::UnsupportedParameter.because(format!("Field '{field}': {given} is not allowed; allowed: {allowed}."))
+        Kind::UnsupportedParameter
+            .because(format!("Field '{field}': {given} is not allowed; allowed: {allowed}."))
     }
 }
 
@@ -275,7 +295,10 @@ mod tests {
         let prompt = "  a \"fox\"\0 \u{1f98a}\n ";
         let request = parse(json!({"prompt": prompt, "unknown": {"a": [1]}}).to_string()).unwrap();
         assert_eq!(request.prompt, prompt);
-        assert_eq!((request.params.aspect_ratio.as_str(), request.params.add_watermark), ("1:1", true));
+        assert_eq!(
+            (request.params.aspect_ratio.as_str(), request.params.add_watermark),
+            ("1:1", true)
+        );
         assert_eq!((request.params.seed, request.model), (None, None));
     }
 
@@ -299,7 +322,8 @@ mod tests {
 
     #[test]
     fn null_is_the_same_as_absent() {
-        let body = json!({"prompt": "x", "seed": null, "aspect_ratio": null, "model_id_override": null});
+        let body =
+            json!({"prompt": "x", "seed": null, "aspect_ratio": null, "model_id_override": null});
         assert_eq!(parse(body.to_string()).unwrap(), parse(r#"{"prompt": "x"}"#).unwrap());
     }
 
@@ -317,7 +341,8 @@ mod tests {
             r#"{"prompt": {"prompt": "x"}}"#,
             r#"{"Prompt": "x"}"#,
         ] {
-            let expected = (Kind::PromptMissing, "Missing or empty 'prompt' in request body.".to_owned());
+            let expected =
+                (Kind::PromptMissing, "Missing or empty 'prompt' in request body.".to_owned());
             assert_eq!(error(body), expected, "{body}");
         }
     }
@@ -375,14 +400,20 @@ mod tests {
             body[field] = value;
             let (kind, details) = error(body.to_string());
             assert_eq!(kind, Kind::UnsupportedParameter);
-            assert!(details.contains(&format!("'{field}'")) && details.contains(allowed), "{details}");
+            assert!(
+                details.contains(&format!("'{field}'")) && details.contains(allowed),
+                "{details}"
+            );
         }
     }
 
     #[test]
     fn the_fingerprint_tells_requests_apart() {
         let of = |body: &str| parse(body).unwrap().fingerprint();
-        assert_eq!(of(r#"{"prompt": "x"}"#), of(r#"{"aspect_ratio": "1:1", "prompt": "x", "other": 1}"#));
+        assert_eq!(
+            of(r#"{"prompt": "x"}"#),
+            of(r#"{"aspect_ratio": "1:1", "prompt": "x", "other": 1}"#)
+        );
         for other in [
             r#"{"prompt": "x "}"#,
             r#"{"prompt": "x", "seed": 1}"#,

@@ -59,7 +59,11 @@ where
         if Instant::now() + wait >= deadline {
             return Err(error);
         }
-        tracing::debug!(attempt = number, wait_ms = wait.as_millis() as u64, "trying again: {error}");
+        tracing::debug!(
+            attempt = number,
+            wait_ms = wait.as_millis() as u64,
+            "trying again: {error}"
+        );
         sleep(wait).await;
         number += 1;
     }
@@ -111,9 +115,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_retry_that_cannot_finish_is_not_begun() {
         let start = Instant::now();
-        let result: Result<(), _> =
-            until(start + 10 * SECOND, SECOND, |_| async { Err(Failure::later(error().retry_after(11 * SECOND))) })
-                .await;
+        let result: Result<(), _> = until(start + 10 * SECOND, SECOND, |_| async {
+            Err(Failure::later(error().retry_after(11 * SECOND)))
+        })
+        .await;
         assert!(result.is_err());
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
@@ -122,7 +127,11 @@ mod tests {
     async fn retry_after_is_honoured() {
         let start = Instant::now();
         let result = until(start + 60 * SECOND, SECOND, |number| async move {
-            if number == 1 { Err(Failure::later(error().retry_after(7 * SECOND))) } else { Ok(number) }
+            if number == 1 {
+                Err(Failure::later(error().retry_after(7 * SECOND)))
+            } else {
+                Ok(number)
+            }
         })
         .await;
         assert_eq!(result.unwrap(), 2);

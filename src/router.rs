@@ -23,7 +23,10 @@ use tracing::Instrument;
 /// The whole service, for a socket and for Lambda alike.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route(GENERATE_IMAGE, post(handler::generate_image).fallback(|| method_not_allowed("POST")))
+        .route(
+            GENERATE_IMAGE,
+            post(handler::generate_image).fallback(|| method_not_allowed("POST")),
+        )
         .route("/health", get(health).fallback(|| method_not_allowed("GET, HEAD")))
         .route("/", get(index).fallback(|| method_not_allowed("GET, HEAD")))
         .fallback(not_found)
@@ -46,7 +49,8 @@ async fn not_found() -> Error {
 }
 
 async fn method_not_allowed(allowed: &'static str) -> Response {
-    let mut response = Kind::MethodNotAllowed.because(format!("Allowed: {allowed}.")).into_response();
+    let mut response =
+        Kind::MethodNotAllowed.because(format!("Allowed: {allowed}.")).into_response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
@@ -61,7 +65,12 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let id = request_id();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let trace = Trace::from_headers(request.headers());
-    let span = telemetry::request_span(&id, workflow_id(request.headers()), trace.as_ref(), &app.config.project_id);
+    let span = telemetry::request_span(
+        &id,
+        workflow_id(request.headers()),
+        trace.as_ref(),
+        &app.config.project_id,
+    );
     request.extensions_mut().insert(RequestId(id.clone()));
 
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -77,26 +86,50 @@ fn summary(method: &Method, path: &str, response: &Response, start: Instant) {
     let latency_ms = start.elapsed().as_millis() as u64;
     let error = response.extensions().get::<Arc<Error>>();
     match error {
-        None if path == GENERATE_IMAGE => tracing::info!(status, latency_ms, "{method} {path} {status}"),
+        None if path == GENERATE_IMAGE => {
+            tracing::info!(status, latency_ms, "{method} {path} {status}")
+        }
         None => tracing::debug!(status, latency_ms, "{method} {path} {status}"),
         Some(error) => {
-            let (code, details, causes) = (error.kind.row().code, error.to_string(), error.causes());
+            let (code, details, causes) =
+                (error.kind.row().code, error.to_string(), error.causes());
             if needs_someone(error.kind) {
-                tracing::error!(status, latency_ms, code, details, causes, "{method} {path} {status} {code}");
+                tracing::error!(
+                    status,
+                    latency_ms,
+                    code,
+                    details,
+                    causes,
+                    "{method} {path} {status} {code}"
+                );
             } else {
-                tracing::info!(status, latency_ms, code, details, causes, "{method} {path} {status} {code}");
+                tracing::info!(
+                    status,
+                    latency_ms,
+                    code,
+                    details,
+                    causes,
+                    "{method} {path} {status} {code}"
+                );
             }
         }
     }
     if path == GENERATE_IMAGE {
-        telemetry::request_done(error.map_or("success", |error| error.kind.row().tag), start.elapsed());
+        telemetry::request_done(
+            error.map_or("success", |error| error.kind.row().tag),
+            start.elapsed(),
+        );
     }
 }
 
 /// Whether someone should look: the service or its settings are at fault, not the request or the hour.
 fn needs_someone(kind: Kind) -> bool {
     match kind {
-        Kind::PermissionDenied | Kind::VertexApi | Kind::ModelNotFound | Kind::FileSave | Kind::Internal => true,
+        Kind::PermissionDenied
+        | Kind::VertexApi
+        | Kind::ModelNotFound
+        | Kind::FileSave
+        | Kind::Internal => true,
         Kind::PromptMissing
         | Kind::MalformedJson
         | Kind::InvalidPayload
@@ -128,7 +161,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_becomes_the_contracts_500() {
         let panics = get(async || -> Response { panic!("a bug") });
-        let router: Router = Router::new().route("/", panics).layer(CatchPanicLayer::custom(panicked));
+        let router: Router =
+            Router::new().route("/", panics).layer(CatchPanicLayer::custom(panicked));
         let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(response.status(), 500);
         let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();

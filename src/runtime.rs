@@ -25,7 +25,9 @@ use tokio::time::Instant;
 /// A sentence for the operator: the address is taken, the Lambda runtime gave up.
 pub async fn run(app: Arc<App>) -> Result<(), String> {
     match app.config.platform {
-        Platform::Lambda => lambda_http::run(lambda_service(app)).await.map_err(|error| error.to_string()),
+        Platform::Lambda => {
+            lambda_http::run(lambda_service(app)).await.map_err(|error| error.to_string())
+        }
         Platform::CloudRun | Platform::Plain => {
             let address = SocketAddr::new(app.config.host, app.config.port);
             let listener = TcpListener::bind(address).await.map_err(|error| {
@@ -84,7 +86,8 @@ pub async fn invoke_until(app: Arc<App>, event: &str, deadline: u64) -> Result<V
         .map_err(|error| format!("This is no event that Lambda sends for HTTP: {error}."))?;
     let mut context = Context::default();
     context.deadline = deadline;
-    let Ok(answer) = Adapter::from(lambda_service(app)).oneshot(LambdaEvent::new(event, context)).await;
+    let Ok(answer) =
+        Adapter::from(lambda_service(app)).oneshot(LambdaEvent::new(event, context)).await;
     serde_json::to_value(answer).map_err(|error| error.to_string())
 }
 

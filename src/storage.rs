@@ -121,7 +121,9 @@ impl Storage {
                 "This service's account may not create objects in bucket {} ({CREATE_PERMISSION}).",
                 self.bucket
             ))),
-            Access::NoBucket(message) => Err(Kind::FileSave.because(format!("Bucket {}: {message}", self.bucket))),
+            Access::NoBucket(message) => {
+                Err(Kind::FileSave.because(format!("Bucket {}: {message}", self.bucket)))
+            }
             Access::Granted(_) | Access::Unknown(_) => Ok(()),
         }
     }
@@ -137,10 +139,20 @@ impl Storage {
             permissions: Vec<String>,
         }
 
-        let query: Vec<_> = permissions.iter().map(|permission| format!("permissions={permission}")).collect();
-        let url = format!("{}/storage/v1/b/{}/iam/testPermissions?{}", self.endpoint, self.bucket, query.join("&"));
+        let query: Vec<_> =
+            permissions.iter().map(|permission| format!("permissions={permission}")).collect();
+        let url = format!(
+            "{}/storage/v1/b/{}/iam/testPermissions?{}",
+            self.endpoint,
+            self.bucket,
+            query.join("&")
+        );
         let limit = self.timing.note_try;
-        let response = match self.auth.send(deadline, limit, || Request::get(&url).body(client::text(""))).await {
+        let response = match self
+            .auth
+            .send(deadline, limit, || Request::get(&url).body(client::text("")))
+            .await
+        {
             Ok(response) => response,
             Err(SendError::Unsent(error)) => return Err(error),
             Err(error) => return Ok(Access::Unknown(no_answer(error).error)),
@@ -150,14 +162,20 @@ impl Storage {
         Ok(match (status, google_message(&body), serde_json::from_slice::<Granted>(&body)) {
             (StatusCode::OK, _, Ok(granted)) => Access::Granted(granted.permissions),
             (StatusCode::NOT_FOUND, Some(message), _) => Access::NoBucket(message),
-            (_, message, _) => Access::Unknown(file_save(&message.unwrap_or_else(|| unexplained(status)))),
+            (_, message, _) => {
+                Access::Unknown(file_save(&message.unwrap_or_else(|| unexplained(status))))
+            }
         })
     }
 
     /// What time it is for Cloud Storage, which says so to anybody.
     pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
         let request = Request::get(&self.endpoint).body(client::text(""));
-        let response = self.auth.send_unsigned(deadline, request).await.map_err(|error| no_answer(error).error)?;
+        let response = self
+            .auth
+            .send_unsigned(deadline, request)
+            .await
+            .map_err(|error| no_answer(error).error)?;
         server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
     }
 
@@ -175,7 +193,10 @@ impl Storage {
         let start = Instant::now();
         let (blob, content_type) = (&picture.blob, picture.format.content_type());
         let object = NewObject { name, content_type, blob, metadata, over: None };
-        let result = retry::until(deadline, self.timing.first_retry_wait, |_| self.put_once(&object, deadline)).await;
+        let result = retry::until(deadline, self.timing.first_retry_wait, |_| {
+            self.put_once(&object, deadline)
+        })
+        .await;
         match &result {
             Ok(()) => telemetry::uploaded(blob.len(), start.elapsed()),
             Err(error) => telemetry::upload_failed(&error.to_string()),
@@ -189,12 +210,14 @@ impl Storage {
         let blob = object.blob;
         match self.insert(object, deadline, self.timing.upload_try).await? {
             Inserted::Confirmed(stored) if stored.is(blob) => Ok(()),
-            Inserted::Confirmed(_) => {
-                Err(Failure::later(file_save("Cloud Storage confirmed other bytes than were sent.")))
-            }
+            Inserted::Confirmed(_) => Err(Failure::later(file_save(
+                "Cloud Storage confirmed other bytes than were sent.",
+            ))),
             Inserted::Occupied => match self.look(object.name, deadline).await? {
                 Some((stored, _)) if stored.is(blob) => Ok(()),
-                Some(_) => Err(Failure::never(file_save("Another object already has the picture's name."))),
+                Some(_) => {
+                    Err(Failure::never(file_save("Another object already has the picture's name.")))
+                }
                 None => Err(Failure::later(file_save("The object has vanished again."))),
             },
         }
@@ -212,8 +235,13 @@ impl Storage {
         deadline: Instant,
     ) -> Result<Written, Error> {
         let nothing = Blob::default();
-        let object =
-            NewObject { name, content_type: "application/octet-stream", blob: &nothing, metadata: fields, over };
+        let object = NewObject {
+            name,
+            content_type: "application/octet-stream",
+            blob: &nothing,
+            metadata: fields,
+            over,
+        };
         let write = async || match self.insert(&object, deadline, self.timing.note_try).await? {
             Inserted::Confirmed(stored) => Ok(Written::Mine(stored.generation)),
             Inserted::Occupied => Ok(match self.look_note(name, deadline).await? {
@@ -225,13 +253,21 @@ impl Storage {
     }
 
     pub async fn read_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| self.look_note(name, deadline)).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| self.look_note(name, deadline))
+            .await
     }
 
     /// Deletes an object, if it still is of the generation given; whether it was there is all the same.
-    pub async fn delete(&self, name: &str, generation: Option<&str>, deadline: Instant) -> Result<(), Error> {
+    pub async fn delete(
+        &self,
+        name: &str,
+        generation: Option<&str>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let mut url = self.object_url(name);
-        url.extend(generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]));
+        url.extend(
+            generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]),
+        );
         let limit = self.timing.note_try;
         let delete = async || {
             let request = || Request::delete(&url).body(client::text(""));
@@ -246,7 +282,12 @@ impl Storage {
     }
 
     /// One multipart upload: metadata and media in one request.
-    async fn insert(&self, object: &NewObject<'_>, deadline: Instant, limit: Duration) -> Result<Inserted, Failure> {
+    async fn insert(
+        &self,
+        object: &NewObject<'_>,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Inserted, Failure> {
         let resource = json!({
             "name": object.name,
             "contentType": object.content_type,
@@ -283,16 +324,25 @@ impl Storage {
     }
 
     /// An object's metadata and age.
-    async fn look(&self, name: &str, deadline: Instant) -> Result<Option<(Stored, Duration)>, Failure> {
+    async fn look(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<(Stored, Duration)>, Failure> {
         let url = self.object_url(name);
         let limit = self.timing.note_try;
-        let response =
-            self.auth.send(deadline, limit, || Request::get(&url).body(client::text(""))).await.map_err(no_answer)?;
+        let response = self
+            .auth
+            .send(deadline, limit, || Request::get(&url).body(client::text("")))
+            .await
+            .map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);
                 let stored = stored(response, within(deadline, limit)).await?;
-                let age = now.and_then(|now| Duration::try_from(now - stored.updated()?).ok()).unwrap_or_default();
+                let age = now
+                    .and_then(|now| Duration::try_from(now - stored.updated()?).ok())
+                    .unwrap_or_default();
                 Ok(Some((stored, age)))
             }
             StatusCode::NOT_FOUND => Ok(None),
@@ -317,7 +367,9 @@ impl Stored {
 
 async fn stored(response: Response<Incoming>, deadline: Instant) -> Result<Stored, Failure> {
     serde_json::from_slice(&body(response, deadline).await).map_err(|error| {
-        Failure::later(file_save("Cloud Storage's answer broke off or makes no sense.").caused_by(error))
+        Failure::later(
+            file_save("Cloud Storage's answer broke off or makes no sense.").caused_by(error),
+        )
     })
 }
 
@@ -346,9 +398,9 @@ fn no_answer(error: SendError) -> Failure {
     match error {
         SendError::Unsent(error) => Failure::never(error),
         SendError::Deadline => Failure::later(file_save("Cloud Storage did not answer in time.")),
-        SendError::Http(error) => {
-            Failure::later(Kind::FileSave.because("Cloud Storage could not be reached.").caused_by(error))
-        }
+        SendError::Http(error) => Failure::later(
+            Kind::FileSave.because("Cloud Storage could not be reached.").caused_by(error),
+        ),
     }
 }
 
@@ -440,7 +492,9 @@ mod tests {
 
     #[test]
     fn checksums_are_written_as_cloud_storage_writes_them() {
-        for (bytes, text) in [(&b""[..], "AAAAAA=="), (b"123456789", "4waSgw=="), (b"hello world", "yZRlqg==")] {
+        for (bytes, text) in
+            [(&b""[..], "AAAAAA=="), (b"123456789", "4waSgw=="), (b"hello world", "yZRlqg==")]
+        {
             assert_eq!(crc32c_text(crc32c::crc32c(bytes)), text);
         }
     }
@@ -463,8 +517,7 @@ mod tests {
     fn only_the_same_bytes_are_our_own_success() {
         let blob = Blob::from(b"hello world".to_vec());
         let stored = |size: &str, crc32c: &str| -> Stored {
-            let resource =
-                json!({"size": size, "crc32c": crc32c, "generation": "1", "updated": "2026-11-22T12:00:00.5Z"});
+            let resource = json!({"size": size, "crc32c": crc32c, "generation": "1", "updated": "2026-11-22T12:00:00.5Z"});
             serde_json::from_value(resource).unwrap()
         };
         assert!(stored("11", "yZRlqg==").is(&blob));

@@ -25,7 +25,10 @@ pub fn install(debug: bool) {
 }
 
 /// Turns everything logged into lines for `write`, each one whole and ending in a newline.
-pub fn json_lines(debug: bool, write: impl Fn(&[u8]) + Send + Sync + 'static) -> impl Subscriber + Send + Sync {
+pub fn json_lines(
+    debug: bool,
+    write: impl Fn(&[u8]) + Send + Sync + 'static,
+) -> impl Subscriber + Send + Sync {
     tracing_subscriber::registry().with(JsonLines { debug, write })
 }
 
@@ -36,12 +39,18 @@ fn to_stdout(line: &[u8]) {
 }
 
 /// What stands on every line that is written while a request is handled.
-pub fn request_span(request_id: &str, workflow_id: Option<&str>, trace: Option<&Trace>, project_id: &str) -> Span {
+pub fn request_span(
+    request_id: &str,
+    workflow_id: Option<&str>,
+    trace: Option<&Trace>,
+    project_id: &str,
+) -> Span {
     info_span!(
         "request",
         request_id,
         workflow_id,
-        "logging.googleapis.com/trace" = trace.map(|trace| format!("projects/{project_id}/traces/{}", trace.id)),
+        "logging.googleapis.com/trace" =
+            trace.map(|trace| format!("projects/{project_id}/traces/{}", trace.id)),
         "logging.googleapis.com/spanId" = trace.map(|trace| trace.span_id.as_str()),
         "logging.googleapis.com/trace_sampled" = trace.map(|trace| trace.sampled),
     )
@@ -68,7 +77,8 @@ impl Trace {
     /// `00-TRACE-SPAN-FLAGS`, all hex.
     fn from_traceparent(text: &str) -> Option<Trace> {
         let mut parts = text.split('-');
-        let (_version, id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let (_version, id, span_id, flags) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let flags = u8::from_str_radix(flags, 16).ok()?;
         let id = hex(id, 32)?;
         Some(Trace { id, span_id: hex(span_id, 16)?, sampled: flags & 1 == 1 })
@@ -79,7 +89,11 @@ impl Trace {
         let (ids, options) = text.split_once(';').unwrap_or((text, ""));
         let (id, span_id) = ids.split_once('/').unwrap_or((ids, "0"));
         let span_id: u64 = span_id.parse().ok()?;
-        Some(Trace { id: hex(id, 32)?, span_id: format!("{span_id:016x}"), sampled: options == "o=1" })
+        Some(Trace {
+            id: hex(id, 32)?,
+            span_id: format!("{span_id:016x}"),
+            sampled: options == "o=1",
+        })
     }
 }
 
@@ -90,9 +104,19 @@ fn hex(text: &str, len: usize) -> Option<String> {
 
 /// `iga_generate_image_request_count` and `iga_generate_image_latency_ms`.
 pub fn request_done(status: &str, latency: Duration) {
-    info!(metric_name = "iga_generate_image_request_count", value = 1, tags.status = status, "request counted");
+    info!(
+        metric_name = "iga_generate_image_request_count",
+        value = 1,
+        tags.status = status,
+        "request counted"
+    );
     let value = milliseconds(latency);
-    info!(metric_name = "iga_generate_image_latency_ms", value, tags.status = status, "request timed");
+    info!(
+        metric_name = "iga_generate_image_latency_ms",
+        value,
+        tags.status = status,
+        "request timed"
+    );
 }
 
 /// `iga_vertexai_call_latency_ms`: one attempt, from the first byte sent to the last byte read.
@@ -110,7 +134,12 @@ pub fn vertex_called(model: &str, attempt: usize, outcome: &str, latency: Durati
 
 /// `iga_vertexai_error_count`: one attempt that failed.
 pub fn vertex_failed(error_type: &str) {
-    info!(metric_name = "iga_vertexai_error_count", value = 1, tags.error_type = error_type, "model call failed");
+    info!(
+        metric_name = "iga_vertexai_error_count",
+        value = 1,
+        tags.error_type = error_type,
+        "model call failed"
+    );
 }
 
 /// `iga_gcs_upload_latency_ms`: one picture stored, all tries included.
@@ -122,7 +151,12 @@ pub fn uploaded(bytes: usize, latency: Duration) {
 /// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
 pub fn upload_failed(error: &str) {
     let error_detail: String = error.chars().take(ERROR_DETAIL_CHARS).collect();
-    info!(metric_name = "iga_gcs_upload_failure_count", value = 1, tags.error_detail = error_detail, "upload failed");
+    info!(
+        metric_name = "iga_gcs_upload_failure_count",
+        value = 1,
+        tags.error_detail = error_detail,
+        "upload failed"
+    );
 }
 
 /// `iga_paid_generation_count`: a model made a picture.
@@ -132,13 +166,24 @@ pub fn picture_paid(model: &str) {
 
 /// `iga_joined_count`: a request that is answered by another's generation.
 pub fn joined(flight: &str, by_key: bool) {
-    info!(metric_name = "iga_joined_count", value = 1, tags.by_key = by_key, flight, "joined flight {flight}");
+    info!(
+        metric_name = "iga_joined_count",
+        value = 1,
+        tags.by_key = by_key,
+        flight,
+        "joined flight {flight}"
+    );
 }
 
 /// `iga_lease_wait_ms`: how long another instance's generation was waited for.
 pub fn lease_waited(outcome: &str, wait: Duration) {
     let value = milliseconds(wait);
-    info!(metric_name = "iga_lease_wait_ms", value, tags.outcome = outcome, "waited for another instance");
+    info!(
+        metric_name = "iga_lease_wait_ms",
+        value,
+        tags.outcome = outcome,
+        "waited for another instance"
+    );
 }
 
 /// `iga_delivered_picture_count`: a caller was told where its picture is.
@@ -149,7 +194,12 @@ pub fn picture_delivered() {
 /// Says what a request asks for: the start of the prompt at info level, all of it at debug level.
 pub fn prompt_received(prompt: &str, sha256: &str) {
     let preview: String = prompt.chars().take(PREVIEW_CHARS).collect();
-    info!(prompt_preview = preview, prompt_sha256 = sha256, prompt_chars = prompt.chars().count(), "prompt received");
+    info!(
+        prompt_preview = preview,
+        prompt_sha256 = sha256,
+        prompt_chars = prompt.chars().count(),
+        "prompt received"
+    );
     debug!(prompt, "whole prompt");
 }
 
@@ -181,7 +231,11 @@ where
     /// Our own lines from the chosen level on; of the libraries only what is wrong, as their debug
     /// lines may hold headers.
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let ours = metadata.target().split("::").next().is_some_and(|name| name == "iga" || name == "iga_local");
+        let ours = metadata
+            .target()
+            .split("::")
+            .next()
+            .is_some_and(|name| name == "iga" || name == "iga_local");
         let most = match (ours, self.debug) {
             (true, true) => Level::DEBUG,
             (true, false) => Level::INFO,
@@ -232,7 +286,8 @@ impl Serialize for Fields {
         let mut line = serializer.serialize_map(None)?;
         self.plain.iter().try_for_each(|(name, value)| line.serialize_entry(name, value))?;
         if !self.tags.is_empty() {
-            let tags: Map<_, _> = self.tags.iter().map(|(tag, value)| ((*tag).to_owned(), value.clone())).collect();
+            let tags: Map<_, _> =
+                self.tags.iter().map(|(tag, value)| ((*tag).to_owned(), value.clone())).collect();
             line.serialize_entry("tags", &tags)?;
         }
         line.end()
@@ -311,19 +366,27 @@ mod tests {
         let lines = lines(false, || {
             let span = request_span("iga_req_1", Some("wf"), trace.as_ref(), "my-project");
             span.in_scope(|| tracing::info!("inside"));
-            request_span("iga_req_2", None, None, "my-project").in_scope(|| tracing::info!("plain"));
+            request_span("iga_req_2", None, None, "my-project")
+                .in_scope(|| tracing::info!("plain"));
         });
-        assert_eq!((&lines[0]["request_id"], &lines[0]["workflow_id"]), (&json!("iga_req_1"), &json!("wf")));
+        assert_eq!(
+            (&lines[0]["request_id"], &lines[0]["workflow_id"]),
+            (&json!("iga_req_1"), &json!("wf"))
+        );
         let expected = "projects/my-project/traces/4bf92f3577b34da6a3ce929d0e0e4736";
         assert_eq!(lines[0]["logging.googleapis.com/trace"], json!(expected));
         assert_eq!(lines[0]["logging.googleapis.com/spanId"], json!("00f067aa0ba902b7"));
         assert_eq!(lines[0]["logging.googleapis.com/trace_sampled"], json!(true));
-        assert!(lines[1].get("workflow_id").is_none() && lines[1].get("logging.googleapis.com/trace").is_none());
+        assert!(
+            lines[1].get("workflow_id").is_none()
+                && lines[1].get("logging.googleapis.com/trace").is_none()
+        );
     }
 
     #[test]
     fn both_trace_headers_are_read_and_nonsense_is_not() {
-        let older = headers(&[("x-cloud-trace-context", "4BF92F3577B34DA6A3CE929D0E0E4736/255;o=1")]);
+        let older =
+            headers(&[("x-cloud-trace-context", "4BF92F3577B34DA6A3CE929D0E0E4736/255;o=1")]);
         let trace = Trace::from_headers(&older).unwrap();
         assert_eq!((trace.span_id.as_str(), trace.sampled), ("00000000000000ff", true));
         assert_eq!(trace.id, "4bf92f3577b34da6a3ce929d0e0e4736");
@@ -345,7 +408,10 @@ mod tests {
             vertex_called("m", 2, "unavailable", Duration::from_secs(1));
         });
         assert_eq!(lines[0]["metric_name"], json!("iga_generate_image_request_count"));
-        assert_eq!((&lines[0]["value"], &lines[0]["tags"]), (&json!(1), &json!({"status": "success"})));
+        assert_eq!(
+            (&lines[0]["value"], &lines[0]["tags"]),
+            (&json!(1), &json!({"status": "success"}))
+        );
         assert_eq!(lines[1]["value"], json!(1234));
         assert_eq!(lines[2]["tags"], json!({"model": "m", "attempt": 2, "outcome": "unavailable"}));
     }
@@ -356,7 +422,10 @@ mod tests {
         let info = lines(false, || prompt_received(&prompt, "abc"));
         assert_eq!(info.len(), 1);
         assert_eq!(info[0]["prompt_preview"], json!("p".repeat(50)));
-        assert_eq!((&info[0]["prompt_sha256"], &info[0]["prompt_chars"]), (&json!("abc"), &json!(60)));
+        assert_eq!(
+            (&info[0]["prompt_sha256"], &info[0]["prompt_chars"]),
+            (&json!("abc"), &json!(60))
+        );
         assert_eq!(lines(true, || prompt_received(&prompt, "abc"))[1]["prompt"], json!(prompt));
     }
 

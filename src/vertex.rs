@@ -62,7 +62,8 @@ impl Vertex {
             async move {
                 let start = Instant::now();
                 let result = self.attempt(target, url, body, deadline).await;
-                let outcome = result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
+                let outcome =
+                    result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
                 telemetry::vertex_called(target.model.id, attempt, outcome, start.elapsed());
                 result.inspect_err(|_| telemetry::vertex_failed(outcome))
             }
@@ -101,20 +102,34 @@ impl Vertex {
         let base = self.endpoint.clone().unwrap_or_else(|| base_url(&target.location));
         let (project, location, model) = (&self.project_id, &target.location, target.model.id);
         let verb = target.model.family.verb();
-        format!("{base}/v1/projects/{project}/locations/{location}/publishers/google/models/{model}:{verb}")
+        format!(
+            "{base}/v1/projects/{project}/locations/{location}/publishers/google/models/{model}:{verb}"
+        )
     }
 
-    async fn attempt(&self, target: &Target, url: &str, body: Bytes, deadline: Instant) -> Result<Picture, Failure> {
+    async fn attempt(
+        &self,
+        target: &Target,
+        url: &str,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Picture, Failure> {
         let response = self.post(url, &body, deadline).await.map_err(no_answer)?;
         match response.status() {
-            StatusCode::OK => {
-                self.read(target.model.family, response.into_body(), deadline).await.map_err(Failure::never)
-            }
+            StatusCode::OK => self
+                .read(target.model.family, response.into_body(), deadline)
+                .await
+                .map_err(Failure::never),
             _ => Err(refused(target, response, deadline).await),
         }
     }
 
-    async fn post(&self, url: &str, body: &Bytes, deadline: Instant) -> Result<Response<Incoming>, SendError> {
+    async fn post(
+        &self,
+        url: &str,
+        body: &Bytes,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, SendError> {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
             Request::post(url)
@@ -126,7 +141,12 @@ impl Vertex {
     }
 
     /// Reads a 200 to its end. From here on the picture may have been paid: nothing is asked again.
-    async fn read(&self, family: Family, mut body: Incoming, deadline: Instant) -> Result<Picture, Error> {
+    async fn read(
+        &self,
+        family: Family,
+        mut body: Incoming,
+        deadline: Instant,
+    ) -> Result<Picture, Error> {
         let expected = body.size_hint().exact().map_or(0, |json_bytes| json_bytes as usize / 4 * 3);
         let share = self.budget.share(expected.min(Limits::DEFAULT.picture_bytes));
         let mut share = timeout_at(deadline, share).await.map_err(|_| too_late())?;
@@ -150,12 +170,16 @@ fn base_url(location: &str) -> String {
     }
 }
 
-async fn next_piece(body: &mut Incoming, deadline: Instant, read: usize) -> Result<Option<Bytes>, Error> {
+async fn next_piece(
+    body: &mut Incoming,
+    deadline: Instant,
+    read: usize,
+) -> Result<Option<Bytes>, Error> {
     match timeout_at(deadline, client::next_piece(body)).await {
         Ok(Ok(piece)) => Ok(piece),
-        Ok(Err(error)) => {
-            Err(Kind::VertexApi.because(format!("The model's answer broke off after {read} bytes.")).caused_by(error))
-        }
+        Ok(Err(error)) => Err(Kind::VertexApi
+            .because(format!("The model's answer broke off after {read} bytes."))
+            .caused_by(error)),
         Err(_) => Err(too_late()),
     }
 }
@@ -164,7 +188,9 @@ async fn next_piece(body: &mut Incoming, deadline: Instant, read: usize) -> Resu
 fn choose(family: Family, lift: Lift, share: Share) -> Result<Picture, Error> {
     let mut lifted = lift.finish().map_err(unreadable)?;
     let outcome = family.outcome(&lifted.skeleton).map_err(|error| {
-        Kind::VertexApi.because("The model's answer is not what its API documents.").caused_by(error)
+        Kind::VertexApi
+            .because("The model's answer is not what its API documents.")
+            .caused_by(error)
     })?;
     match outcome {
         Outcome::Blocked(text) => Err(Kind::SafetyBlocked.because(text)),
@@ -172,11 +198,14 @@ fn choose(family: Family, lift: Lift, share: Share) -> Result<Picture, Error> {
         Outcome::Picture(number) => {
             let blob = lifted.pictures.get_mut(number).and_then(Option::take).unwrap_or_default();
             if blob.is_empty() {
-                return Err(Kind::EmptyImage.because("The image data from Vertex AI was empty or inaccessible."));
+                return Err(Kind::EmptyImage
+                    .because("The image data from Vertex AI was empty or inaccessible."));
             }
             let bytes = blob.len();
-            let unknown =
-                || Kind::EmptyImage.because(format!("The model sent {bytes} bytes that are no known picture."));
+            let unknown = || {
+                Kind::EmptyImage
+                    .because(format!("The model sent {bytes} bytes that are no known picture."))
+            };
             Picture::new(blob, share).ok_or_else(unknown)
         }
     }
@@ -187,16 +216,17 @@ fn unreadable(error: LiftError) -> Error {
 }
 
 fn too_late() -> Error {
-    Kind::VertexUnavailable.because("Service Unavailable: no answer from the model within the deadline.")
+    Kind::VertexUnavailable
+        .because("Service Unavailable: no answer from the model within the deadline.")
 }
 
 fn no_answer(error: SendError) -> Failure {
     match error {
         SendError::Unsent(error) => Failure::never(error),
         SendError::Deadline => Failure::never(too_late()),
-        SendError::Http(error) if error.is_connect() => {
-            Failure::later(Kind::VertexUnavailable.because("Service Unavailable: no connection.").caused_by(error))
-        }
+        SendError::Http(error) if error.is_connect() => Failure::later(
+            Kind::VertexUnavailable.because("Service Unavailable: no connection.").caused_by(error),
+        ),
         SendError::Http(error) => {
             let text = "Service Unavailable: the connection broke before an answer came.";
             Failure::never(Kind::VertexUnavailable.because(text).caused_by(error))
@@ -238,10 +268,10 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
         400 if google.is_safety_block() => Failure::never(Kind::SafetyBlocked.because(said)),
         400 => Failure::never(Kind::InvalidArgument.because(said)),
         401 | 403 => Failure::never(Kind::PermissionDenied.because(said)),
-        404 if google.json => Failure::never(
-            Kind::ModelNotFound
-                .because(format!("{} Vertex AI: {said}", target.model.not_served_hint(&target.location))),
-        ),
+        404 if google.json => Failure::never(Kind::ModelNotFound.because(format!(
+            "{} Vertex AI: {said}",
+            target.model.not_served_hint(&target.location)
+        ))),
         404 => Failure::never(Kind::VertexApi.because(format!(
             "Vertex AI has no such address for location {}; is it spelt right? {said}",
             target.location
@@ -252,7 +282,9 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
             error.retry_after = google.retry_delay;
             Failure::later(error)
         }
-        503 => Failure::later(Kind::VertexUnavailable.because(format!("Service Unavailable: {said}"))),
+        503 => {
+            Failure::later(Kind::VertexUnavailable.because(format!("Service Unavailable: {said}")))
+        }
         _ => Failure::never(Kind::VertexApi.because(said)),
     }
 }
@@ -263,8 +295,13 @@ impl Obstacle {
         let has = |reason: &str| google.reasons.iter().any(|given| given == reason);
         Some(match status {
             400 | 403 if has("SERVICE_DISABLED") => Obstacle::ApiDisabled,
-            400 | 403 if has("BILLING_DISABLED") || google.wants_billing() => Obstacle::BillingDisabled,
-            400 if google.json && google.status != "FAILED_PRECONDITION" && !google.is_about_permission() => {
+            400 | 403 if has("BILLING_DISABLED") || google.wants_billing() => {
+                Obstacle::BillingDisabled
+            }
+            400 if google.json
+                && google.status != "FAILED_PRECONDITION"
+                && !google.is_about_permission() =>
+            {
                 return None;
             }
             403 => Obstacle::Permission,
@@ -351,13 +388,18 @@ impl GoogleError {
             Ok(Envelope::One { error } | Envelope::Many([ErrorField { error }])) => error,
             Err(_) => return GoogleError::default(),
         };
-        let zero = |detail: &Detail| detail.metadata.get("quota_limit_value").is_some_and(|value| value == "0");
+        let zero = |detail: &Detail| {
+            detail.metadata.get("quota_limit_value").is_some_and(|value| value == "0")
+        };
         GoogleError {
             json: true,
             status: inner.status,
             message: inner.message,
             quota_is_zero: inner.details.iter().any(zero),
-            retry_delay: inner.details.iter().find_map(|detail| seconds(detail.retry_delay.as_deref()?)),
+            retry_delay: inner
+                .details
+                .iter()
+                .find_map(|detail| seconds(detail.retry_delay.as_deref()?)),
             reasons: inner.details.into_iter().filter_map(|detail| detail.reason).collect(),
         }
     }
@@ -372,8 +414,9 @@ impl GoogleError {
     }
 
     fn is_about_permission(&self) -> bool {
-        let reason =
-            |reason: &String| matches!(reason.as_str(), "BILLING_DISABLED" | "SERVICE_DISABLED" | "API_KEY_INVALID");
+        let reason = |reason: &String| {
+            matches!(reason.as_str(), "BILLING_DISABLED" | "SERVICE_DISABLED" | "API_KEY_INVALID")
+        };
         self.reasons.iter().any(reason) || self.wants_billing()
     }
 
@@ -411,7 +454,10 @@ mod tests {
     use serde_json::json;
 
     fn meaning_of(status: u16, body: &str) -> (Kind, Again, String) {
-        let target = Target { model: Model::find("imagegeneration@006").unwrap(), location: "us-central1".to_owned() };
+        let target = Target {
+            model: Model::find("imagegeneration@006").unwrap(),
+            location: "us-central1".to_owned(),
+        };
         let failure = meaning(status, &GoogleError::parse(body.as_bytes()), &target);
         (failure.error.kind, failure.again, failure.error.to_string())
     }
@@ -428,10 +474,22 @@ mod tests {
         let contents = "Unable to submit request because at least one contents field is required.";
         for (http, body, obstacle) in [
             (400, error("INVALID_ARGUMENT", contents, ""), None),
-            (400, error("FAILED_PRECONDITION", "User location is not supported.", ""), Some(Obstacle::Other)),
-            (400, error("INVALID_ARGUMENT", "API key not valid.", "API_KEY_INVALID"), Some(Obstacle::Other)),
+            (
+                400,
+                error("FAILED_PRECONDITION", "User location is not supported.", ""),
+                Some(Obstacle::Other),
+            ),
+            (
+                400,
+                error("INVALID_ARGUMENT", "API key not valid.", "API_KEY_INVALID"),
+                Some(Obstacle::Other),
+            ),
             (400, "<html>".to_owned(), Some(Obstacle::Other)),
-            (400, error("X", "requires billing to be enabled", ""), Some(Obstacle::BillingDisabled)),
+            (
+                400,
+                error("X", "requires billing to be enabled", ""),
+                Some(Obstacle::BillingDisabled),
+            ),
             (403, error("X", "", "BILLING_DISABLED"), Some(Obstacle::BillingDisabled)),
             (403, error("X", "", "SERVICE_DISABLED"), Some(Obstacle::ApiDisabled)),
             (403, error("X", "", "IAM_PERMISSION_DENIED"), Some(Obstacle::Permission)),
@@ -441,7 +499,11 @@ mod tests {
             (429, error("X", "", ""), Some(Obstacle::Busy)),
             (503, error("X", "", ""), Some(Obstacle::Other)),
         ] {
-            assert_eq!(Obstacle::of(http, &GoogleError::parse(body.as_bytes())), obstacle, "{http} {body}");
+            assert_eq!(
+                Obstacle::of(http, &GoogleError::parse(body.as_bytes())),
+                obstacle,
+                "{http} {body}"
+            );
         }
     }
 
@@ -456,11 +518,36 @@ mod tests {
     fn every_status_has_its_line_of_the_contract() {
         for (status, message, kind, again) in [
             (400, "Invalid aspect ratio, 4:5", Kind::InvalidArgument, Again::Never),
-            (400, "This method requires billing to be enabled.", Kind::PermissionDenied, Again::Never),
-            (400, "The prompt could not be submitted. Support codes: 42876398", Kind::SafetyBlocked, Again::Never),
-            (400, "The response is blocked, as it may violate our policies.", Kind::SafetyBlocked, Again::Never),
-            (401, "Request had invalid authentication credentials.", Kind::PermissionDenied, Again::Never),
-            (403, "Permission 'aiplatform.endpoints.predict' denied", Kind::PermissionDenied, Again::Never),
+            (
+                400,
+                "This method requires billing to be enabled.",
+                Kind::PermissionDenied,
+                Again::Never,
+            ),
+            (
+                400,
+                "The prompt could not be submitted. Support codes: 42876398",
+                Kind::SafetyBlocked,
+                Again::Never,
+            ),
+            (
+                400,
+                "The response is blocked, as it may violate our policies.",
+                Kind::SafetyBlocked,
+                Again::Never,
+            ),
+            (
+                401,
+                "Request had invalid authentication credentials.",
+                Kind::PermissionDenied,
+                Again::Never,
+            ),
+            (
+                403,
+                "Permission 'aiplatform.endpoints.predict' denied",
+                Kind::PermissionDenied,
+                Again::Never,
+            ),
             (404, "Publisher model was not found", Kind::ModelNotFound, Again::Never),
             (429, "Resource exhausted.", Kind::ResourceExhausted, Again::Later),
             (500, "Internal error encountered.", Kind::VertexApi, Again::Never),
@@ -478,7 +565,8 @@ mod tests {
     fn errors_are_read_as_object_array_and_html() {
         let array = format!("[{}]", google("Resource exhausted."));
         assert_eq!(meaning_of(429, &array).2, "Resource exhausted.");
-        let (kind, _, details) = meaning_of(404, "<html>The requested URL was not found on this server</html>");
+        let (kind, _, details) =
+            meaning_of(404, "<html>The requested URL was not found on this server</html>");
         assert_eq!(kind, Kind::VertexApi);
         assert!(details.contains("location us-central1") && !details.contains("html"), "{details}");
         assert_eq!(meaning_of(503, "").2, "Service Unavailable: HTTP 503 without an explanation.");
@@ -490,8 +578,12 @@ mod tests {
             {"@type": "type.googleapis.com/google.rpc.Help", "links": []},
             {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "metadata": {"service": "x"}}]}});
         let (kind, _, details) = meaning_of(403, &disabled.to_string());
-        assert_eq!((kind, details.as_str()), (Kind::PermissionDenied, "API has not been used [SERVICE_DISABLED]"));
-        let billing = json!({"error": {"message": "x", "details": [{"reason": "BILLING_DISABLED"}]}});
+        assert_eq!(
+            (kind, details.as_str()),
+            (Kind::PermissionDenied, "API has not been used [SERVICE_DISABLED]")
+        );
+        let billing =
+            json!({"error": {"message": "x", "details": [{"reason": "BILLING_DISABLED"}]}});
         assert_eq!(meaning_of(400, &billing.to_string()).0, Kind::PermissionDenied);
         let nothing_left = json!({"error": {"message": "Quota exceeded", "details": [
             {"reason": "RATE_LIMIT_EXCEEDED", "metadata": {"quota_limit_value": "0"}}]}});
@@ -500,7 +592,9 @@ mod tests {
 
     #[test]
     fn a_retry_delay_is_read_wherever_it_stands() {
-        for (delay, expected) in [("17s", Some(17)), ("2.0s", Some(2)), ("soon", None), ("-1s", None)] {
+        for (delay, expected) in
+            [("17s", Some(17)), ("2.0s", Some(2)), ("soon", None), ("-1s", None)]
+        {
             let body = json!({"error": {"message": "x", "details": [{"reason": "X"}, {"retryDelay": delay}]}});
             let google = GoogleError::parse(body.to_string().as_bytes());
             assert_eq!(google.retry_delay, expected.map(Duration::from_secs), "{delay}");
@@ -511,7 +605,9 @@ mod tests {
     fn a_404_says_what_to_try() {
         let (_, _, details) = meaning_of(404, &google("has reached its end of life"));
         assert!(
-            details.starts_with("Model imagegeneration@006 is retired, or not served in us-central1; try"),
+            details.starts_with(
+                "Model imagegeneration@006 is retired, or not served in us-central1; try"
+            ),
             "{details}"
         );
         assert!(details.ends_with("Vertex AI: has reached its end of life"), "{details}");

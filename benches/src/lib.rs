@@ -19,8 +19,7 @@ pub const ANSWER_HEAD: &str = r#"{"predictions":[{"mimeType":"image/png","bytesB
 pub const ANSWER_TAIL: &str = r#""}]}"#;
 
 /// The path of the model that is asked; nothing depends on it but the programs' agreement.
-pub const PREDICT_PATH: &str =
-    "/v1/projects/benchmark/locations/us-central1/publishers/google/models/imagen-4.0-generate-001:predict";
+pub const PREDICT_PATH: &str = "/v1/projects/benchmark/locations/us-central1/publishers/google/models/imagen-4.0-generate-001:predict";
 
 pub const UPLOAD_PATH: &str = "/upload/storage/v1/b/benchmark/o";
 

@@ -68,7 +68,8 @@ fn main() -> ExitCode {
         stay_on_this_machine();
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = tokio.map_err(|error| error.to_string()).and_then(|tokio| tokio.block_on(run(cli)));
+    let result =
+        tokio.map_err(|error| error.to_string()).and_then(|tokio| tokio.block_on(run(cli)));
     match result {
         Ok(code) => code,
         Err(problem) => {
@@ -149,7 +150,8 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
 /// What the emulator holds now, not what the answer says.
 fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<String, String> {
     let name = uri.strip_prefix(&format!("gs://{bucket}/")).unwrap_or(uri);
-    let object = emulator.object(bucket, name).ok_or(format!("{uri} is not in the emulator's bucket."))?;
+    let object =
+        emulator.object(bucket, name).ok_or(format!("{uri} is not in the emulator's bucket."))?;
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     Ok(format!(
         "Object   {uri}\n         {} bytes, {}\nModel    {}\nPicture  {}\n",
@@ -169,13 +171,15 @@ fn print(text: &str) {
 fn event(args: &Invoke) -> Result<(String, String), String> {
     match (&args.event, &args.prompt) {
         (Some(path), _) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| format!("The event {} cannot be read: {error}.", path.display()))?;
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                format!("The event {} cannot be read: {error}.", path.display())
+            })?;
             Ok((path.display().to_string(), text))
         }
         (None, None) => Ok(("events/generate_image.json".to_owned(), EXAMPLE.to_owned())),
         (None, Some(prompt)) => {
-            let mut event: Value = serde_json::from_str(EXAMPLE).map_err(|error| error.to_string())?;
+            let mut event: Value =
+                serde_json::from_str(EXAMPLE).map_err(|error| error.to_string())?;
             event["body"] = json!({"prompt": prompt}).to_string().into();
             Ok(("your prompt".to_owned(), event.to_string()))
         }
@@ -190,7 +194,9 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
         let config = Config::from_vars(environment).map_err(|problems| problems.to_string())?;
         return Ok((App::new(config), None));
     }
-    let emulator = start(Options { buckets: vec![BUCKET.to_owned()], ..with_directory(dir.to_owned()) }).await?;
+    let emulator =
+        start(Options { buckets: vec![BUCKET.to_owned()], ..with_directory(dir.to_owned()) })
+            .await?;
     let config = Config::from_vars(|name| match name {
         "STORAGE_EMULATOR_HOST" | "IGA_VERTEXAI_ENDPOINT" => Some(emulator.url()),
         "GCE_METADATA_HOST" => Some(emulator.host()),
@@ -207,7 +213,9 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
 
 async fn start(options: Options) -> Result<Emulator, String> {
     let address = options.addr;
-    Emulator::start(options).await.map_err(|error| format!("The emulator cannot start on {address}: {error}."))
+    Emulator::start(options)
+        .await
+        .map_err(|error| format!("The emulator cannot start on {address}: {error}."))
 }
 
 fn with_directory(dir: PathBuf) -> Options {

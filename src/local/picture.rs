@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use ab_glyph::{Font, FontRef, GlyphId, OutlineCurve, Point};
 use epaint_default_fonts::{NOTO_EMOJI_REGULAR, UBUNTU_LIGHT};
 use tiny_skia::{
-    Color, FillRule, GradientStop, Paint, Path, PathBuilder, Pixmap, Point as Spot, RadialGradient, Rect, Shader,
-    SpreadMode, Transform,
+    Color, FillRule, GradientStop, Paint, Path, PathBuilder, Pixmap, Point as Spot, RadialGradient,
+    Rect, Shader, SpreadMode, Transform,
 };
 
 /// A PNG that depends on nothing but its arguments; `label` stands small below the prompt.
@@ -33,7 +33,8 @@ struct Scene {
 
 impl Scene {
     fn new(prompt: &str, width: u32, height: u32) -> Self {
-        let pixmap = Pixmap::new(width.max(1), height.max(1)).expect("no side is zero, and sizes are far from 2^31");
+        let pixmap = Pixmap::new(width.max(1), height.max(1))
+            .expect("no side is zero, and sizes are far from 2^31");
         let (width, height) = (pixmap.width() as f32, pixmap.height() as f32);
         let mut chance = Chance::seeded_by(prompt);
         let palette = &PALETTES[chance.below(PALETTES.len())];
@@ -44,7 +45,11 @@ impl Scene {
     fn sky(&mut self) {
         for row in 0..self.pixmap.height() {
             let y = row as f32;
-            let rgb = blend(self.palette.zenith, self.palette.horizon, (y / (0.75 * self.height)).min(1.0));
+            let rgb = blend(
+                self.palette.zenith,
+                self.palette.horizon,
+                (y / (0.75 * self.height)).min(1.0),
+            );
             let line = Rect::from_xywh(0.0, y, self.width, 1.0).expect("a row has an area");
             let paint = paint(Shader::SolidColor(color(rgb, 1.0)));
             self.pixmap.fill_rect(line, &paint, Transform::identity(), None);
@@ -56,7 +61,8 @@ impl Scene {
         let squares = (self.width * self.height / (self.unit * self.unit)).min(10.0);
         let mut stars = PathBuilder::new();
         for _ in 0..(self.palette.stars * squares) as usize {
-            let (x, y) = (self.chance.within(0.0, self.width), self.chance.within(0.0, 0.5 * self.height));
+            let (x, y) =
+                (self.chance.within(0.0, self.width), self.chance.within(0.0, 0.5 * self.height));
             stars.push_circle(x, y, self.chance.within(0.0006, 0.0022) * self.unit);
         }
         self.fill(stars, color(WHITE, 0.7));
@@ -73,9 +79,23 @@ impl Scene {
             GradientStop::new(1.0, color(self.palette.sun, 0.0)),
         ];
         let glow = radius * 3.0;
-        let shader = RadialGradient::new(center, 0.0, center, glow, stops, SpreadMode::Pad, Transform::identity());
+        let shader = RadialGradient::new(
+            center,
+            0.0,
+            center,
+            glow,
+            stops,
+            SpreadMode::Pad,
+            Transform::identity(),
+        );
         if let (Some(shader), Some(circle)) = (shader, PathBuilder::from_circle(x, y, glow)) {
-            self.pixmap.fill_path(&circle, &paint(shader), FillRule::Winding, Transform::identity(), None);
+            self.pixmap.fill_path(
+                &circle,
+                &paint(shader),
+                FillRule::Winding,
+                Transform::identity(),
+                None,
+            );
         }
         let mut disc = PathBuilder::new();
         disc.push_circle(x, y, radius);
@@ -89,7 +109,8 @@ impl Scene {
         for (layer, tone) in self.palette.hills.into_iter().enumerate() {
             let nearness = layer as f32 / self.palette.hills.len() as f32;
             let base = self.height - depth * (1.0 - nearness * 0.85);
-            let ridge = Ridge::new(&mut self.chance, base, self.unit * (0.10 - 0.05 * nearness), self.unit);
+            let ridge =
+                Ridge::new(&mut self.chance, base, self.unit * (0.10 - 0.05 * nearness), self.unit);
             let mut path = PathBuilder::new();
             path.move_to(0.0, self.height);
             let step = self.unit / 96.0;
@@ -172,13 +193,18 @@ struct Ridge {
 impl Ridge {
     fn new(chance: &mut Chance, base: f32, amplitude: f32, unit: f32) -> Self {
         let mut wave = |height: f32, shortest: f32, longest: f32| {
-            (height * amplitude, TAU / (chance.within(shortest, longest) * unit), chance.within(0.0, TAU))
+            (
+                height * amplitude,
+                TAU / (chance.within(shortest, longest) * unit),
+                chance.within(0.0, TAU),
+            )
         };
         Self { base, waves: [wave(1.0, 0.8, 1.4), wave(0.35, 0.25, 0.45)] }
     }
 
     fn at(&self, x: f32) -> f32 {
-        let height: f32 = self.waves.iter().map(|(height, rate, shift)| height * (x * rate + shift).sin()).sum();
+        let height: f32 =
+            self.waves.iter().map(|(height, rate, shift)| height * (x * rate + shift).sin()).sum();
         self.base - height
     }
 }
@@ -305,7 +331,9 @@ impl Glyph {
         let mut pen = None;
         for curve in &outline.curves {
             let start = match curve {
-                OutlineCurve::Line(start, _) | OutlineCurve::Quad(start, ..) | OutlineCurve::Cubic(start, ..) => *start,
+                OutlineCurve::Line(start, _)
+                | OutlineCurve::Quad(start, ..)
+                | OutlineCurve::Cubic(start, ..) => *start,
             };
             if pen != Some(start) {
                 let (x, y) = place(start);
@@ -322,7 +350,11 @@ impl Glyph {
 }
 
 /// Adds a curve; returns where it ends.
-fn extend(path: &mut PathBuilder, curve: &OutlineCurve, place: impl Fn(Point) -> (f32, f32)) -> Point {
+fn extend(
+    path: &mut PathBuilder,
+    curve: &OutlineCurve,
+    place: impl Fn(Point) -> (f32, f32),
+) -> Point {
     match *curve {
         OutlineCurve::Line(_, end) => {
             let (x, y) = place(end);
@@ -379,10 +411,9 @@ struct Chance(u64);
 
 impl Chance {
     fn seeded_by(text: &str) -> Self {
-        Self(
-            text.bytes()
-                .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)),
-        )
+        Self(text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        }))
     }
 
     fn next(&mut self) -> u64 {
@@ -512,7 +543,11 @@ mod tests {
         for prompt in ["", " ", "\0\u{1}\n", "日本語の狐", "🦊 in ❄️ snow", "👩‍👩‍👧", &long, &unbroken]
         {
             for (width, height) in [(64, 64), (512, 64), (64, 512), (1, 1), (3, 700)] {
-                assert_eq!(size(&draw(prompt, "model", width, height)), (width, height), "{prompt:?}");
+                assert_eq!(
+                    size(&draw(prompt, "model", width, height)),
+                    (width, height),
+                    "{prompt:?}"
+                );
             }
         }
     }

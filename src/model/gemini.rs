@@ -20,7 +20,8 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     if let Some(mime_type) = params.output_mime_type.map(OutputMimeType::as_str) {
         image_config["imageOutputOptions"] = json!({"mimeType": mime_type});
     }
-    let mut generation_config = json!({"responseModalities": ["IMAGE"], "imageConfig": image_config});
+    let mut generation_config =
+        json!({"responseModalities": ["IMAGE"], "imageConfig": image_config});
     if let Some(seed) = params.seed {
         generation_config["seed"] = json!(seed);
     }
@@ -115,8 +116,13 @@ impl Answer {
     }
 
     fn refusal(&self) -> Outcome {
-        if let Some(reason) = self.prompt_feedback.as_ref().and_then(|feedback| feedback.block_reason.as_deref()) {
-            let message = self.prompt_feedback.as_ref().and_then(|feedback| feedback.block_reason_message.as_deref());
+        if let Some(reason) =
+            self.prompt_feedback.as_ref().and_then(|feedback| feedback.block_reason.as_deref())
+        {
+            let message = self
+                .prompt_feedback
+                .as_ref()
+                .and_then(|feedback| feedback.block_reason_message.as_deref());
             return Outcome::Blocked(reason_and_text(reason, message.unwrap_or_default()));
         }
         let Some(candidate) = self.candidates().next() else {
@@ -135,13 +141,17 @@ impl Candidate {
         let reason = self.finish_reason.as_deref().unwrap_or_default();
         let words = match &self.finish_message {
             Some(message) => message.clone(),
-            None => self.parts().filter_map(|part| part.text.as_deref()).collect::<Vec<_>>().join(" "),
+            None => {
+                self.parts().filter_map(|part| part.text.as_deref()).collect::<Vec<_>>().join(" ")
+            }
         };
         if BLOCKED.contains(&reason) {
             return Outcome::Blocked(reason_and_text(reason, &words));
         }
         if let Some(uri) = self.parts().find_map(|p| p.file_data.as_ref()?.file_uri.as_deref()) {
-            return Outcome::Empty(format!("The model stored the picture elsewhere ({uri}) instead of sending it."));
+            return Outcome::Empty(format!(
+                "The model stored the picture elsewhere ({uri}) instead of sending it."
+            ));
         }
         match (reason, words.as_str()) {
             ("", "") => Outcome::Empty(super::NO_BYTES.to_owned()),
@@ -188,11 +198,14 @@ mod tests {
 
     /// An answer whose one candidate has these parts and ends for that reason.
     fn candidate(parts: &str, finish_reason: &str) -> String {
-        format!(r#"{{"candidates": [{{"content": {{"parts": [{parts}]}}, "finishReason": "{finish_reason}"}}]}}"#)
+        format!(
+            r#"{{"candidates": [{{"content": {{"parts": [{parts}]}}, "finishReason": "{finish_reason}"}}]}}"#
+        )
     }
 
     const TEXT: &str = r#"{"text": "Here it is."}"#;
-    const FIRST: &str = r##"{"inlineData": {"mimeType": "image/png", "data": "#0"}, "thoughtSignature": "Cp"}"##;
+    const FIRST: &str =
+        r##"{"inlineData": {"mimeType": "image/png", "data": "#0"}, "thoughtSignature": "Cp"}"##;
     const SECOND: &str = r##"{"inlineData": {"data": "#1"}}"##;
     const DRAFT: &str = r##"{"inlineData": {"data": "#0"}, "thought": true}"##;
     const DRAFT_AFTER: &str = r##"{"thought": true, "inlineData": {"data": "#1"}}"##;
@@ -249,17 +262,22 @@ mod tests {
 
     #[test]
     fn a_blocked_prompt_carries_its_reason_and_text() {
-        let answer =
-            r#"{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "Not allowed."}}"#;
-        assert_eq!(outcome(answer), Outcome::Blocked("PROHIBITED_CONTENT: Not allowed.".to_owned()));
+        let answer = r#"{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "Not allowed."}}"#;
+        assert_eq!(
+            outcome(answer),
+            Outcome::Blocked("PROHIBITED_CONTENT: Not allowed.".to_owned())
+        );
     }
 
     #[test]
     fn every_filtering_finish_reason_is_a_block_in_every_shape_of_emptiness() {
         for reason in BLOCKED {
-            for content in
-                ["", r#""content": {},"#, r#""content": {"role": "model"},"#, r#""content": {"parts": null},"#]
-            {
+            for content in [
+                "",
+                r#""content": {},"#,
+                r#""content": {"role": "model"},"#,
+                r#""content": {"parts": null},"#,
+            ] {
                 let answer = format!(
                     r#"{{"candidates": [{{{content} "finishReason": "{reason}", "finishMessage": "Support code: 15236754",
                         "safetyRatings": [{{}}]}}]}}"#
@@ -272,7 +290,14 @@ mod tests {
 
     #[test]
     fn an_answer_without_a_picture_says_why() {
-        for reason in ["IMAGE_OTHER", "OTHER", "MALFORMED_RESPONSE", "NO_IMAGE", "MAX_TOKENS", "SOMETHING_NEW"] {
+        for reason in [
+            "IMAGE_OTHER",
+            "OTHER",
+            "MALFORMED_RESPONSE",
+            "NO_IMAGE",
+            "MAX_TOKENS",
+            "SOMETHING_NEW",
+        ] {
             assert_eq!(outcome(&candidate("", reason)), Outcome::Empty(reason.to_owned()));
         }
         let refused = outcome(&candidate(r#"{"text": "I can't"},{"text": "draw that."}"#, "STOP"));
@@ -283,9 +308,16 @@ mod tests {
 
     #[test]
     fn an_empty_answer_is_empty() {
-        for answer in ["{}", r#"{"candidates": []}"#, r#"{"candidates": [{"content": {}}]}"#, r#"{"candidates": null}"#]
-        {
-            assert!(matches!(outcome(answer), Outcome::Empty(text) if !text.is_empty()), "{answer}");
+        for answer in [
+            "{}",
+            r#"{"candidates": []}"#,
+            r#"{"candidates": [{"content": {}}]}"#,
+            r#"{"candidates": null}"#,
+        ] {
+            assert!(
+                matches!(outcome(answer), Outcome::Empty(text) if !text.is_empty()),
+                "{answer}"
+            );
         }
     }
 }

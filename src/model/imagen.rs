@@ -44,7 +44,9 @@ pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
     }
     let predictions = answer.predictions.unwrap_or_default();
     if let Some(uri) = predictions.iter().find_map(|p| p.gcs_uri.as_ref()) {
-        return Ok(Outcome::Empty(format!("The model stored the picture elsewhere ({uri}) instead of sending it.")));
+        return Ok(Outcome::Empty(format!(
+            "The model stored the picture elsewhere ({uri}) instead of sending it."
+        )));
     }
     if predictions.iter().any(|p| p.bytes_base64_encoded.is_some()) {
         return Ok(Outcome::Empty(super::NO_BYTES.to_owned()));
@@ -76,7 +78,10 @@ struct Prediction {
 
 impl Answer {
     fn picture(&self) -> Option<usize> {
-        self.predictions.iter().flatten().find_map(|p| picture_at(p.bytes_base64_encoded.as_deref()))
+        self.predictions
+            .iter()
+            .flatten()
+            .find_map(|p| picture_at(p.bytes_base64_encoded.as_deref()))
     }
 }
 
@@ -133,11 +138,19 @@ mod tests {
 
     #[test]
     fn everything_filtered_is_blocked_in_all_three_shapes_and_with_a_reason() {
-        for answer in ["{}", r#"{"predictions": []}"#, r#"{"deployedModelId": "1"}"#, r#"{"predictions": null}"#] {
+        for answer in [
+            "{}",
+            r#"{"predictions": []}"#,
+            r#"{"deployedModelId": "1"}"#,
+            r#"{"predictions": null}"#,
+        ] {
             assert!(matches!(outcome(answer), Outcome::Blocked(_)), "{answer}");
         }
         let reason = r#"{"predictions": [{"raiFilteredReason": "Unable to show. Support codes: 39322892"}]}"#;
-        assert_eq!(outcome(reason), Outcome::Blocked("Unable to show. Support codes: 39322892".to_owned()));
+        assert_eq!(
+            outcome(reason),
+            Outcome::Blocked("Unable to show. Support codes: 39322892".to_owned())
+        );
     }
 
     #[test]

@@ -106,7 +106,11 @@ impl Model {
             self.check_seed(seed, params.add_watermark)?;
         }
         if params.negative_prompt.is_some() && !self.negative_prompt {
-            return Err(self.refuse("negative_prompt", "a value", "nothing; say in the prompt what to leave out"));
+            return Err(self.refuse(
+                "negative_prompt",
+                "a value",
+                "nothing; say in the prompt what to leave out",
+            ));
         }
         Ok(())
     }
@@ -114,17 +118,21 @@ impl Model {
     fn check_seed(&self, seed: u32, add_watermark: bool) -> Result<(), Error> {
         match self.family {
             _ if !self.seed => Err(self.refuse("seed", "a value", "nothing")),
-            Family::Imagen if add_watermark => {
-                Err(self.refuse("seed", "a value together with the watermark", "a seed only with add_watermark false"))
-            }
+            Family::Imagen if add_watermark => Err(self.refuse(
+                "seed",
+                "a value together with the watermark",
+                "a seed only with add_watermark false",
+            )),
             Family::Imagen if seed == 0 => Err(self.refuse("seed", "0", "1 to 2147483647")),
             Family::Imagen | Family::Gemini => Ok(()),
         }
     }
 
     fn refuse(&self, field: &str, given: &str, allowed: &str) -> Error {
-        Kind::UnsupportedParameter
-            .because(format!("Field '{field}': model {} does not take {given}; allowed: {allowed}.", self.id))
+        Kind::UnsupportedParameter.because(format!(
+            "Field '{field}': model {} does not take {given}; allowed: {allowed}.",
+            self.id
+        ))
     }
 
     /// `location`, unless that is a region and the model is known to be served in `global` only.
@@ -134,9 +142,16 @@ impl Model {
 
     /// What to do about a 404 for this model in `location`.
     pub fn not_served_hint(&self, location: &str) -> String {
-        let current: Vec<_> =
-            MODELS.iter().filter(|m| !m.retired).map(|m| format!("{} ({})", m.id, m.served_in)).collect();
-        format!("Model {} is retired, or not served in {location}; try {}.", self.id, current.join(", "))
+        let current: Vec<_> = MODELS
+            .iter()
+            .filter(|m| !m.retired)
+            .map(|m| format!("{} ({})", m.id, m.served_in))
+            .collect();
+        format!(
+            "Model {} is retired, or not served in {location}; try {}.",
+            self.id,
+            current.join(", ")
+        )
     }
 }
 
@@ -239,9 +254,12 @@ pub const RATIOS: &[&str] = RATIOS_14;
 const RATIOS_1: &[&str] = &["1:1"];
 const RATIOS_2: &[&str] = &["1:1", "9:16"];
 const RATIOS_5: &[&str] = &["1:1", "3:4", "4:3", "9:16", "16:9"];
-const RATIOS_10: &[&str] = &["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"];
-const RATIOS_14: &[&str] =
-    &["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8", "8:1"];
+const RATIOS_10: &[&str] =
+    &["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"];
+const RATIOS_14: &[&str] = &[
+    "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8",
+    "8:1",
+];
 
 const NO_SIZE: &[ImageSize] = &[];
 const ONE_K: &[ImageSize] = &[ImageSize::OneK];
@@ -265,7 +283,16 @@ const fn gemini(
     seed: bool,
     served_in: &'static str,
 ) -> Model {
-    Model { id, family: Family::Gemini, retired: false, ratios, sizes, seed, negative_prompt: false, served_in }
+    Model {
+        id,
+        family: Family::Gemini,
+        retired: false,
+        ratios,
+        sizes,
+        seed,
+        negative_prompt: false,
+        served_in,
+    }
 }
 
 const fn retired(model: Model) -> Model {
@@ -318,7 +345,12 @@ mod tests {
     #[test]
     fn every_id_is_listed_once() {
         for model in MODELS {
-            assert_eq!(MODELS.iter().filter(|other| other.id == model.id).count(), 1, "{}", model.id);
+            assert_eq!(
+                MODELS.iter().filter(|other| other.id == model.id).count(),
+                1,
+                "{}",
+                model.id
+            );
         }
     }
 
@@ -326,7 +358,10 @@ mod tests {
     fn a_ratio_the_model_cannot_take_is_named_with_the_allowed_ones() {
         let params = Params { aspect_ratio: "8:1".to_owned(), ..square() };
         let text = refusal("gemini-3-pro-image", params);
-        assert!(text.contains("'aspect_ratio'") && text.contains("8:1") && text.contains("21:9"), "{text}");
+        assert!(
+            text.contains("'aspect_ratio'") && text.contains("8:1") && text.contains("21:9"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -351,7 +386,9 @@ mod tests {
     fn a_seed_on_imagen_needs_the_watermark_off() {
         let served = Model { retired: false, ..imagen("imagen-test", RATIOS_5, NO_SIZE, true) };
         let seeded = |seed, add_watermark| Params { seed: Some(seed), add_watermark, ..square() };
-        assert!(served.check(&seeded(7, true)).unwrap_err().to_string().contains("add_watermark false"));
+        assert!(
+            served.check(&seeded(7, true)).unwrap_err().to_string().contains("add_watermark false")
+        );
         assert!(served.check(&seeded(0, false)).is_err());
         assert!(served.check(&seeded(7, false)).is_ok());
     }
@@ -359,7 +396,12 @@ mod tests {
     #[test]
     fn the_hint_of_a_404_names_served_models_and_where() {
         let hint = Model::find("imagegeneration@006").unwrap().not_served_hint("us-central1");
-        assert!(hint.contains("retired, or not served in us-central1; try gemini-nano-banana-2.1 (global)"), "{hint}");
+        assert!(
+            hint.contains(
+                "retired, or not served in us-central1; try gemini-nano-banana-2.1 (global)"
+            ),
+            "{hint}"
+        );
         assert!(!hint.contains("imagen"), "{hint}");
     }
 }

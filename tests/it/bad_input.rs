@@ -8,7 +8,14 @@ use tokio::net::TcpStream;
 #[tokio::test]
 async fn a_missing_prompt_is_the_contracts_first_row() {
     let service = Service::start().await;
-    for body in ["", "{}", r#"{"prompt": ""}"#, r#"{"prompt": "  "}"#, r#"{"prompt": null}"#, r#"{"prompt": 7}"#] {
+    for body in [
+        "",
+        "{}",
+        r#"{"prompt": ""}"#,
+        r#"{"prompt": "  "}"#,
+        r#"{"prompt": null}"#,
+        r#"{"prompt": 7}"#,
+    ] {
         let refused = service.post_text(body).await;
         refused.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
         assert_eq!(refused.text("message"), "Prompt is required for image generation.");
@@ -60,7 +67,8 @@ async fn only_json_is_taken() {
     let service = Service::start().await;
     let body = json!({"prompt": PROMPT}).to_string();
     for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"] {
-        let refused = answer(service.request().header("content-type", content_type).body(body.clone())).await;
+        let refused =
+            answer(service.request().header("content-type", content_type).body(body.clone())).await;
         refused.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE").details_have(content_type);
         assert_eq!(refused.text("message"), "Content-Type must be application/json.");
     }
@@ -74,8 +82,7 @@ async fn a_body_cut_off_half_way_harms_nobody() {
     let service = Service::with(CURRENT).await;
     let address = service.url.strip_prefix("http://").unwrap();
     let mut socket = TcpStream::connect(address).await.unwrap();
-    let head =
-        "POST /generate_image HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n";
+    let head = "POST /generate_image HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n";
     socket.write_all(head.as_bytes()).await.unwrap();
     socket.write_all(b"{\"prompt\": \"a red").await.unwrap();
     socket.shutdown().await.unwrap();
@@ -88,9 +95,11 @@ async fn a_body_cut_off_half_way_harms_nobody() {
 
 #[tokio::test]
 async fn a_parameter_that_cannot_be_is_refused_before_anything_is_paid() {
-    let service =
-        Service::with(&[("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"), ("IGA_VERTEXAI_LOCATION", "global")])
-            .await;
+    let service = Service::with(&[
+        ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"),
+        ("IGA_VERTEXAI_LOCATION", "global"),
+    ])
+    .await;
     for (field, value, words) in [
         ("aspect_ratio", json!("8:1"), "21:9"),
         ("aspect_ratio", json!("5:7"), "21:9"),

@@ -23,7 +23,10 @@ async fn a_prompt_becomes_a_stored_picture_and_three_fields() {
     assert_eq!(object.metadata["contentType"], "image/png");
     let metadata = &object.metadata["metadata"];
     assert_eq!(metadata["request_id"], id);
-    assert_eq!((&metadata["model"], &metadata["aspect_ratio"]), (&json!("gemini-nano-banana-2.1"), &json!("1:1")));
+    assert_eq!(
+        (&metadata["model"], &metadata["aspect_ratio"]),
+        (&json!("gemini-nano-banana-2.1"), &json!("1:1"))
+    );
     assert_eq!(metadata["prompt_sha256"].as_str().unwrap().len(), 64);
     assert!(!object.metadata.to_string().contains("fox"), "the prompt stays out of the metadata");
     assert_eq!(service.emulator.counters().paid_generations, 1);
@@ -32,7 +35,10 @@ async fn a_prompt_becomes_a_stored_picture_and_three_fields() {
 #[tokio::test]
 async fn the_workflow_id_goes_to_the_metadata() {
     let service = Service::current().await;
-    let request = service.request().header("x-workflow-id", "wf-7").header("content-type", "application/json");
+    let request = service
+        .request()
+        .header("x-workflow-id", "wf-7")
+        .header("content-type", "application/json");
     answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_picture();
     assert_eq!(service.only_object().metadata["metadata"]["workflow_id"], "wf-7");
 }
@@ -43,7 +49,8 @@ async fn a_prompt_is_sent_on_and_echoed_exactly() {
     let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";
     let answer = service.post(json!({"prompt": prompt, "unknown": [1, {"x": null}]})).await;
     assert_eq!(answer.is_picture().text("prompt_used"), prompt);
-    let sent: serde_json::Value = serde_json::from_slice(&service.model_requests()[0].body).unwrap();
+    let sent: serde_json::Value =
+        serde_json::from_slice(&service.model_requests()[0].body).unwrap();
     assert_eq!(sent["contents"][0]["parts"][0]["text"], prompt);
 }
 
@@ -81,7 +88,10 @@ async fn other_routes_and_methods_are_refused() {
         (answer(service.http.delete(url("/"))).await, "GET, HEAD"),
     ] {
         refused.is_error(405, "IGA_METHOD_NOT_ALLOWED");
-        assert_eq!((refused.text("message"), refused.header("allow")), ("Method not allowed.", allow));
+        assert_eq!(
+            (refused.text("message"), refused.header("allow")),
+            ("Method not allowed.", allow)
+        );
     }
 }
 
@@ -103,10 +113,28 @@ async fn every_failure_of_the_model_has_its_row() {
     let blocked = "The prompt could not be submitted. This prompt contains sensitive words that violate Google's \
                    Responsible AI practices. Support codes: 42876398";
     for (status, body, row, words, calls) in [
-        (400, google(400, "INVALID_ARGUMENT", blocked), Kind::SafetyBlocked, "Support codes: 42876398", 1),
-        (400, google(400, "INVALID_ARGUMENT", "Invalid aspect ratio"), Kind::InvalidArgument, "Invalid aspect", 1),
+        (
+            400,
+            google(400, "INVALID_ARGUMENT", blocked),
+            Kind::SafetyBlocked,
+            "Support codes: 42876398",
+            1,
+        ),
+        (
+            400,
+            google(400, "INVALID_ARGUMENT", "Invalid aspect ratio"),
+            Kind::InvalidArgument,
+            "Invalid aspect",
+            1,
+        ),
         (401, google(401, "UNAUTHENTICATED", "bad token"), Kind::PermissionDenied, "bad token", 2),
-        (403, google(403, "PERMISSION_DENIED", "Permission denied on x"), Kind::PermissionDenied, "denied on x", 1),
+        (
+            403,
+            google(403, "PERMISSION_DENIED", "Permission denied on x"),
+            Kind::PermissionDenied,
+            "denied on x",
+            1,
+        ),
         (
             404,
             google(404, "NOT_FOUND", "was not found"),
@@ -115,11 +143,29 @@ async fn every_failure_of_the_model_has_its_row() {
             3,
         ),
         (404, "<html>nothing here</html>".to_owned(), Kind::VertexApi, "location global", 1),
-        (429, google(429, "RESOURCE_EXHAUSTED", "Resource exhausted."), Kind::ResourceExhausted, "exhausted", 3),
-        (429, format!("[{}]", google(429, "X", "In an array.")), Kind::ResourceExhausted, "In an array.", 3),
+        (
+            429,
+            google(429, "RESOURCE_EXHAUSTED", "Resource exhausted."),
+            Kind::ResourceExhausted,
+            "exhausted",
+            3,
+        ),
+        (
+            429,
+            format!("[{}]", google(429, "X", "In an array.")),
+            Kind::ResourceExhausted,
+            "In an array.",
+            3,
+        ),
         (500, google(500, "INTERNAL", "Internal error"), Kind::VertexApi, "Internal error", 1),
         (504, google(504, "DEADLINE_EXCEEDED", "too late"), Kind::VertexApi, "too late", 1),
-        (503, google(503, "UNAVAILABLE", "overloaded"), Kind::VertexUnavailable, "Service Unavailable: overloaded", 3),
+        (
+            503,
+            google(503, "UNAVAILABLE", "overloaded"),
+            Kind::VertexUnavailable,
+            "Service Unavailable: overloaded",
+            3,
+        ),
         (200, "this is no JSON".to_owned(), Kind::VertexApi, "not what its API documents", 1),
         (200, r#"{"candidates": 7}"#.to_owned(), Kind::VertexApi, "not what its API documents", 1),
         (200, "{}".to_owned(), Kind::EmptyImage, "no candidates", 1),
@@ -168,8 +214,10 @@ async fn a_token_that_expired_is_replaced_once() {
 
 #[tokio::test]
 async fn the_deadline_ends_a_silent_model() {
-    let service =
-        Service::with(&[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::service::CURRENT].concat()).await;
+    let service = Service::with(
+        &[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::service::CURRENT].concat(),
+    )
+    .await;
     for stage in [Stage::Model, Stage::Answer] {
         service.fault(stage, Action::Stall);
         let answer = service.prompt().await;
@@ -184,7 +232,8 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
     for action in [Action::Reset, Action::Truncate] {
         for after in [0, 1000] {
             let service = Service::current().await;
-            let fault = iga::local::emulator::Fault::new(Stage::Answer, action.clone()).after(after);
+            let fault =
+                iga::local::emulator::Fault::new(Stage::Answer, action.clone()).after(after);
             service.emulator.script(fault);
             let answer = service.prompt().await;
             assert!(answer.status >= 500, "{answer:?}");
@@ -197,15 +246,22 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
 
 #[tokio::test]
 async fn beyond_its_capacity_the_service_says_so_at_once() {
-    let service = Service::with(&[&[("IGA_MAX_GENERATIONS", "1")], crate::service::CURRENT].concat()).await;
+    let service =
+        Service::with(&[&[("IGA_MAX_GENERATIONS", "1")], crate::service::CURRENT].concat()).await;
     service.fault(Stage::Model, Action::Stall);
     let held = tokio::spawn(answer(
-        service.request().header("content-type", "application/json").body(json!({"prompt": "slow"}).to_string()),
+        service
+            .request()
+            .header("content-type", "application/json")
+            .body(json!({"prompt": "slow"}).to_string()),
     ));
     reached(&service.emulator, |counters| counters.model_calls == 1).await;
     let refused = service.prompt().await;
     refused.is_error(503, "IGA_OVERLOADED");
-    assert_eq!((refused.text("message"), refused.header("retry-after")), ("IGA is at capacity.", "1"));
+    assert_eq!(
+        (refused.text("message"), refused.header("retry-after")),
+        ("IGA is at capacity.", "1")
+    );
     let health = answer(service.http.get(format!("{}/health", service.url))).await;
     assert_eq!(health.status, 200);
     held.abort();
@@ -214,10 +270,13 @@ async fn beyond_its_capacity_the_service_says_so_at_once() {
 #[tokio::test]
 async fn an_unusable_key_is_refused_before_anything_is_asked() {
     let service = Service::current().await;
-    for (header, key) in
-        [("idempotency-key", ""), ("x-idempotency-key", "a b"), ("x-cloudtasks-taskname", &"x".repeat(256))]
-    {
-        let request = service.request().header("content-type", "application/json").header(header, key);
+    for (header, key) in [
+        ("idempotency-key", ""),
+        ("x-idempotency-key", "a b"),
+        ("x-cloudtasks-taskname", &"x".repeat(256)),
+    ] {
+        let request =
+            service.request().header("content-type", "application/json").header(header, key);
         let refused = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
         refused.is_error(400, "IGA_INVALID_IDEMPOTENCY_KEY");
         assert_eq!(refused.text("message"), "Idempotency key is invalid.");

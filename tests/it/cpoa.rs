@@ -16,7 +16,10 @@ pub async fn python() -> Option<OsString> {
         Ok(output) if output.status.success() => Some(python),
         _ => {
             // Past the test harness, which hides what `eprintln!` writes.
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {python:?} is no Python with the package requests");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: {python:?} is no Python with the package requests"
+            );
             None
         }
     }
@@ -76,7 +79,8 @@ async fn a_caller_outlasts_a_model_that_is_unavailable_for_a_while() {
     is_stored(&outcome, &emulator);
     assert_eq!(outcome.complaints.len(), 1, "{:?}", outcome.complaints);
     assert!(
-        outcome.complaints[0].starts_with("failed: 503 ") && outcome.complaints[0].contains("IGA_VERTEXAI_API_ERROR")
+        outcome.complaints[0].starts_with("failed: 503 ")
+            && outcome.complaints[0].contains("IGA_VERTEXAI_API_ERROR")
     );
     assert_eq!(emulator.counters().paid_generations, 1);
 }
@@ -85,7 +89,8 @@ async fn a_caller_outlasts_a_model_that_is_unavailable_for_a_while() {
 async fn a_caller_whose_patience_is_shorter_than_the_model_pays_once() {
     let Some(python) = python().await else { return };
     let (buckets, latency) = (vec![BUCKET.to_owned()], Duration::from_millis(2500));
-    let emulator = Emulator::start(Options { buckets, latency, ..Options::default() }).await.unwrap();
+    let emulator =
+        Emulator::start(Options { buckets, latency, ..Options::default() }).await.unwrap();
     let process = Process::start(&emulator, CURRENT).await;
     // A tenth of 20 s: the first request is given up while the model works, a later one gets the picture.
     let outcome = ask(python, &process, PROMPT, 10).await;

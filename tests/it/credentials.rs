@@ -27,8 +27,11 @@ async fn service_with(emulator: Emulator, file: &Value) -> (Service, TempDir) {
     let path = folder.path().join("credentials.json");
     std::fs::write(&path, file.to_string()).unwrap();
     let path = path.to_str().unwrap();
-    let settings =
-        [CURRENT, &[("GOOGLE_APPLICATION_CREDENTIALS", path), ("GCE_METADATA_HOST", "127.0.0.1:1")]].concat();
+    let settings = [
+        CURRENT,
+        &[("GOOGLE_APPLICATION_CREDENTIALS", path), ("GCE_METADATA_HOST", "127.0.0.1:1")],
+    ]
+    .concat();
     (Service::on(emulator, &settings).await, folder)
 }
 
@@ -77,13 +80,20 @@ async fn without_any_source_the_answer_names_those_that_were_tried() {
     config.credentials.gcloud_file = Some("/nowhere/application_default_credentials.json".into());
     let app = App::new(config);
     let hint = app.auth.hint().expect("nothing was found");
-    assert!(hint.contains("GOOGLE_APPLICATION_CREDENTIALS (not set)") && hint.contains("/nowhere/"), "{hint}");
+    assert!(
+        hint.contains("GOOGLE_APPLICATION_CREDENTIALS (not set)") && hint.contains("/nowhere/"),
+        "{hint}"
+    );
 
     let event = include_str!("../../events/generate_image.json");
     let answer = runtime::invoke(app, event).await.unwrap();
     assert_eq!(answer["statusCode"], 403, "{answer}");
     let body = answer["body"].as_str().unwrap();
-    assert!(body.contains("IGA_VERTEXAI_PERMISSION_DENIED") && body.contains("metadata.google.internal"), "{body}");
+    assert!(
+        body.contains("IGA_VERTEXAI_PERMISSION_DENIED")
+            && body.contains("metadata.google.internal"),
+        "{body}"
+    );
     assert_eq!(emulator.requests().len(), 0);
 }
 
@@ -91,12 +101,19 @@ async fn without_any_source_the_answer_names_those_that_were_tried() {
 async fn a_file_with_credentials_that_google_refuses_is_403() {
     let emulator = emulator().await;
     emulator.script(
-        Fault::new(Stage::Token, Action::answer_with(400, "application/json", r#"{"error": "invalid_grant"}"#))
-            .always(),
+        Fault::new(
+            Stage::Token,
+            Action::answer_with(400, "application/json", r#"{"error": "invalid_grant"}"#),
+        )
+        .always(),
     );
     let file = authorized_user(&emulator);
     let (service, _folder) = service_with(emulator, &file).await;
-    service.prompt().await.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED").details_have("credentials.json");
+    service
+        .prompt()
+        .await
+        .is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED")
+        .details_have("credentials.json");
     assert_eq!(service.emulator.counters().model_calls, 0);
 }
 
@@ -113,7 +130,11 @@ async fn a_token_service_that_recovers_is_asked_again_and_costs_nothing() {
 async fn a_token_service_that_stays_away_is_503_and_the_next_request_starts_afresh() {
     let service = Service::current().await;
     service.emulator.script(Fault::new(Stage::Token, Action::status(503)).times(3));
-    service.prompt().await.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable: no access token");
+    service
+        .prompt()
+        .await
+        .is_error(503, "IGA_VERTEXAI_API_ERROR")
+        .details_have("Service Unavailable: no access token");
     assert_eq!(service.emulator.counters().model_calls, 0);
     service.prompt().await.is_picture();
 }
@@ -128,7 +149,11 @@ fn federated(emulator: &Emulator, source: Value) -> Value {
 #[tokio::test]
 async fn a_federation_file_for_another_cloud_says_what_to_change() {
     for (source, status, words) in [
-        (json!({"url": "http://127.0.0.1:1/metadata/identity/oauth2/token"}), 503, "made for Azure"),
+        (
+            json!({"url": "http://127.0.0.1:1/metadata/identity/oauth2/token"}),
+            503,
+            "made for Azure",
+        ),
         (json!({"url": "http://127.0.0.1:1/token"}), 503, "asks 127.0.0.1:1 for a token"),
         (json!({"file": "/nowhere/token"}), 403, "its own cloud in /nowhere/token"),
         (json!({"executable": {"command": "/nowhere/program"}}), 403, "ALLOW_EXECUTABLES=1"),
@@ -173,10 +198,17 @@ async fn a_token_of_another_cloud_is_not_logged() {
     std::fs::write(&path, file.to_string()).unwrap();
     let path = ("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap());
     let process = Process::start(&emulator, &[CURRENT, &[path]].concat()).await;
-    let request = client().post(format!("{}/generate_image", process.url)).header("content-type", "application/json");
-    answer(request.body(json!({"prompt": "x"}).to_string())).await.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED");
+    let request = client()
+        .post(format!("{}/generate_image", process.url))
+        .header("content-type", "application/json");
+    answer(request.body(json!({"prompt": "x"}).to_string()))
+        .await
+        .is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED");
     process.signal("TERM");
     let (_, lines) = process.end().await;
     let log = lines.iter().map(Value::to_string).collect::<String>();
-    assert!(log.contains("failed to read subject token field") && !log.contains("THE-SECRET"), "{log}");
+    assert!(
+        log.contains("failed to read subject token field") && !log.contains("THE-SECRET"),
+        "{log}"
+    );
 }

@@ -25,8 +25,15 @@ impl Findings {
         let Some(place) = lines.iter().position(is_it) else {
             panic!("no {verdict} {subject} {words:?} in:\n{}", self.text);
         };
-        let next = lines.get(place + 1).and_then(|line| line.strip_prefix("                ")).unwrap_or_default();
-        assert!(next.starts_with(command) && next.is_empty() == command.is_empty(), "{command:?} in:\n{}", self.text);
+        let next = lines
+            .get(place + 1)
+            .and_then(|line| line.strip_prefix("                "))
+            .unwrap_or_default();
+        assert!(
+            next.starts_with(command) && next.is_empty() == command.is_empty(),
+            "{command:?} in:\n{}",
+            self.text
+        );
         self
     }
 
@@ -112,8 +119,13 @@ async fn a_healthy_service_is_ok_throughout() {
     assert!(findings.well().text.lines().all(|line| line.starts_with("ok ")), "{}", findings.text);
     let account = "service account iga@iga-local.iam.gserviceaccount.com (metadata server)";
     findings.ok("settings", "project test-project, location global, bucket test-pictures");
-    findings.ok("identity", account).ok("clock", "agrees").ok("model", "gemini-3.1-flash-image answers in global");
-    findings.ok("bucket", "created in gs://test-pictures/images/iga/.iga/, read and deleted").ok("port", "is free");
+    findings
+        .ok("identity", account)
+        .ok("clock", "agrees")
+        .ok("model", "gemini-3.1-flash-image answers in global");
+    findings
+        .ok("bucket", "created in gs://test-pictures/images/iga/.iga/, read and deleted")
+        .ok("port", "is free");
     let counters = emulator.counters();
     assert_eq!((counters.uploads_completed, counters.metadata_gets, counters.deletes), (1, 1, 1));
     assert_eq!(counters.token_fetches, 1);
@@ -128,7 +140,10 @@ async fn the_readmes_example_is_real() {
     let all_but_the_port = findings.well().text.split("ok    port").next().unwrap();
     let all_but_the_port = all_but_the_port.replace("iga@iga-local.", "iga@your-project.");
     let readme = include_str!("../../README.md");
-    assert!(readme.contains(&format!("```console\n$ iga doctor\n{all_but_the_port}ok    port")), "{all_but_the_port}");
+    assert!(
+        readme.contains(&format!("```console\n$ iga doctor\n{all_but_the_port}ok    port")),
+        "{all_but_the_port}"
+    );
 }
 
 #[tokio::test]
@@ -145,20 +160,36 @@ async fn every_setting_that_is_missing_or_invalid_is_a_finding_and_the_rest_is_c
             "IGA_VERTEXAI_LOCATION or GCP_LOCATION is not set",
             "export IGA_VERTEXAI_LOCATION=global",
         ),
-        (["GCS_BUCKET_NAME", ""], "GCS_BUCKET_NAME is not set", "export GCS_BUCKET_NAME=test-project-iga"),
+        (
+            ["GCS_BUCKET_NAME", ""],
+            "GCS_BUCKET_NAME is not set",
+            "export GCS_BUCKET_NAME=test-project-iga",
+        ),
         (["GCS_BUCKET_NAME", "gs://x"], "no gs://", "export GCS_BUCKET_NAME=test-project-iga"),
         (["GCP_PROJECT_ID", "My Project"], "GCP_PROJECT_ID must be", "export GCP_PROJECT_ID=$("),
         (["GCP_LOCATION", "US/evil"], "GCP_LOCATION must be", "export GCP_LOCATION=global"),
         (["IGA_HOST", "localhost"], "IGA_HOST must be an IP", "unset IGA_HOST"),
         (["PORT", "eighty"], "PORT must be", "unset PORT"),
         (["IGA_DEBUG_MODE", "perhaps"], "IGA_DEBUG_MODE must be", "unset IGA_DEBUG_MODE"),
-        (["IGA_VERTEXAI_IMAGE_MODEL_ID", "dall-e"], "names no model", "unset IGA_VERTEXAI_IMAGE_MODEL_ID"),
-        (["IGA_VERTEXAI_FALLBACK_MODELS", "x"], "names no model", "unset IGA_VERTEXAI_FALLBACK_MODELS"),
+        (
+            ["IGA_VERTEXAI_IMAGE_MODEL_ID", "dall-e"],
+            "names no model",
+            "unset IGA_VERTEXAI_IMAGE_MODEL_ID",
+        ),
+        (
+            ["IGA_VERTEXAI_FALLBACK_MODELS", "x"],
+            "names no model",
+            "unset IGA_VERTEXAI_FALLBACK_MODELS",
+        ),
         (["IGA_GCS_IMAGE_PREFIX", "../x"], "must not hold", "unset IGA_GCS_IMAGE_PREFIX"),
         (["IGA_DEFAULT_ASPECT_RATIO", "4:7"], "must be one of", "unset IGA_DEFAULT_ASPECT_RATIO"),
         (["IGA_MAX_GENERATIONS", "0"], "from 1 to", "unset IGA_MAX_GENERATIONS"),
         (["IGA_ANSWER_WITHIN_SECONDS", "x"], "(or off)", "unset IGA_ANSWER_WITHIN_SECONDS"),
-        (["STORAGE_EMULATOR_HOST", "http://x.com"], "must use https", "unset STORAGE_EMULATOR_HOST"),
+        (
+            ["STORAGE_EMULATOR_HOST", "http://x.com"],
+            "must use https",
+            "unset STORAGE_EMULATOR_HOST",
+        ),
         (["IGA_VERTEXAI_ENDPOINT", "ftp://x"], "must be an http", "unset IGA_VERTEXAI_ENDPOINT"),
         (["GCE_METADATA_HOST", "evil.example.com"], "must be host", "unset GCE_METADATA_HOST"),
     ] {
@@ -169,23 +200,45 @@ async fn every_setting_that_is_missing_or_invalid_is_a_finding_and_the_rest_is_c
         findings.fail("settings", words, mend);
         assert_eq!(findings.text.matches("FAIL").count(), 1, "{name} {value}: {}", findings.text);
         let skips = |subject: &str| findings.text.contains(&format!("skip  {subject}"));
-        let model = ["GCP_PROJECT_ID", "GCP_LOCATION", "IGA_VERTEXAI_IMAGE_MODEL_ID", "IGA_VERTEXAI_ENDPOINT"];
+        let model = [
+            "GCP_PROJECT_ID",
+            "GCP_LOCATION",
+            "IGA_VERTEXAI_IMAGE_MODEL_ID",
+            "IGA_VERTEXAI_ENDPOINT",
+        ];
         let storage = ["GCS_BUCKET_NAME", "IGA_GCS_IMAGE_PREFIX", "STORAGE_EMULATOR_HOST"];
         let identity = name == "GCE_METADATA_HOST";
         assert_eq!(skips("model"), identity || model.contains(&name), "{name}: {}", findings.text);
-        assert_eq!(skips("bucket"), identity || storage.contains(&name), "{name}: {}", findings.text);
-        assert_eq!(skips("port"), ["PORT", "IGA_HOST"].contains(&name), "{name}: {}", findings.text);
+        assert_eq!(
+            skips("bucket"),
+            identity || storage.contains(&name),
+            "{name}: {}",
+            findings.text
+        );
+        assert_eq!(
+            skips("port"),
+            ["PORT", "IGA_HOST"].contains(&name),
+            "{name}: {}",
+            findings.text
+        );
     }
 }
 
 #[tokio::test]
 async fn all_settings_missing_are_all_listed() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
-    command.env_clear().current_dir(std::env::temp_dir()).envs([("PORT", "0"), ("GCE_METADATA_HOST", "127.0.0.1:1")]);
+    command
+        .env_clear()
+        .current_dir(std::env::temp_dir())
+        .envs([("PORT", "0"), ("GCE_METADATA_HOST", "127.0.0.1:1")]);
     command.env("STORAGE_EMULATOR_HOST", "127.0.0.1:1");
     let findings = run(&emulator().await, &mut command).await;
     assert_eq!(findings.text.matches("FAIL  settings").count(), 3, "{}", findings.text);
-    findings.fail("token", "no access token from the metadata server", "gcloud auth application-default login");
+    findings.fail(
+        "token",
+        "no access token from the metadata server",
+        "gcloud auth application-default login",
+    );
 }
 
 #[tokio::test]
@@ -199,7 +252,9 @@ async fn the_platform_is_where_settings_are_mended() {
     );
     let lambda = [("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1"), ("IGA_DEBUG_MODE", "x")];
     let lambda = doctor(&emulator, &lambda).await;
-    lambda.fail("settings", "IGA_DEBUG_MODE", "sam deploy   # without IGA_DEBUG_MODE").ok("port", "none is needed");
+    lambda
+        .fail("settings", "IGA_DEBUG_MODE", "sam deploy   # without IGA_DEBUG_MODE")
+        .ok("port", "none is needed");
 }
 
 #[tokio::test]
@@ -220,13 +275,16 @@ async fn a_credentials_file_that_is_none_is_a_finding() {
         (r#"{"type": "weird", "private_key": "TOP-SECRET"}"#, "of type \"weird\""),
     ] {
         let findings = doctor_with_file(&emulator, file, &[]).await;
-        findings.fail("settings", words, unset).skip(&["identity"], "GOOGLE_APPLICATION_CREDENTIALS needs attention");
+        findings
+            .fail("settings", words, unset)
+            .skip(&["identity"], "GOOGLE_APPLICATION_CREDENTIALS needs attention");
         findings
             .skip(&["token", "model", "bucket"], "there is no identity")
             .ok("port", "is free")
             .ok("clock", "agrees");
     }
-    let findings = doctor(&emulator, &[("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")]).await;
+    let findings =
+        doctor(&emulator, &[("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")]).await;
     findings.fail("settings", "cannot be read (/nowhere/key.json)", unset);
     assert_eq!(emulator.counters().token_fetches, 0);
 }
@@ -238,7 +296,11 @@ async fn gclouds_own_file_that_is_none_is_a_finding() {
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("application_default_credentials.json"), "TOP-SECRET").unwrap();
     let findings = run(&emulator, command(&emulator, CURRENT).env("HOME", home.path())).await;
-    findings.fail("identity", "is not JSON; sign in anew", "unset GOOGLE_APPLICATION_CREDENTIALS; gcloud auth");
+    findings.fail(
+        "identity",
+        "is not JSON; sign in anew",
+        "unset GOOGLE_APPLICATION_CREDENTIALS; gcloud auth",
+    );
 }
 
 #[tokio::test]
@@ -266,8 +328,7 @@ async fn every_kind_of_credentials_file_is_told_without_its_secrets() {
 
 #[tokio::test]
 async fn a_key_that_is_not_complete_is_a_finding() {
-    let file =
-        r#"{"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com", "private_key": "TOP-SECRET"}"#;
+    let file = r#"{"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com", "private_key": "TOP-SECRET"}"#;
     let findings = doctor_with_file(&emulator().await, file, &[]).await;
     findings.ok("identity", "service account a@b.iam").fail(
         "token",
@@ -288,8 +349,11 @@ fn federated(emulator: &Emulator, source: Value) -> String {
     file.to_string()
 }
 
-const AWS: &[(&str, &str)] =
-    &[("AWS_REGION", "eu-west-1"), ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "TOP-SECRET")];
+const AWS: &[(&str, &str)] = &[
+    ("AWS_REGION", "eu-west-1"),
+    ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"),
+    ("AWS_SECRET_ACCESS_KEY", "TOP-SECRET"),
+];
 const LAMBDA: &[(&str, &str)] = &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")];
 
 #[tokio::test]
@@ -308,29 +372,46 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
             "made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID",
         ),
         (&ec2, "federated from AWS, acting as", "made for EC2 (--enable-imdsv2)"),
-        (&azure, "federated from Azure, acting as", "made for Azure, whose metadata server is not here"),
-        (&json!({"file": "/nowhere/token"}), "the token in /nowhere/token", "its own cloud in /nowhere/token"),
-        (&json!({"executable": {"command": "/nowhere/x"}}), "a program's token", "ALLOW_EXECUTABLES=1"),
+        (
+            &azure,
+            "federated from Azure, acting as",
+            "made for Azure, whose metadata server is not here",
+        ),
+        (
+            &json!({"file": "/nowhere/token"}),
+            "the token in /nowhere/token",
+            "its own cloud in /nowhere/token",
+        ),
+        (
+            &json!({"executable": {"command": "/nowhere/x"}}),
+            "a program's token",
+            "ALLOW_EXECUTABLES=1",
+        ),
     ] {
-        let findings = doctor_with_file(&emulator, &federated(&emulator, source.clone()), &[]).await;
+        let findings =
+            doctor_with_file(&emulator, &federated(&emulator, source.clone()), &[]).await;
         findings
             .ok("identity", told)
             .fail("token", words, unset)
             .skip(&["model", "bucket"], "there is no access token");
     }
-    for (source, words) in [(azure, "made for Azure, but this is AWS Lambda"), (ec2, "without --enable-imdsv2")] {
+    for (source, words) in
+        [(azure, "made for Azure, but this is AWS Lambda"), (ec2, "without --enable-imdsv2")]
+    {
         let file = federated(&emulator, source);
         let findings = doctor_with_file(&emulator, &file, &[LAMBDA, AWS].concat()).await;
         findings.fail("settings", words, "scripts/setup-aws.sh --project");
     }
     let cloud_run = [("K_SERVICE", "iga")];
-    let findings = doctor_with_file(&emulator, &federated(&emulator, aws.clone()), &cloud_run).await;
+    let findings =
+        doctor_with_file(&emulator, &federated(&emulator, aws.clone()), &cloud_run).await;
     findings.fail(
         "settings",
         "this is Cloud Run",
         "gcloud run services update iga --remove-env-vars GOOGLE_APPLICATION_CRED",
     );
-    let findings = doctor_with_file(&emulator, &federated(&emulator, aws), &[LAMBDA, AWS].concat()).await;
+    let findings =
+        doctor_with_file(&emulator, &federated(&emulator, aws), &[LAMBDA, AWS].concat()).await;
     findings.well().ok("token", "").ok("bucket", "created");
 }
 
@@ -338,9 +419,10 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
 async fn a_federation_file_that_is_not_complete_is_a_finding() {
     let emulator = emulator().await;
     let file = r#"{"type": "external_account", "credential_source": {"environment_id": "aws1"}}"#;
-    for (settings, mend) in
-        [(AWS.to_vec(), "unset GOOGLE_"), ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project")]
-    {
+    for (settings, mend) in [
+        (AWS.to_vec(), "unset GOOGLE_"),
+        ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project"),
+    ] {
         let findings = doctor_with_file(&emulator, file, &settings).await;
         findings.fail("token", "is not complete; download or generate it anew. (cannot parse the credentials file missing field `audience`)", mend);
     }
@@ -349,7 +431,11 @@ async fn a_federation_file_that_is_not_complete_is_a_finding() {
 #[tokio::test]
 async fn a_federated_identity_that_google_does_not_let_in_is_a_finding() {
     for (path, words, mend) in [
-        ("/v1/token", "pool does not let this identity in", "gcloud iam workload-identity-pools providers list"),
+        (
+            "/v1/token",
+            "pool does not let this identity in",
+            "gcloud iam workload-identity-pools providers list",
+        ),
         (
             ":generateAccessToken",
             "needs roles/iam.workloadIdentityUser on iga@",
@@ -369,14 +455,19 @@ async fn a_federated_identity_that_google_does_not_let_in_is_a_finding() {
 async fn a_token_that_is_not_to_be_had_is_a_finding() {
     let sign_in = "gcloud auth application-default login";
     for status in [401, 403, 404, 500, 503] {
-        let findings = doctor_after(Fault::new(Stage::Token, Action::status(status)).always()).await;
-        findings.fail("token", &status.to_string(), sign_in).skip(&["model", "bucket"], "there is no access token");
+        let findings =
+            doctor_after(Fault::new(Stage::Token, Action::status(status)).always()).await;
+        findings
+            .fail("token", &status.to_string(), sign_in)
+            .skip(&["model", "bucket"], "there is no access token");
     }
     let findings = doctor_after(Fault::new(Stage::Token, Action::Reset).always()).await;
     findings.fail("token", "no access token from the metadata server", sign_in);
     let findings = doctor(&emulator().await, &[("GCE_METADATA_HOST", "127.0.0.1:1")]).await;
     findings.have("warn", "identity", "no credentials file", "").fail("token", "refused", sign_in);
-    let findings = doctor(&emulator().await, &[("GCE_METADATA_HOST", "127.0.0.1:1"), ("K_SERVICE", "iga")]).await;
+    let findings =
+        doctor(&emulator().await, &[("GCE_METADATA_HOST", "127.0.0.1:1"), ("K_SERVICE", "iga")])
+            .await;
     findings.fail("token", "refused", "gcloud run services update iga --service-account=EMAIL");
 }
 
@@ -389,9 +480,13 @@ async fn a_token_that_is_refused_is_a_finding() {
 #[tokio::test]
 async fn a_retired_model_costs_a_404_and_is_a_warning() {
     let emulator = emulator().await;
-    let findings = doctor(&emulator, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006")]).await;
-    let mend = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-nano-banana-2.1 IGA_VERTEXAI_LOCATION=global";
-    findings.warn("model", "imagegeneration@006 is not served in", mend).ok("model", "gemini-nano-banana-2.1 answers");
+    let findings =
+        doctor(&emulator, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006")]).await;
+    let mend =
+        "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-nano-banana-2.1 IGA_VERTEXAI_LOCATION=global";
+    findings
+        .warn("model", "imagegeneration@006 is not served in", mend)
+        .ok("model", "gemini-nano-banana-2.1 answers");
     findings.ok("model", "fallback gemini-3.1-flash-image answers in global");
     assert_eq!(emulator.counters().model_calls, 3);
 }
@@ -399,16 +494,23 @@ async fn a_retired_model_costs_a_404_and_is_a_warning() {
 #[tokio::test]
 async fn a_fallback_that_is_gone_is_a_warning_and_the_last_one_decides() {
     let emulator = emulator().await;
-    let fallbacks = "global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,imagen-3.0-generate-001";
+    let fallbacks =
+        "global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,imagen-3.0-generate-001";
     let findings = doctor(
         &emulator,
-        &[("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006"), ("IGA_VERTEXAI_FALLBACK_MODELS", fallbacks)],
+        &[
+            ("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006"),
+            ("IGA_VERTEXAI_FALLBACK_MODELS", fallbacks),
+        ],
     )
     .await;
-    findings.warn("model", "gemini-3-pro-image-preview is not served in global: a 404 at every start", "");
+    findings.warn(
+        "model",
+        "gemini-3-pro-image-preview is not served in global: a 404 at every start",
+        "",
+    );
     findings.ok("model", "gemini-nano-banana-2.1 answers");
-    let mend =
-        "export IGA_VERTEXAI_FALLBACK_MODELS=global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,global/";
+    let mend = "export IGA_VERTEXAI_FALLBACK_MODELS=global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,global/";
     findings.warn("model", "fallback imagen-3.0-generate-001 in ", mend);
 }
 
@@ -416,7 +518,8 @@ async fn a_fallback_that_is_gone_is_a_warning_and_the_last_one_decides() {
 async fn a_model_that_is_served_elsewhere_is_moved_there() {
     let settings = [("IGA_VERTEXAI_LOCATION", "us-central1"), ("IGA_VERTEXAI_FALLBACK_MODELS", "")];
     let findings = doctor(&emulator().await, &settings).await;
-    let mend = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
+    let mend =
+        "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
     findings.fail("model", "retired, or not served in us-central1", mend);
 }
 
@@ -424,7 +527,11 @@ async fn a_model_that_is_served_elsewhere_is_moved_there() {
 async fn models_that_are_all_gone_are_a_finding() {
     let findings = doctor_after(Fault::new(Stage::Model, Action::status(404)).always()).await;
     let mend = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3-pro-image IGA_VERTEXAI_LOCATION=global";
-    findings.fail("model", "gemini-3.1-flash-image in global: Model gemini-3.1-flash-image is retired, or not", mend);
+    findings.fail(
+        "model",
+        "gemini-3.1-flash-image in global: Model gemini-3.1-flash-image is retired, or not",
+        mend,
+    );
     findings.fail("model", "gemini-nano-banana-2.1 in global", mend).ok("bucket", "created");
 }
 
@@ -432,7 +539,10 @@ async fn models_that_are_all_gone_are_a_finding() {
 async fn a_retired_model_that_does_not_say_so_is_a_warning() {
     let revive = vec!["imagegeneration@006".to_owned()];
     let emulator = emulator_with(Options { revive, ..Options::default() }).await;
-    let settings = [("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006"), ("IGA_VERTEXAI_LOCATION", "us-central1")];
+    let settings = [
+        ("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006"),
+        ("IGA_VERTEXAI_LOCATION", "us-central1"),
+    ];
     let findings = doctor(&emulator, &settings).await;
     findings.warn("model", "Google has retired it", "export IGA_VERTEXAI_IMAGE_MODEL_ID=");
 }
@@ -449,9 +559,9 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
         "details": [{"reason": "RATE_LIMIT_EXCEEDED", "metadata": {"quota_limit_value": "0"}}]}});
     let not_allowed = json!({"error": {"code": 400, "status": "FAILED_PRECONDITION",
         "message": "Project `1` is not allowed to use Publisher Model `x`"}});
-    let json = |status, body: &Value| Action::answer_with(status, "application/json", body.to_string());
-    let quotas =
-        "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project=test-project";
+    let json =
+        |status, body: &Value| Action::answer_with(status, "application/json", body.to_string());
+    let quotas = "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project=test-project";
     for (action, words, mend) in [
         (Action::status(403), "Permission 'aiplatform.endpoints.predict' denied", ADD_ROLE),
         (
@@ -459,7 +569,11 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
             "SERVICE_DISABLED",
             "gcloud services enable aiplatform.googleapis.com --project test-project",
         ),
-        (json(403, &billing_disabled), "billing", "gcloud billing projects link test-project --billing-account="),
+        (
+            json(403, &billing_disabled),
+            "billing",
+            "gcloud billing projects link test-project --billing-account=",
+        ),
         (json(429, &no_quota), "Quota exceeded", quotas),
         (json(400, &not_allowed), "not allowed to use", ""),
         (Action::status(500), "Internal error", ""),
@@ -486,7 +600,8 @@ async fn a_fallback_that_may_not_be_asked_is_a_warning_while_the_model_answers()
 async fn a_location_that_does_not_exist_is_a_finding() {
     let settings = [("IGA_VERTEXAI_LOCATION", "mars"), ("IGA_VERTEXAI_FALLBACK_MODELS", "")];
     let findings = doctor(&emulator().await, &settings).await;
-    let mend = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
+    let mend =
+        "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
     findings.fail("model", "no such address for location mars", mend);
 }
 
@@ -499,16 +614,25 @@ async fn a_bucket_that_does_not_exist_is_a_finding() {
 
 #[tokio::test]
 async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
-    let [create, get, delete] = ["storage.objects.create", "storage.objects.get", "storage.objects.delete"];
+    let [create, get, delete] =
+        ["storage.objects.create", "storage.objects.get", "storage.objects.delete"];
     let shared = [("IGA_SHARED_RETRIES", "True")];
-    doctor_without(&[create], &[]).await.fail("bucket", "lacks storage.objects.create", OBJECT_CREATOR);
+    doctor_without(&[create], &[]).await.fail(
+        "bucket",
+        "lacks storage.objects.create",
+        OBJECT_CREATOR,
+    );
     doctor_without(&[create, get, delete], &[]).await.fail("bucket", create, OBJECT_CREATOR);
     doctor_without(&[create, get, delete], &shared).await.fail("bucket", create, OBJECT_USER);
     for permission in [get, delete, "storage.objects.list"] {
         let findings = doctor_without(&[permission], &[]).await;
         findings.warn("bucket", "requests with an idempotency key fail", OBJECT_USER);
         let findings = doctor_without(&[permission], &shared).await;
-        findings.fail("bucket", "no request is answered while IGA_SHARED_RETRIES is on", OBJECT_USER);
+        findings.fail(
+            "bucket",
+            "no request is answered while IGA_SHARED_RETRIES is on",
+            OBJECT_USER,
+        );
     }
     let withheld = vec![delete.to_owned()];
     let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
@@ -519,7 +643,8 @@ async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
 #[tokio::test]
 async fn an_upload_that_is_refused_after_all_is_a_finding() {
     for status in [403, 503] {
-        let findings = doctor_after(Fault::new(Stage::UploadStart, Action::status(status)).always()).await;
+        let findings =
+            doctor_after(Fault::new(Stage::UploadStart, Action::status(status)).always()).await;
         findings.fail("bucket", "no object could be created", "");
     }
     let findings = doctor_after(Fault::new(Stage::Read, Action::status(403)).always()).await;
@@ -537,7 +662,8 @@ async fn an_object_that_is_left_behind_is_named() {
     let emulator = emulator().await;
     emulator.script(Fault::new(Stage::Delete, Action::status(403)).always());
     let output = command(&emulator, CURRENT).arg("doctor").output().await.unwrap();
-    let findings = Findings { code: output.status.code(), text: String::from_utf8(output.stdout).unwrap() };
+    let findings =
+        Findings { code: output.status.code(), text: String::from_utf8(output.stdout).unwrap() };
     let left = format!("gcloud storage rm gs://{BUCKET}/{}", emulator.objects()[0].name);
     findings.fail("bucket", "could not be deleted and is left behind", &left);
 }
@@ -582,7 +708,10 @@ async fn a_port_in_use_by_the_running_service_is_ok() {
     let emulator = emulator().await;
     let process = Process::start(&emulator, &[]).await;
     let port = process.url.rsplit(':').next().unwrap();
-    doctor(&emulator, &[("PORT", port)]).await.well().ok("port", "is in use by a running service, which is healthy");
+    doctor(&emulator, &[("PORT", port)])
+        .await
+        .well()
+        .ok("port", "is in use by a running service, which is healthy");
 }
 
 #[tokio::test]
@@ -597,8 +726,12 @@ async fn a_machine_without_certificates_is_a_finding_and_what_needs_none_is_chec
     let empty = nothing.path().join("empty.pem");
     std::fs::write(&empty, "").unwrap();
     let mut command = command(&emulator, CURRENT);
-    let findings = run(&emulator, command.env("SSL_CERT_FILE", &empty).env("SSL_CERT_DIR", nothing.path())).await;
+    let findings =
+        run(&emulator, command.env("SSL_CERT_FILE", &empty).env("SSL_CERT_DIR", nothing.path()))
+            .await;
     findings.fail("tls", "no usable CA certificates", "sudo apt-get install ca-certificates");
-    findings.skip(&["identity", "clock", "token", "model", "bucket"], "no TLS connection").ok("port", "is free");
+    findings
+        .skip(&["identity", "clock", "token", "model", "bucket"], "no TLS connection")
+        .ok("port", "is free");
     assert_eq!(emulator.requests().len(), 0);
 }

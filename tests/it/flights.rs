@@ -24,7 +24,8 @@ async fn that_joins(settings: &[(&str, &str)]) -> Service {
 }
 
 fn send(service: &Service, key: Option<&str>, body: Value) -> JoinHandle<Answer> {
-    let mut request = service.request().header("content-type", "application/json").body(body.to_string());
+    let mut request =
+        service.request().header("content-type", "application/json").body(body.to_string());
     if let Some(key) = key {
         request = request.header("idempotency-key", key);
     }
@@ -50,7 +51,10 @@ fn holds_the_model(service: &Service, ms: u64) {
 
 fn notes(service: &Service) -> Vec<Value> {
     let all = service.emulator.objects();
-    all.into_iter().filter(|object| object.name.contains("/.iga/")).map(|object| object.metadata).collect()
+    all.into_iter()
+        .filter(|object| object.name.contains("/.iga/"))
+        .map(|object| object.metadata)
+        .collect()
 }
 
 fn pictures(service: &Service) -> usize {
@@ -75,10 +79,15 @@ async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
     let (one, other) = two(CURRENT).await;
     with_key(&one, "k").await.is_picture();
     for service in [&one, &other] {
-        for body in [json!({"prompt": "something else"}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})] {
+        for body in
+            [json!({"prompt": "something else"}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})]
+        {
             let refused = send(service, Some("k"), body).await.unwrap();
             refused.is_error(422, "IGA_IDEMPOTENCY_KEY_REUSED");
-            assert_eq!(refused.text("message"), "Idempotency key was already used with a different request.");
+            assert_eq!(
+                refused.text("message"),
+                "Idempotency key was already used with a different request."
+            );
         }
     }
     assert_eq!(one.emulator.counters().paid_generations, 1);
@@ -101,7 +110,8 @@ async fn every_key_header_means_the_same() {
     let service = Service::current().await;
     let first = with_key(&service, "k").await;
     for header in ["x-idempotency-key", "x-cloudtasks-taskname"] {
-        let request = service.request().header("content-type", "application/json").header(header, "k");
+        let request =
+            service.request().header("content-type", "application/json").header(header, "k");
         assert_eq!(answer(request.body(prompt().to_string())).await.body, first.body);
     }
     assert_eq!(service.emulator.counters().paid_generations, 1);
@@ -111,7 +121,9 @@ async fn every_key_header_means_the_same() {
 async fn many_with_one_key_on_two_instances_pay_once() {
     let (one, other) = two(CURRENT).await;
     holds_the_model(&one, 100);
-    let requests: Vec<_> = (0..10).map(|i| send(if i % 2 == 0 { &one } else { &other }, Some("k"), prompt())).collect();
+    let requests: Vec<_> = (0..10)
+        .map(|i| send(if i % 2 == 0 { &one } else { &other }, Some("k"), prompt()))
+        .collect();
     let mut urls = Vec::new();
     for request in requests {
         urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
@@ -172,8 +184,13 @@ async fn joining_can_be_switched_off() {
 async fn a_different_request_never_joins() {
     let service = that_joins(&[]).await;
     let first = service.prompt().await;
-    for body in [json!({"prompt": format!("{PROMPT}!")}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})] {
-        assert_ne!(service.post(body).await.is_picture().body["image_url"], first.body["image_url"]);
+    for body in
+        [json!({"prompt": format!("{PROMPT}!")}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})]
+    {
+        assert_ne!(
+            service.post(body).await.is_picture().body["image_url"],
+            first.body["image_url"]
+        );
     }
 }
 
@@ -195,7 +212,9 @@ async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
 #[tokio::test]
 async fn without_cloud_storage_nothing_is_paid() {
     let service = Service::current().await;
-    service.emulator.script(Fault::new(Stage::UploadStart, Action::status(503)).matching("/.iga/").always());
+    service
+        .emulator
+        .script(Fault::new(Stage::UploadStart, Action::status(503)).matching("/.iga/").always());
     with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
     assert_eq!(service.emulator.counters().model_calls, 0);
 }
@@ -205,10 +224,16 @@ async fn a_picture_that_could_not_be_saved_waits_for_the_next_try_and_costs_noth
     for key in [None, Some("k")] {
         let service = that_joins(&[]).await;
         // All tries of the first request, and none after.
-        service.emulator.script(Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_").times(3));
+        service.emulator.script(
+            Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_").times(3),
+        );
         send(&service, key, prompt()).await.unwrap().is_error(500, "IGA_FILE_SAVE_ERROR");
         send(&service, key, prompt()).await.unwrap().is_picture();
-        assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1), "{key:?}");
+        assert_eq!(
+            (service.emulator.counters().paid_generations, pictures(&service)),
+            (1, 1),
+            "{key:?}"
+        );
     }
 }
 
@@ -224,7 +249,11 @@ async fn shared_retries_hold_between_instances() {
 
     one.emulator.advance_clock(Duration::from_secs(60));
     let later = Service::that_joins(one.emulator.clone(), SHARED).await.prompt().await;
-    assert_ne!(later.is_picture().body, retry.body, "after the window an equal request is a new one");
+    assert_ne!(
+        later.is_picture().body,
+        retry.body,
+        "after the window an equal request is a new one"
+    );
     assert_eq!(notes(&one).len(), 1, "the note is used again");
 }
 
@@ -265,7 +294,8 @@ async fn the_lease_of_a_dead_holder_is_taken_over_by_exactly_one() {
     dead.fault(Stage::Model, Action::Stall);
     drop(send(&dead, Some("k"), prompt()));
     model_called(&dead, 1).await;
-    let waiting: Vec<_> = [&one, &other, &one, &other].map(|service| send(service, Some("k"), prompt())).into();
+    let waiting: Vec<_> =
+        [&one, &other, &one, &other].map(|service| send(service, Some("k"), prompt())).into();
     dead.emulator.advance_clock(HOUR + Duration::from_secs(2));
     let mut urls = Vec::new();
     for request in waiting {
@@ -294,7 +324,10 @@ async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
         service.emulator.script(Fault::new(Stage::UploadEnd, action).matching("/.iga/").times(2));
         with_key(&service, "k").await.is_picture();
         let receipt = &notes(&service)[0]["metadata"];
-        assert!(receipt["object"].is_string() && receipt["model"] == "gemini-3.1-flash-image", "{receipt}");
+        assert!(
+            receipt["object"].is_string() && receipt["model"] == "gemini-3.1-flash-image",
+            "{receipt}"
+        );
         assert!(!receipt.to_string().contains("fox"), "no prompt in the note");
         assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
     }
@@ -306,7 +339,9 @@ async fn a_lease_is_kept_while_its_picture_cannot_be_saved() {
     let mut config = config(&emulator, CURRENT);
     config.timing.lease_life = Duration::from_millis(900);
     let service = Service::run(emulator, config).await;
-    service.emulator.script(Fault::new(Stage::UploadStart, Action::status(403)).matching("/iga_req_").always());
+    service
+        .emulator
+        .script(Fault::new(Stage::UploadStart, Action::status(403)).matching("/iga_req_").always());
     let is_renewed = |note: &Value| note["metadata"]["renewal"].is_string();
     let mut tries = 0;
     // However often a caller comes and has it tried again.
@@ -324,7 +359,9 @@ async fn a_lease_is_kept_while_its_picture_cannot_be_saved() {
 async fn a_lease_that_was_written_without_our_knowing_is_given_back() {
     let service = Service::current().await;
     service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/.iga/"));
-    service.emulator.script(Fault::new(Stage::Read, Action::status(503)).matching("/.iga/").times(2));
+    service
+        .emulator
+        .script(Fault::new(Stage::Read, Action::status(503)).matching("/.iga/").times(2));
     with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
     assert_eq!((notes(&service).len(), service.emulator.counters().model_calls), (0, 0));
     with_key(&service, "k").await.is_picture();
@@ -335,7 +372,9 @@ async fn an_answer_can_be_had_before_the_picture_is_there() {
     let service = that_joins(&[("IGA_ANSWER_WITHIN_SECONDS", "0.1")]).await;
     holds_the_model(&service, 1000);
     let early = service.prompt().await;
-    early.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable: the picture is not there yet");
+    early
+        .is_error(503, "IGA_VERTEXAI_API_ERROR")
+        .details_have("Service Unavailable: the picture is not there yet");
     assert_eq!(early.header("retry-after"), "1");
     let mut tries = 0;
     while service.prompt().await.status == 503 {

@@ -9,7 +9,13 @@ use std::process::{Command, Output};
 /// `iga` with these words, and nothing but this port in its environment.
 fn iga(words: &[&str], port: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
-    command.args(words).env_clear().env("PORT", port).current_dir(std::env::temp_dir()).output().unwrap()
+    command
+        .args(words)
+        .env_clear()
+        .env("PORT", port)
+        .current_dir(std::env::temp_dir())
+        .output()
+        .unwrap()
 }
 
 fn said(output: &Output) -> (Option<i32>, String) {
@@ -36,15 +42,20 @@ fn a_port_where_nobody_listens_is_a_sentence() {
     let port = "1";
     let (code, text) = said(&iga(&["health"], port));
     assert_eq!(code, Some(1));
-    assert!(text.starts_with(&format!("No answer from http://127.0.0.1:{port}/health: ")), "{text}");
+    assert!(
+        text.starts_with(&format!("No answer from http://127.0.0.1:{port}/health: ")),
+        "{text}"
+    );
     assert_eq!(text.lines().count(), 1);
 }
 
 #[test]
 fn another_answer_than_200_is_a_sentence() {
-    for (answer, words) in
-        [("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503"), ("SSH-2.0-x\r\n", "SSH-2.0"), ("", "\"\"")]
-    {
+    for (answer, words) in [
+        ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503"),
+        ("SSH-2.0-x\r\n", "SSH-2.0"),
+        ("", "\"\""),
+    ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = port_of(&listener);
         let stranger = std::thread::spawn(move || {
@@ -54,7 +65,10 @@ fn another_answer_than_200_is_a_sentence() {
             socket.write_all(answer.as_bytes()).unwrap();
         });
         let (code, text) = said(&iga(&["health"], &port));
-        assert!(code == Some(1) && text.contains(words) && text.contains("instead of 200"), "{text}");
+        assert!(
+            code == Some(1) && text.contains(words) && text.contains("instead of 200"),
+            "{text}"
+        );
         stranger.join().unwrap();
     }
 }
@@ -79,7 +93,10 @@ fn help_and_version_are_told_and_other_words_are_refused() {
         assert!(output.status.success() && output.stdout.starts_with(b"Usage: iga"));
     }
     for words in [["--version"], ["-V"]] {
-        assert_eq!(iga(&words, "").stdout, format!("iga {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
+        assert_eq!(
+            iga(&words, "").stdout,
+            format!("iga {}\n", env!("CARGO_PKG_VERSION")).as_bytes()
+        );
     }
     for words in [&["serve"][..], &["health", "now"], &["--port=1"], &[""]] {
         let (code, text) = said(&iga(words, ""));

@@ -29,7 +29,10 @@ fn header<'a>(answer: &'a Value, name: &str) -> &'a Value {
 #[tokio::test]
 async fn events_of_every_shape_get_their_picture() {
     for (event, prompt) in [
-        (FUNCTION_URL, "A lighthouse on a cliff at dusk, warm light over a calm sea, soft watercolour"),
+        (
+            FUNCTION_URL,
+            "A lighthouse on a cliff at dusk, warm light over a calm sea, soft watercolour",
+        ),
         (BASE64, "A caf\u{e9} at night in the rain, neon signs, 35 mm photograph"),
         (LOAD_BALANCER, "A paper boat in a puddle, seen from above"),
     ] {

@@ -12,7 +12,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> JoinHandle<Answer> {
-    let request = http.post(format!("{}/generate_image", process.url)).header("content-type", "application/json");
+    let request = http
+        .post(format!("{}/generate_image", process.url))
+        .header("content-type", "application/json");
     let request = match key {
         Some(key) => request.header("idempotency-key", key),
         None => request,
@@ -43,11 +45,16 @@ fn may_open_files(wanted: usize) -> bool {
     let raised = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line.and_then(|line| line.split_whitespace().next()).and_then(|soft| soft.parse::<usize>().ok());
+    let soft = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|soft| soft.parse::<usize>().ok());
     let enough = soft.is_some_and(|soft| soft >= wanted);
     if !enough {
         // Past the test harness, which hides what `eprintln!` writes.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {wanted} open files are not allowed here ({raised:?})");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: {wanted} open files are not allowed here ({raised:?})"
+        );
     }
     enough
 }
@@ -68,7 +75,8 @@ fn settings<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 
 /// The most memory that a process has used, in MiB.
 fn peak_mib(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
@@ -86,11 +94,14 @@ async fn a_thousand_at_once_are_all_answered() {
     model_called(&emulator, COUNT as u64).await;
     let under_way = requests.iter().filter(|request| !request.is_finished()).count();
     let answers = all(requests).await;
-    let pictures: BTreeSet<_> = answers.iter().map(|answer| answer.is_picture().text("image_url")).collect();
+    let pictures: BTreeSet<_> =
+        answers.iter().map(|answer| answer.is_picture().text("image_url")).collect();
     assert_eq!(pictures.len(), COUNT);
     assert_eq!((emulator.counters().paid_generations, emulator.counters().objects), (1000, 1000));
     let peak_mib = peak_mib(&process);
-    println!("{COUNT} requests, {under_way} of them under way when the last came: at most {peak_mib} MiB");
+    println!(
+        "{COUNT} requests, {under_way} of them under way when the last came: at most {peak_mib} MiB"
+    );
     assert!(peak_mib < 512, "{peak_mib} MiB");
     process.signal("TERM");
     assert!(process.end().await.0.success());
@@ -102,7 +113,9 @@ async fn a_stop_signal_under_load_leaves_nobody_without_an_answer() {
     let process = Process::start(&emulator, &settings(&[])).await;
     let http = client();
     let mut requests = send_many(&http, &process, 40);
-    requests.extend((0..20).map(|number| send(&http, &process, "A red fox", Some(&format!("key-{number}")))));
+    requests.extend(
+        (0..20).map(|number| send(&http, &process, "A red fox", Some(&format!("key-{number}")))),
+    );
     model_called(&emulator, 60).await;
     process.signal("TERM");
     for answer in all(requests).await {
@@ -119,7 +132,8 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     emulator.script(Fault::new(Stage::Model, Action::Stall).times(2));
     let process = Process::start(&emulator, &settings(&[])).await;
     let http = client();
-    let stalled = [send(&http, &process, "Picture", Some("k")), send(&http, &process, "Picture", None)];
+    let stalled =
+        [send(&http, &process, "Picture", Some("k")), send(&http, &process, "Picture", None)];
     model_called(&emulator, 2).await;
     process.signal("TERM");
     let refused = loop {
@@ -138,7 +152,8 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     assert_eq!(leases(&emulator), 0);
 
     // The emulator's clock stands where it was: a lease that was left would hold the retry up for 12 s.
-    let elsewhere = Process::start(&emulator, &settings(&[("IGA_GENERATION_DEADLINE_SECONDS", "8")])).await;
+    let elsewhere =
+        Process::start(&emulator, &settings(&[("IGA_GENERATION_DEADLINE_SECONDS", "8")])).await;
     send(&http, &elsewhere, "Picture", Some("k")).await.unwrap().is_picture();
 }
 
@@ -147,7 +162,9 @@ async fn more_than_it_takes_is_refused_at_once_and_served_later() {
     let emulator = slow_emulator().await;
     let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "4")])).await;
     let http = client();
-    let ask = |number: usize| send(&http, &process, &format!("Picture {number}"), Some(&format!("key-{number}")));
+    let ask = |number: usize| {
+        send(&http, &process, &format!("Picture {number}"), Some(&format!("key-{number}")))
+    };
     let (answered, mut answers) = mpsc::unbounded_channel();
     for number in 0..20 {
         let (answered, request) = (answered.clone(), ask(number));

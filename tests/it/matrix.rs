@@ -72,7 +72,9 @@ impl Row {
             (0, _) => "receipt",
             _ => "lease",
         };
-        format!("| {stage} | {fault} | {how_often} | {answer} | {paid} | {pictures} | {note} | {metrics} |\n")
+        format!(
+            "| {stage} | {fault} | {how_often} | {answer} | {paid} | {pictures} | {note} | {metrics} |\n"
+        )
     }
 }
 
@@ -97,7 +99,8 @@ fn every_fault_at_every_stage_has_its_row() {
         assert!(row.status == 200 || row.code.starts_with("IGA_"), "{text}");
         // A paid picture is still being saved after the answer, under its lease. Where the notes themselves
         // cannot be written, only time ends a lease. Else none is left.
-        let may_hold_a_lease = row.stage.starts_with("lease") || (row.paid == 1 && row.stage.starts_with("upload"));
+        let may_hold_a_lease =
+            row.stage.starts_with("lease") || (row.paid == 1 && row.stage.starts_with("upload"));
         assert!(row.leases == 0 || (row.status != 200 && may_hold_a_lease), "{text}");
     }
     let table = table(&rows);
@@ -138,13 +141,19 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
         }
         let service = Service::run(emulator, config).await;
         service.emulator.script(fault_there);
-        let request = service.request().header("content-type", "application/json").header("idempotency-key", "k");
+        let request = service
+            .request()
+            .header("content-type", "application/json")
+            .header("idempotency-key", "k");
         let answer = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
         service.emulator.clear_faults();
         let objects = service.emulator.objects();
         let (notes, pictures): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| object.name.contains("/.iga/"));
-        assert!(pictures.iter().all(|picture| picture.bytes.ends_with(b"IEND\xaeB`\x82")), "nothing is half");
+        assert!(
+            pictures.iter().all(|picture| picture.bytes.ends_with(b"IEND\xaeB`\x82")),
+            "nothing is half"
+        );
         Row {
             stage,
             fault,
@@ -172,8 +181,12 @@ fn metrics(lines: &[Value]) -> String {
     for line in lines {
         match line["metric_name"].as_str() {
             Some("iga_generate_image_request_count") => status = tag(line, "status"),
-            Some("iga_vertexai_error_count") => *errors.entry(tag(line, "error_type")).or_insert(0) += 1,
-            Some("iga_gcs_upload_failure_count") => *errors.entry("upload_failure".to_owned()).or_insert(0) += 1,
+            Some("iga_vertexai_error_count") => {
+                *errors.entry(tag(line, "error_type")).or_insert(0) += 1
+            }
+            Some("iga_gcs_upload_failure_count") => {
+                *errors.entry("upload_failure".to_owned()).or_insert(0) += 1
+            }
             _ => {}
         }
     }

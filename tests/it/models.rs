@@ -14,14 +14,17 @@ fn bytes(picture: &str) -> Vec<u8> {
 /// A service whose model is an Imagen that is still served.
 async fn imagen() -> Service {
     let id = "imagen-4.0-generate-001";
-    let emulator = emulator_with(Options { revive: vec![id.to_owned()], ..Options::default() }).await;
+    let emulator =
+        emulator_with(Options { revive: vec![id.to_owned()], ..Options::default() }).await;
     Service::on(emulator, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", id)]).await
 }
 
 #[tokio::test]
 async fn imagen_is_asked_and_answers() {
     let service = imagen().await;
-    let answer = service.post(json!({"prompt": PROMPT, "aspect_ratio": "16:9", "add_watermark": false})).await;
+    let answer = service
+        .post(json!({"prompt": PROMPT, "aspect_ratio": "16:9", "add_watermark": false}))
+        .await;
     assert_eq!(answer.is_picture().text("model_version"), "vertex-ai-imagen-4.0-generate-001");
     let request = &service.model_requests()[0];
     assert_eq!(
@@ -45,7 +48,10 @@ async fn imagens_pictures_come_in_every_field_order_and_with_every_sibling() {
     for prediction in both_orders {
         let service = imagen().await;
         let reason = r#"{"raiFilteredReason": "filtered out 1"}"#;
-        service.model_answers(200, format!(r#"{{"deployedModelId": "1", "predictions": [{prediction}, {reason}]}}"#));
+        service.model_answers(
+            200,
+            format!(r#"{{"deployedModelId": "1", "predictions": [{prediction}, {reason}]}}"#),
+        );
         service.prompt().await.is_picture();
         assert_eq!(service.only_object().bytes, bytes(RED));
     }
@@ -54,23 +60,39 @@ async fn imagens_pictures_come_in_every_field_order_and_with_every_sibling() {
 #[tokio::test]
 async fn imagens_refusals_are_blocks_and_never_a_5xx() {
     for (body, words) in [
-        (r#"{"predictions": [{"raiFilteredReason": "All filtered. Support codes: 39322892"}]}"#, "39322892"),
+        (
+            r#"{"predictions": [{"raiFilteredReason": "All filtered. Support codes: 39322892"}]}"#,
+            "39322892",
+        ),
         ("{}", "filtered out"),
         (r#"{"predictions": []}"#, "filtered out"),
         (r#"{"deployedModelId": "1"}"#, "filtered out"),
     ] {
         let service = imagen().await;
         service.model_answers(200, body);
-        service.prompt().await.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY").details_have(words);
+        service
+            .prompt()
+            .await
+            .is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY")
+            .details_have(words);
     }
 }
 
 #[tokio::test]
 async fn a_picture_stored_elsewhere_or_empty_is_no_picture() {
     for (body, words) in [
-        (r#"{"predictions": [{"gcsUri": "gs://x/y.png", "mimeType": "image/png"}]}"#, "gs://x/y.png"),
-        (r#"{"predictions": [{"bytesBase64Encoded": "", "mimeType": "image/png"}]}"#, "empty or inaccessible"),
-        (r#"{"predictions": [{"bytesBase64Encoded": "aGVsbG8=", "mimeType": "image/png"}]}"#, "no known picture"),
+        (
+            r#"{"predictions": [{"gcsUri": "gs://x/y.png", "mimeType": "image/png"}]}"#,
+            "gs://x/y.png",
+        ),
+        (
+            r#"{"predictions": [{"bytesBase64Encoded": "", "mimeType": "image/png"}]}"#,
+            "empty or inaccessible",
+        ),
+        (
+            r#"{"predictions": [{"bytesBase64Encoded": "aGVsbG8=", "mimeType": "image/png"}]}"#,
+            "no known picture",
+        ),
     ] {
         let service = imagen().await;
         service.model_answers(200, body);
@@ -117,7 +139,11 @@ async fn the_final_picture_is_the_one_that_is_stored() {
 async fn a_draft_is_never_stored_when_the_final_picture_was_filtered() {
     let service = Service::current().await;
     service.model_answers(200, gemini(&[draft(RED)], "IMAGE_SAFETY"));
-    service.prompt().await.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY").details_have("IMAGE_SAFETY");
+    service
+        .prompt()
+        .await
+        .is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY")
+        .details_have("IMAGE_SAFETY");
     assert_eq!(service.emulator.counters().objects, 0);
 }
 
@@ -156,16 +182,25 @@ async fn every_way_of_having_no_picture_has_its_row() {
         let service = Service::current().await;
         service.model_answers(200, finished(reason));
         let answer = service.prompt().await;
-        answer.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY").details_have(reason).details_have("Because.");
+        answer
+            .is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY")
+            .details_have(reason)
+            .details_have("Because.");
     }
-    for reason in ["IMAGE_OTHER", "OTHER", "MALFORMED_RESPONSE", "NO_IMAGE", "MAX_TOKENS", "A_NEW_REASON"] {
+    for reason in
+        ["IMAGE_OTHER", "OTHER", "MALFORMED_RESPONSE", "NO_IMAGE", "MAX_TOKENS", "A_NEW_REASON"]
+    {
         let service = Service::current().await;
         service.model_answers(200, finished(reason));
         service.prompt().await.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have(reason);
     }
     let service = Service::current().await;
     service.model_answers(200, gemini(&[json!({"text": "I can't draw that."})], "STOP"));
-    service.prompt().await.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have("I can't draw that.");
+    service
+        .prompt()
+        .await
+        .is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES")
+        .details_have("I can't draw that.");
 }
 
 #[tokio::test]
@@ -189,7 +224,10 @@ async fn the_emulators_magic_prompts_are_answered_as_they_say() {
 async fn a_retired_model_costs_one_404_in_a_process() {
     let service = Service::start().await;
     for _ in 0..2 {
-        assert_eq!(service.prompt().await.is_picture().text("model_version"), "vertex-ai-gemini-nano-banana-2.1");
+        assert_eq!(
+            service.prompt().await.is_picture().text("model_version"),
+            "vertex-ai-gemini-nano-banana-2.1"
+        );
     }
     let calls = service.emulator.counters().model_calls_by_model;
     assert_eq!(calls.get("imagegeneration@006"), Some(&1));
@@ -198,7 +236,8 @@ async fn a_retired_model_costs_one_404_in_a_process() {
 
 #[tokio::test]
 async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
-    let list = "us-central1/gemini-3-pro-image,imagen-4.0-generate-001,global/gemini-3.1-flash-lite-image";
+    let list =
+        "us-central1/gemini-3-pro-image,imagen-4.0-generate-001,global/gemini-3.1-flash-lite-image";
     let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
     let answer = service.prompt().await;
     assert_eq!(answer.is_picture().text("model_version"), "vertex-ai-gemini-3.1-flash-lite-image");
@@ -207,19 +246,26 @@ async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
     for list in ["", "imagen-4.0-generate-001"] {
         let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
         let answer = service.prompt().await;
-        answer.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("is retired, or not served in us-central1; try");
+        answer
+            .is_error(500, "IGA_VERTEXAI_API_ERROR")
+            .details_have("is retired, or not served in us-central1; try");
     }
 }
 
 #[tokio::test]
 async fn a_model_that_the_caller_names_never_falls_back() {
     let service = Service::start().await;
-    let retired = service.post(json!({"prompt": PROMPT, "model_id_override": "imagen-4.0-generate-001"})).await;
+    let retired = service
+        .post(json!({"prompt": PROMPT, "model_id_override": "imagen-4.0-generate-001"}))
+        .await;
     retired.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("gemini-nano-banana-2.1 (global)");
     assert_eq!(service.emulator.counters().model_calls, 1);
-    let named = service.post(json!({"prompt": PROMPT, "model_id_override": "gemini-3-pro-image"})).await;
+    let named =
+        service.post(json!({"prompt": PROMPT, "model_id_override": "gemini-3-pro-image"})).await;
     assert_eq!(named.is_picture().text("model_version"), "vertex-ai-gemini-3-pro-image");
-    let regional = service.post(json!({"prompt": PROMPT, "model_id_override": "gemini-2.5-flash-image"})).await;
+    let regional = service
+        .post(json!({"prompt": PROMPT, "model_id_override": "gemini-2.5-flash-image"}))
+        .await;
     regional.is_picture();
     assert!(service.model_requests().last().unwrap().path.contains("/locations/us-central1/"));
 }
@@ -229,15 +275,23 @@ async fn the_fallbacks_own_limits_count() {
     let service = Service::start().await;
     let refused = service.post(json!({"prompt": PROMPT, "seed": 7, "add_watermark": false})).await;
     refused.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT").details_have("gemini-nano-banana-2.1");
-    service.post(json!({"prompt": PROMPT, "aspect_ratio": "8:1", "image_size": "2K"})).await.is_picture();
+    service
+        .post(json!({"prompt": PROMPT, "aspect_ratio": "8:1", "image_size": "2K"}))
+        .await
+        .is_picture();
     let header = &service.only_object().bytes[16..24];
-    assert_eq!(header, [&(6144u32 / 16).to_be_bytes()[..], &(768u32 / 16).to_be_bytes()].concat(), "8:1 at 2K, shrunk");
+    assert_eq!(
+        header,
+        [&(6144u32 / 16).to_be_bytes()[..], &(768u32 / 16).to_be_bytes()].concat(),
+        "8:1 at 2K, shrunk"
+    );
 }
 
 #[tokio::test]
 async fn every_model_and_every_ratio_of_the_table_is_taken() {
     for model in iga::model::MODELS.iter().filter(|model| !model.retired) {
-        let service = Service::with(&[CURRENT, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", model.id)]].concat()).await;
+        let service =
+            Service::with(&[CURRENT, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", model.id)]].concat()).await;
         for ratio in model.ratios() {
             service.post(json!({"prompt": PROMPT, "aspect_ratio": ratio})).await.is_picture();
         }
@@ -264,7 +318,10 @@ fn large_picture(bytes: usize) -> String {
 #[tokio::test]
 async fn an_answer_of_30_mb_is_taken() {
     let service = Service::current().await;
-    service.model_answers(200, gemini(&[draft(&large_picture(4 << 20)), part(&large_picture(23 << 20))], "STOP"));
+    service.model_answers(
+        200,
+        gemini(&[draft(&large_picture(4 << 20)), part(&large_picture(23 << 20))], "STOP"),
+    );
     service.prompt().await.is_picture();
     assert_eq!(service.only_object().bytes.len(), 23 << 20);
 }
@@ -289,8 +346,14 @@ fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
 #[tokio::test]
 async fn an_answer_beyond_the_limits_is_a_clear_error() {
     for (answer, words) in [
-        (gemini(&[part(&large_picture((64 << 20) + 1))], "STOP"), "a picture of more than 67108864 bytes"),
-        (gemini(&[json!({"text": "x".repeat(2 << 20)}), part(RED)], "STOP"), "more than 1048576 bytes beside"),
+        (
+            gemini(&[part(&large_picture((64 << 20) + 1))], "STOP"),
+            "a picture of more than 67108864 bytes",
+        ),
+        (
+            gemini(&[json!({"text": "x".repeat(2 << 20)}), part(RED)], "STOP"),
+            "more than 1048576 bytes beside",
+        ),
     ] {
         let service = Service::current().await;
         service.model_answers(200, answer);

@@ -20,7 +20,8 @@ pub struct Process {
 
 impl Process {
     pub async fn start(emulator: &Emulator, settings: &[(&str, &str)]) -> Process {
-        let mut child = command(emulator, settings).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut child =
+            command(emulator, settings).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let listening = loop {
             let line = lines.next_line().await.unwrap().expect("it listens before it ends");
@@ -35,7 +36,13 @@ impl Process {
 
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it runs").to_string();
-        assert!(std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+        assert!(
+            std::process::Command::new("kill")
+                .args([&format!("-{name}"), &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits for its end; what it logged since it listened.
@@ -57,9 +64,16 @@ async fn logged(mut lines: Lines<BufReader<ChildStdout>>) -> Vec<Value> {
 pub fn command(emulator: &Emulator, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
     command.env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);
-    command.envs([("STORAGE_EMULATOR_HOST", emulator.url()), ("IGA_VERTEXAI_ENDPOINT", emulator.url())]);
+    command.envs([
+        ("STORAGE_EMULATOR_HOST", emulator.url()),
+        ("IGA_VERTEXAI_ENDPOINT", emulator.url()),
+    ]);
     command.envs([("GCE_METADATA_HOST", emulator.host())]);
-    command.envs([("GCS_BUCKET_NAME", BUCKET), ("GCP_PROJECT_ID", "test-project"), ("GCP_LOCATION", "us-central1")]);
+    command.envs([
+        ("GCS_BUCKET_NAME", BUCKET),
+        ("GCP_PROJECT_ID", "test-project"),
+        ("GCP_LOCATION", "us-central1"),
+    ]);
     command.envs([("IGA_HOST", "127.0.0.1"), ("PORT", "0")]);
     command.envs(settings.iter().copied());
     command
@@ -79,7 +93,11 @@ fn post(process: &Process, body: &Value) -> reqwest::RequestBuilder {
 #[tokio::test]
 async fn missing_and_invalid_settings_end_it_with_one_list_and_code_2() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
-    command.env_clear().current_dir(std::env::temp_dir()).env("PORT", "x").env("IGA_ADD_WATERMARK", "perhaps");
+    command
+        .env_clear()
+        .current_dir(std::env::temp_dir())
+        .env("PORT", "x")
+        .env("IGA_ADD_WATERMARK", "perhaps");
     let (code, text) = refused(&mut command).await;
     assert_eq!(code, Some(2));
     assert!(text.starts_with("IGA cannot start: 5 settings need attention."), "{text}");
@@ -102,14 +120,26 @@ async fn a_credentials_file_that_cannot_work_here_ends_it_with_what_to_change() 
         {"url": "http://169.254.169.254/metadata/identity/oauth2/token", "headers": {"Metadata": "TOP-SECRET"}}}"#;
     for (file, platform, words) in [
         ("-----BEGIN TOP-SECRET-----", "IGA_HOST", "is not JSON"),
-        (azure, "AWS_LAMBDA_RUNTIME_API", "made for Azure, but this is AWS Lambda; make one with gcloud"),
-        (azure, "K_SERVICE", "this is Cloud Run, which has an identity of its own; unset the variable"),
+        (
+            azure,
+            "AWS_LAMBDA_RUNTIME_API",
+            "made for Azure, but this is AWS Lambda; make one with gcloud",
+        ),
+        (
+            azure,
+            "K_SERVICE",
+            "this is Cloud Run, which has an identity of its own; unset the variable",
+        ),
     ] {
         std::fs::write(&path, file).unwrap();
-        let settings = [("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap()), (platform, "127.0.0.1")];
+        let settings =
+            [("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap()), (platform, "127.0.0.1")];
         let (code, text) = refused(&mut command(&emulator, &settings)).await;
         assert_eq!(code, Some(2), "{text}");
-        assert!(text.contains("GOOGLE_APPLICATION_CREDENTIALS names a file") && text.contains(words), "{text}");
+        assert!(
+            text.contains("GOOGLE_APPLICATION_CREDENTIALS names a file") && text.contains(words),
+            "{text}"
+        );
         assert!(text.contains("credentials.json") && !text.contains("TOP-SECRET"), "{text}");
     }
 }
@@ -121,10 +151,20 @@ async fn a_machine_without_certificates_is_said_in_a_sentence() {
     let empty = nothing.path().join("empty.pem");
     std::fs::write(&empty, "").unwrap();
     let mut command = command(&emulator, &[]);
-    let output = command.env("SSL_CERT_FILE", &empty).env("SSL_CERT_DIR", nothing.path()).output().await.unwrap();
+    let output = command
+        .env("SSL_CERT_FILE", &empty)
+        .env("SSL_CERT_DIR", nothing.path())
+        .output()
+        .await
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("ca-certificates") && text.contains("SSL_CERT_FILE") && !text.contains("panicked"), "{text}");
+    assert!(
+        text.contains("ca-certificates")
+            && text.contains("SSL_CERT_FILE")
+            && !text.contains("panicked"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -150,7 +190,11 @@ async fn a_port_in_use_is_said_in_a_sentence() {
     let output = command(&emulator, &[("PORT", &port)]).output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains(&format!("IGA cannot listen on 127.0.0.1:{port}")) && text.contains("IGA_PORT"), "{text}");
+    assert!(
+        text.contains(&format!("IGA cannot listen on 127.0.0.1:{port}"))
+            && text.contains("IGA_PORT"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -180,7 +224,9 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let answered = answer(request.header("traceparent", trace)).await;
     let id = answered.is_picture().header("x-request-id").to_owned();
-    answer(post(&process, &json!({"prompt": ""}))).await.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
+    answer(post(&process, &json!({"prompt": ""})))
+        .await
+        .is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
     process.signal("TERM");
     let (status, lines) = process.end().await;
     assert!(status.success());
@@ -215,7 +261,9 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
     let everything = lines.iter().map(Value::to_string).collect::<String>();
     assert!(!everything.contains("much more of it and much more"), "no whole prompt at info level");
     for request in emulator.requests() {
-        if let Some(token) = request.headers.get("authorization").and_then(|value| value.to_str().ok()) {
+        if let Some(token) =
+            request.headers.get("authorization").and_then(|value| value.to_str().ok())
+        {
             assert!(!everything.contains(token.trim_start_matches("Bearer ")), "no token");
         }
     }
@@ -224,8 +272,11 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
 #[tokio::test]
 async fn joins_waits_and_deliveries_are_counted() {
     let emulator = emulator().await;
-    let with_key = |process: &Process| answer(post(process, &json!({"prompt": PROMPT})).header("idempotency-key", "k"));
-    let (payer, other) = (Process::start(&emulator, CURRENT).await, Process::start(&emulator, CURRENT).await);
+    let with_key = |process: &Process| {
+        answer(post(process, &json!({"prompt": PROMPT})).header("idempotency-key", "k"))
+    };
+    let (payer, other) =
+        (Process::start(&emulator, CURRENT).await, Process::start(&emulator, CURRENT).await);
     for process in [&payer, &payer, &other] {
         with_key(process).await.is_picture();
     }
@@ -233,14 +284,24 @@ async fn joins_waits_and_deliveries_are_counted() {
     other.signal("TERM");
     let ((_, payer), (_, other)) = (payer.end().await, other.end().await);
     let tags = |lines: &[Value], name: &str| -> Vec<Value> {
-        lines.iter().filter(|line| line["metric_name"] == name).map(|line| line["tags"].clone()).collect()
+        lines
+            .iter()
+            .filter(|line| line["metric_name"] == name)
+            .map(|line| line["tags"].clone())
+            .collect()
     };
-    assert_eq!(tags(&payer, "iga_paid_generation_count"), [json!({"model": "gemini-3.1-flash-image"})]);
+    assert_eq!(
+        tags(&payer, "iga_paid_generation_count"),
+        [json!({"model": "gemini-3.1-flash-image"})]
+    );
     assert_eq!(tags(&payer, "iga_joined_count"), [json!({"by_key": true})]);
     assert_eq!(tags(&payer, "iga_delivered_picture_count").len(), 2);
     assert_eq!(tags(&other, "iga_lease_wait_ms"), [json!({"outcome": "landed"})]);
     assert_eq!(
-        (tags(&other, "iga_paid_generation_count").len(), tags(&other, "iga_delivered_picture_count").len()),
+        (
+            tags(&other, "iga_paid_generation_count").len(),
+            tags(&other, "iga_delivered_picture_count").len()
+        ),
         (0, 1)
     );
 }
@@ -254,16 +315,23 @@ async fn a_failed_upload_is_counted() {
     answer(post(&process, &json!({"prompt": PROMPT}))).await.is_error(500, "IGA_FILE_SAVE_ERROR");
     process.signal("INT");
     let (_, lines) = process.end().await;
-    let failed = lines.iter().find(|line| line["metric_name"] == "iga_gcs_upload_failure_count").unwrap();
+    let failed =
+        lines.iter().find(|line| line["metric_name"] == "iga_gcs_upload_failure_count").unwrap();
     let detail = failed["tags"]["error_detail"].as_str().unwrap();
     assert!(!detail.is_empty() && !detail.contains("http"), "{detail}");
-    assert!(lines.iter().any(|line| line["severity"] == "ERROR" && line["code"] == "IGA_FILE_SAVE_ERROR"));
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["severity"] == "ERROR" && line["code"] == "IGA_FILE_SAVE_ERROR")
+    );
 }
 
 #[tokio::test]
 async fn a_stop_signal_lets_the_work_finish() {
     for signal in ["TERM", "INT"] {
-        let emulator = emulator_with(Options { latency: Duration::from_millis(300), ..Options::default() }).await;
+        let emulator =
+            emulator_with(Options { latency: Duration::from_millis(300), ..Options::default() })
+                .await;
         let process = Process::start(&emulator, CURRENT).await;
         let request = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
         reached(&emulator, |counters| counters.paid_generations == 1).await;

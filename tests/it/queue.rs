@@ -25,8 +25,10 @@ struct Queue {
 
 impl Queue {
     async fn of(emulator: &Emulator, dispatch_deadline: Duration) -> Arc<Queue> {
-        let instances =
-            vec![Service::on(emulator.clone(), CURRENT).await, Service::on(emulator.clone(), CURRENT).await];
+        let instances = vec![
+            Service::on(emulator.clone(), CURRENT).await,
+            Service::on(emulator.clone(), CURRENT).await,
+        ];
         let (next, http, dispatches) = (AtomicUsize::new(0), client(), Semaphore::new(8));
         Arc::new(Queue { instances, next, http, dispatches, max_attempts: 100, dispatch_deadline })
     }
@@ -36,10 +38,12 @@ impl Queue {
         let mut attempts: Vec<Option<Answer>> = Vec::new();
         while attempts.len() < self.max_attempts {
             let _turn = self.dispatches.acquire().await.unwrap();
-            let instance = &self.instances[self.next.fetch_add(1, Ordering::Relaxed) % self.instances.len()];
+            let instance =
+                &self.instances[self.next.fetch_add(1, Ordering::Relaxed) % self.instances.len()];
             let request = self.http.post(format!("{}/generate_image", instance.url));
-            let request =
-                request.header("content-type", "application/json").header("x-cloudtasks-queuename", "pictures");
+            let request = request
+                .header("content-type", "application/json")
+                .header("x-cloudtasks-queuename", "pictures");
             let request = request.header("x-cloudtasks-taskname", task);
             let request = request.header("x-cloudtasks-taskretrycount", attempts.len());
             let request = request.body(json!({"prompt": prompt}).to_string());
@@ -72,9 +76,18 @@ async fn a_task_that_fails_is_delivered_again_and_paid_once() {
     let saving = |part: &str| Fault::new(Stage::UploadStart, Action::status(503)).matching(part);
     let lost = |part: &str| Fault::new(Stage::UploadEnd, Action::Reset).matching(part);
     for (fault, expected) in [
-        (Fault::new(Stage::Model, Action::status(429)).times(tries_of_one_delivery), vec![429, 200]),
-        (Fault::new(Stage::Model, Action::status(503)).times(tries_of_one_delivery), vec![503, 200]),
-        (Fault::new(Stage::Token, Action::status(503)).times(tries_of_one_delivery), vec![503, 200]),
+        (
+            Fault::new(Stage::Model, Action::status(429)).times(tries_of_one_delivery),
+            vec![429, 200],
+        ),
+        (
+            Fault::new(Stage::Model, Action::status(503)).times(tries_of_one_delivery),
+            vec![503, 200],
+        ),
+        (
+            Fault::new(Stage::Token, Action::status(503)).times(tries_of_one_delivery),
+            vec![503, 200],
+        ),
         (saving("/.iga/").times(tries_of_one_delivery), vec![500, 200]),
         (lost("/iga_req_"), vec![200]),
         (lost("/.iga/"), vec![200]),
@@ -86,7 +99,11 @@ async fn a_task_that_fails_is_delivered_again_and_paid_once() {
         assert_eq!(statuses(&first), expected, "{fault:?}");
         let again = queue.deliver("task", PROMPT).await;
         assert_eq!(picture(&again), picture(&first), "{fault:?}");
-        assert_eq!((emulator.counters().paid_generations, pictures(&emulator)), (1, 1), "{fault:?}");
+        assert_eq!(
+            (emulator.counters().paid_generations, pictures(&emulator)),
+            (1, 1),
+            "{fault:?}"
+        );
     }
 }
 
@@ -108,7 +125,10 @@ async fn a_task_that_can_never_succeed_ends_with_its_attempts() {
     let mut queue = Queue::of(&emulator, HOUR).await;
     Arc::get_mut(&mut queue).unwrap().max_attempts = 3;
     let attempts = queue.deliver("task", "[blocked]").await;
-    assert_eq!((statuses(&attempts), emulator.counters().paid_generations), (vec![400, 400, 400], 0));
+    assert_eq!(
+        (statuses(&attempts), emulator.counters().paid_generations),
+        (vec![400, 400, 400], 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,7 +166,10 @@ async fn a_full_queue_is_worked_off_whatever_fails_and_each_task_is_paid_once() 
     for (number, task) in (0..).zip(tasks) {
         let delivered = task.await.unwrap();
         let first = picture(&delivered[0]);
-        assert!(delivered.iter().all(|delivery| picture(delivery) == first), "task {number}: {delivered:?}");
+        assert!(
+            delivered.iter().all(|delivery| picture(delivery) == first),
+            "task {number}: {delivered:?}"
+        );
         deliveries += delivered.len();
         attempts += delivered.iter().map(Vec::len).sum::<usize>();
     }
@@ -155,7 +178,8 @@ async fn a_full_queue_is_worked_off_whatever_fails_and_each_task_is_paid_once() 
     let requests = emulator.requests();
     for number in 0..TASKS {
         let of_the_task = |body: &[u8]| String::from_utf8_lossy(body).contains(&prompt(number));
-        let paid = requests.iter().filter(|request| request.paid && of_the_task(&request.body)).count();
+        let paid =
+            requests.iter().filter(|request| request.paid && of_the_task(&request.body)).count();
         assert_eq!(paid, 1, "task {number}");
     }
     let refused = u64::from(REFUSED.iter().sum::<u32>());

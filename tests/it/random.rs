@@ -100,7 +100,8 @@ impl Story {
         };
         Story {
             seed,
-            weather: [Weather::Calm, Weather::Windy, Weather::Windy, Weather::Storm][seed as usize % 4],
+            weather: [Weather::Calm, Weather::Windy, Weather::Windy, Weather::Storm]
+                [seed as usize % 4],
             shared,
             variant_age,
             answer_within: if chance.one_in(3) { "0.08" } else { "off" },
@@ -115,9 +116,12 @@ impl Story {
 
         let instances = [self.instance(&emulator), self.instance(&emulator)];
         let http = client();
-        let sky = tokio::spawn(self.sky(emulator.clone(), Arc::clone(&instances[1]), chance.fork()));
+        let sky =
+            tokio::spawn(self.sky(emulator.clone(), Arc::clone(&instances[1]), chance.fork()));
         let callers: Vec<_> = (0..CALLERS)
-            .map(|number| tokio::spawn(caller(number, instances.clone(), http.clone(), chance.fork())))
+            .map(|number| {
+                tokio::spawn(caller(number, instances.clone(), http.clone(), chance.fork()))
+            })
             .collect();
         let mut told = Vec::new();
         for caller in callers {
@@ -138,7 +142,9 @@ impl Story {
             for (place, instance) in instances.iter().enumerate() {
                 let (instance, http, wish) = (Arc::clone(instance), http.clone(), wish.clone());
                 let id = format!("afterwards-{number}-{place}");
-                asked.push(tokio::spawn(async move { until_answered(&instance, &http, &wish, &id).await }));
+                asked.push(tokio::spawn(async move {
+                    until_answered(&instance, &http, &wish, &id).await
+                }));
             }
         }
         let mut afterwards = Vec::new();
@@ -148,7 +154,14 @@ impl Story {
         for instance in &instances {
             instance.stop().await;
         }
-        Ending { story: &self, told, afterwards, objects: emulator.objects(), paid: paid(&emulator) }.check();
+        Ending {
+            story: &self,
+            told,
+            afterwards,
+            objects: emulator.objects(),
+            paid: paid(&emulator),
+        }
+        .check();
     }
 
     fn instance(&self, emulator: &Emulator) -> Arc<Instance> {
@@ -173,7 +186,12 @@ impl Story {
     }
 
     /// What happens while the callers call.
-    fn sky(&self, emulator: Emulator, doomed: Arc<Instance>, mut chance: Chance) -> impl Future<Output = ()> + use<> {
+    fn sky(
+        &self,
+        emulator: Emulator,
+        doomed: Arc<Instance>,
+        mut chance: Chance,
+    ) -> impl Future<Output = ()> + use<> {
         let weather = self.weather;
         async move {
             if weather == Weather::Calm {
@@ -182,7 +200,10 @@ impl Story {
             for _ in 0..3 {
                 sleep(chance.ms(150)).await;
                 emulator.expire_tokens();
-                faults(weather, &mut chance).into_iter().take(3).for_each(|fault| emulator.script(fault));
+                faults(weather, &mut chance)
+                    .into_iter()
+                    .take(3)
+                    .for_each(|fault| emulator.script(fault));
             }
             if weather == Weather::Storm && chance.one_in(2) {
                 doomed.die();
@@ -205,7 +226,11 @@ struct Instance {
 
 impl Instance {
     fn start(app: Arc<App>) -> Arc<Instance> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -248,7 +273,8 @@ impl Instance {
         let answered = async {
             let response = request.send().await?;
             let (status, headers) = (response.status().as_u16(), response.headers().clone());
-            let body = serde_json::from_slice(&response.bytes().await?).expect("every answer is JSON");
+            let body =
+                serde_json::from_slice(&response.bytes().await?).expect("every answer is JSON");
             Ok::<_, reqwest::Error>(Answer { status, headers, body })
         };
         let answer = match timeout(patience, answered).await {
@@ -273,14 +299,21 @@ impl Drop for Instance {
 }
 
 /// Asks up to three times, now of one instance, now of the other, and sometimes leaves.
-async fn caller(number: usize, instances: [Arc<Instance>; 2], http: Client, mut chance: Chance) -> Vec<Told> {
+async fn caller(
+    number: usize,
+    instances: [Arc<Instance>; 2],
+    http: Client,
+    mut chance: Chance,
+) -> Vec<Told> {
     let wish = Wish::any(&mut chance);
     let mut told: Vec<Told> = Vec::new();
     sleep(chance.ms(500)).await;
     for attempt in 0..3 {
         let instance = &instances[chance.below(2)];
         let patience = if chance.one_in(6) { chance.ms(200) } else { HOUR };
-        told.push(instance.ask(&http, &wish, &format!("caller-{number}-{attempt}"), patience).await);
+        told.push(
+            instance.ask(&http, &wish, &format!("caller-{number}-{attempt}"), patience).await,
+        );
         let answer = told.last().and_then(|told| told.answer.as_ref());
         if answer.is_some_and(|answer| answer.status < 500) {
             break;
@@ -371,9 +404,11 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         let fault = Fault::new(stage, action).times(1 + chance.below(3) as u32);
         match stage {
             Stage::Token | Stage::Model | Stage::Answer => fault,
-            Stage::Read | Stage::UploadStart | Stage::UploadBody | Stage::UploadEnd | Stage::Delete => {
-                fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)])
-            }
+            Stage::Read
+            | Stage::UploadStart
+            | Stage::UploadBody
+            | Stage::UploadEnd
+            | Stage::Delete => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
         }
     };
     (0..count).map(|_| any()).collect()
@@ -450,8 +485,10 @@ impl Ending<'_> {
             assert_eq!(answer.text("prompt_used"), told.wish.prompt);
             assert_eq!(answer.text("model_version"), "vertex-ai-gemini-3.1-flash-image");
             let picture = self.pictures().find(|picture| picture.name == name);
-            let picture = picture.unwrap_or_else(|| panic!("{told:?} was promised a picture that is not there"));
-            let whole = picture.bytes.starts_with(b"\x89PNG\r\n\x1a\n") && picture.bytes.ends_with(IEND);
+            let picture = picture
+                .unwrap_or_else(|| panic!("{told:?} was promised a picture that is not there"));
+            let whole =
+                picture.bytes.starts_with(b"\x89PNG\r\n\x1a\n") && picture.bytes.ends_with(IEND);
             assert!(whole && picture.metadata["contentType"] == "image/png", "{picture:?}");
             let crc32c = BASE64_STANDARD.encode(crc32c::crc32c(&picture.bytes).to_be_bytes());
             assert_eq!(picture.metadata["crc32c"], crc32c);
@@ -467,9 +504,14 @@ impl Ending<'_> {
     }
 
     fn a_key_in_use_is_the_only_reason_for_422(&self) {
-        for refused in self.all().filter(|told| told.answer.as_ref().is_some_and(|answer| answer.status == 422)) {
+        for refused in self
+            .all()
+            .filter(|told| told.answer.as_ref().is_some_and(|answer| answer.status == 422))
+        {
             let (key, prompt) = (&refused.wish.key, &refused.wish.prompt);
-            let used = |told: &Told| told.wish.key == *key && told.wish.prompt != *prompt && told.sent < refused.ended;
+            let used = |told: &Told| {
+                told.wish.key == *key && told.wish.prompt != *prompt && told.sent < refused.ended
+            };
             assert!(key.is_some() && self.all().any(used), "{refused:?}");
         }
     }
@@ -482,7 +524,10 @@ impl Ending<'_> {
             if told.wish.key.is_none() && told.id != founder.id {
                 // It came before it was answered, and the flight began after its founder's request was sent.
                 let apart = told.ended.saturating_duration_since(founder.sent);
-                assert!(apart >= self.story.variant_age, "a variant got the picture of another: {told:?} {founder:?}");
+                assert!(
+                    apart >= self.story.variant_age,
+                    "a variant got the picture of another: {told:?} {founder:?}"
+                );
             }
         }
     }
@@ -514,13 +559,22 @@ impl Ending<'_> {
     /// with a key there is no such picture.
     fn no_picture_is_lost(&self) {
         let delivered: BTreeSet<_> = self.delivered().map(|(_, name)| name).collect();
-        let received: BTreeSet<_> = self.notes().filter_map(|note| note["object"].as_str()).collect();
+        let received: BTreeSet<_> =
+            self.notes().filter_map(|note| note["object"].as_str()).collect();
         for picture in self.pictures().filter(|picture| !delivered.contains(&*picture.name)) {
             let founder = self.founder(picture);
             let answered = founder.answer.as_ref().is_some_and(|answer| answer.status == 200);
             if self.story.weather != Weather::Storm {
-                assert!(!answered, "{founder:?} got another picture than its own, {}", picture.name);
-                assert!(founder.wish.key.is_none(), "{founder:?} paid, and nobody got {}", picture.name);
+                assert!(
+                    !answered,
+                    "{founder:?} got another picture than its own, {}",
+                    picture.name
+                );
+                assert!(
+                    founder.wish.key.is_none(),
+                    "{founder:?} paid, and nobody got {}",
+                    picture.name
+                );
             }
         }
         for object in received {
@@ -544,7 +598,12 @@ impl Ending<'_> {
         }
         for told in &self.told {
             let same = |other: &&Told| other.wish.identity() == told.wish.identity();
-            let answers: Vec<_> = self.afterwards.iter().filter(same).filter_map(|told| told.answer.as_ref()).collect();
+            let answers: Vec<_> = self
+                .afterwards
+                .iter()
+                .filter(same)
+                .filter_map(|told| told.answer.as_ref())
+                .collect();
             assert!(answers.iter().any(|answer| answer.status == 200), "{told:?} {answers:?}");
         }
     }
@@ -577,7 +636,11 @@ fn is_a_row_of_the_contract(answer: &Answer) {
         .iter()
         .any(|row| (row.status, row.code, row.message) == (answer.status, code, message));
     assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{answer:?}");
-    assert_eq!(matches!(answer.status, 429 | 503), !answer.header("retry-after").is_empty(), "{answer:?}");
+    assert_eq!(
+        matches!(answer.status, 429 | 503),
+        !answer.header("retry-after").is_empty(),
+        "{answer:?}"
+    );
 }
 
 /// Numbers that look random and follow from a seed (SplitMix64).

@@ -13,7 +13,8 @@ fn has(row: &str) {
 }
 
 fn row(setting: &Setting) -> String {
-    let names = setting.names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", then ");
+    let names =
+        setting.names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", then ");
     let preset = match setting.preset {
         Preset::Required => "required".to_owned(),
         Preset::Unset => "–".to_owned(),
@@ -40,7 +41,11 @@ fn every_error_is_in_the_table() {
 
 #[test]
 fn every_metric_is_in_the_table() {
-    let names: Vec<_> = TELEMETRY.split("metric_name = \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let names: Vec<_> = TELEMETRY
+        .split("metric_name = \"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
     assert!(names.len() >= 10, "{names:?}");
     for name in names {
         has(&format!("| `{name}` | "));
@@ -60,7 +65,8 @@ fn the_times_in_the_text_are_the_codes() {
 #[test]
 fn every_dependency_has_its_reason() {
     for table in ["\n[dependencies]\n", "\n[target.'cfg(target_env = \"musl\")'.dependencies]\n"] {
-        let shipped = MANIFEST.split(table).nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+        let shipped =
+            MANIFEST.split(table).nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
         for name in shipped.lines().filter_map(|line| Some(line.split_once(" = ")?.0)) {
             has(&format!("`{name}`"));
         }

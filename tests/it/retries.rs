@@ -15,7 +15,12 @@ const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "3.6");
 const SHARED: (&str, &str) = ("IGA_SHARED_RETRIES", "yes");
 
 /// One generation that takes this long in CPOA's time, and what its caller gets.
-async fn generation(python: OsString, seconds: u32, instances: usize, answer_within: bool) -> (Outcome, Emulator) {
+async fn generation(
+    python: OsString,
+    seconds: u32,
+    instances: usize,
+    answer_within: bool,
+) -> (Outcome, Emulator) {
     let latency = Duration::from_secs(seconds.into()) / FACTOR;
     let emulator = emulator_with(Options { latency, ..Options::default() }).await;
     let mut settings = CURRENT.to_vec();
@@ -43,7 +48,12 @@ fn pictures(emulator: &Emulator) -> Vec<String> {
 #[track_caller]
 fn is_delivered(outcome: &Outcome, emulator: &Emulator, what: &str) {
     let pictures = pictures(emulator);
-    assert_eq!((emulator.counters().paid_generations, pictures.len()), (1, 1), "{what}: {:?}", outcome.complaints);
+    assert_eq!(
+        (emulator.counters().paid_generations, pictures.len()),
+        (1, 1),
+        "{what}: {:?}",
+        outcome.complaints
+    );
     let uri = format!("gs://{BUCKET}/{}", pictures[0]);
     assert_eq!(outcome.image_url.as_ref(), Some(&uri), "{what}: {:?}", outcome.complaints);
 }
@@ -88,7 +98,12 @@ async fn what_takes_longer_than_the_caller_waits_fails_and_is_paid_once() {
     for (instances, answer_within) in [(1, false), (2, true)] {
         let (outcome, emulator) = generation(python.clone(), 65, instances, answer_within).await;
         assert_eq!(outcome.image_url, None);
-        assert_eq!(outcome.complaints.len(), 4, "three tries and the end: {:?}", outcome.complaints);
+        assert_eq!(
+            outcome.complaints.len(),
+            4,
+            "three tries and the end: {:?}",
+            outcome.complaints
+        );
         assert_eq!((emulator.counters().paid_generations, pictures(&emulator).len()), (1, 1));
     }
 }
@@ -99,7 +114,8 @@ async fn the_retry_after_a_killed_process_takes_over() {
     let emulator = emulator().await;
     emulator.script(Fault::new(Stage::Model, Action::Stall));
     let settings = [CURRENT, &[SHARED]].concat();
-    let (doomed, other) = (Process::start(&emulator, &settings).await, Process::start(&emulator, &settings).await);
+    let (doomed, other) =
+        (Process::start(&emulator, &settings).await, Process::start(&emulator, &settings).await);
     let urls = format!("{},{}", doomed.url, other.url);
     // CPOA's own times: it would wait long for the first.
     let asked = tokio::spawn(async move { ask_each(python, &urls, PROMPT, 1).await });

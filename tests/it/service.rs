@@ -2,7 +2,9 @@
 
 use iga::app::App;
 use iga::config::{Config, Timing};
-use iga::local::emulator::{Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject};
+use iga::local::emulator::{
+    Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject,
+};
 use iga::runtime;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
@@ -14,9 +16,12 @@ pub const BUCKET: &str = "test-pictures";
 pub const PROMPT: &str = "A red fox in fresh snow";
 
 /// The smallest PNG there is of each colour.
-pub const RED: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
-pub const GREEN: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNg+M8AAAICAQBF9FLUAAAAAElFTkSuQmCC";
-pub const BLUE: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNgYPgPAAEDAQA2dBFAAAAAAElFTkSuQmCC";
+pub const RED: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
+pub const GREEN: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNg+M8AAAICAQBF9FLUAAAAAElFTkSuQmCC";
+pub const BLUE: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNgYPgPAAEDAQA2dBFAAAAAAElFTkSuQmCC";
 
 pub struct Service {
     pub emulator: Emulator,
@@ -103,7 +108,8 @@ impl Service {
 
     /// The requests for a generation, as they came in.
     pub fn model_requests(&self) -> Vec<Recorded> {
-        let is_generation = |request: &Recorded| request.path.contains("/publishers/google/models/");
+        let is_generation =
+            |request: &Recorded| request.path.contains("/publishers/google/models/");
         self.emulator.requests().into_iter().filter(is_generation).collect()
     }
 }
@@ -139,7 +145,8 @@ impl Answer {
     }
 
     fn fields(&self) -> Vec<&str> {
-        let mut fields: Vec<_> = self.body.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut fields: Vec<_> =
+            self.body.as_object().unwrap().keys().map(String::as_str).collect();
         fields.sort();
         fields
     }
@@ -151,7 +158,9 @@ pub async fn emulator() -> Emulator {
 }
 
 pub async fn emulator_with(options: Options) -> Emulator {
-    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options }).await.unwrap()
+    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options })
+        .await
+        .unwrap()
 }
 
 /// Waits for what the emulator counts.
@@ -163,8 +172,10 @@ pub async fn reached(emulator: &Emulator, happened: impl FnMut(&Counters) -> boo
 /// Longer than any test.
 pub const HOUR: Duration = Duration::from_secs(3600);
 
-pub const CURRENT: &[(&str, &str)] =
-    &[("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3.1-flash-image"), ("IGA_VERTEXAI_LOCATION", "global")];
+pub const CURRENT: &[(&str, &str)] = &[
+    ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3.1-flash-image"),
+    ("IGA_VERTEXAI_LOCATION", "global"),
+];
 
 pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
     let (url, host) = (emulator.url(), emulator.host());
@@ -181,8 +192,12 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
         all.rev().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
     };
     let mut config = Config::from_vars(find).unwrap();
-    config.timing =
-        Timing { first_retry_wait: Duration::from_millis(1), variant_age: HOUR, lease_life: HOUR, ..Timing::DEFAULT };
+    config.timing = Timing {
+        first_retry_wait: Duration::from_millis(1),
+        variant_age: HOUR,
+        lease_life: HOUR,
+        ..Timing::DEFAULT
+    };
     config
 }
 
@@ -196,6 +211,10 @@ pub async fn answer(request: RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let body = response.bytes().await.unwrap();
-    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("every answer is JSON") };
+    let body = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(&body).expect("every answer is JSON")
+    };
     Answer { status, headers, body }
 }

@@ -7,14 +7,23 @@ use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
 async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server() {
     let service = Service::current().await;
     service.prompt().await.is_picture();
-    let upload = service.emulator.requests().into_iter().find(|request| request.path.starts_with("/upload/")).unwrap();
+    let upload = service
+        .emulator
+        .requests()
+        .into_iter()
+        .find(|request| request.path.starts_with("/upload/"))
+        .unwrap();
     assert!(
-        upload.query.contains("uploadType=multipart") && upload.query.contains("ifGenerationMatch=0"),
+        upload.query.contains("uploadType=multipart")
+            && upload.query.contains("ifGenerationMatch=0"),
         "{upload:?}"
     );
     let resource: serde_json::Value = serde_json::from_slice(&upload.body).unwrap();
     assert_eq!(resource["crc32c"], service.only_object().metadata["crc32c"]);
-    assert!(upload.headers.contains_key("content-length") && !upload.headers.contains_key("transfer-encoding"));
+    assert!(
+        upload.headers.contains_key("content-length")
+            && !upload.headers.contains_key("transfer-encoding")
+    );
 }
 
 #[tokio::test]
@@ -36,7 +45,11 @@ async fn trouble_that_passes_costs_tries_and_no_second_picture() {
         let counters = service.emulator.counters();
         assert_eq!((counters.paid_generations, counters.objects), (1, 1), "{stage:?} {action:?}");
         let lost_answer = stage == Stage::UploadEnd;
-        assert_eq!(counters.uploads_refused, u64::from(lost_answer), "a lost answer is met again as 412");
+        assert_eq!(
+            counters.uploads_refused,
+            u64::from(lost_answer),
+            "a lost answer is met again as 412"
+        );
     }
 }
 
@@ -60,9 +73,14 @@ async fn trouble_that_stays_is_the_contracts_row() {
 
 #[tokio::test]
 async fn a_silent_storage_ends_with_the_deadline() {
-    let service = Service::with(&[CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "0.5")]].concat()).await;
+    let service =
+        Service::with(&[CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "0.5")]].concat()).await;
     service.emulator.script(Fault::new(Stage::UploadBody, Action::Stall).always());
-    service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("did not answer in time");
+    service
+        .prompt()
+        .await
+        .is_error(500, "IGA_FILE_SAVE_ERROR")
+        .details_have("did not answer in time");
     assert_eq!(service.emulator.counters().objects, 0);
 }
 
@@ -72,7 +90,10 @@ async fn nothing_is_paid_for_a_bucket_that_does_not_exist() {
     let service = Service::on(emulator, CURRENT).await;
     for _ in 0..2 {
         let answer = service.prompt().await;
-        answer.is_error(500, "IGA_FILE_SAVE_ERROR").details_have(BUCKET).details_have("does not exist");
+        answer
+            .is_error(500, "IGA_FILE_SAVE_ERROR")
+            .details_have(BUCKET)
+            .details_have("does not exist");
     }
     assert_eq!(service.emulator.counters().model_calls, 0);
 }
@@ -82,7 +103,11 @@ async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
     let withheld = vec!["storage.objects.create".to_owned()];
     let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
     let service = Service::on(emulator, CURRENT).await;
-    service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("may not create objects in bucket");
+    service
+        .prompt()
+        .await
+        .is_error(500, "IGA_FILE_SAVE_ERROR")
+        .details_have("may not create objects in bucket");
     assert_eq!(service.emulator.counters().model_calls, 0);
 }
 
@@ -91,8 +116,11 @@ async fn the_bucket_is_asked_about_once_in_a_process() {
     let service = Service::current().await;
     service.prompt().await.is_picture();
     service.prompt().await.is_picture();
-    let asked =
-        service.emulator.requests().into_iter().filter(|request| request.path.ends_with("/iam/testPermissions"));
+    let asked = service
+        .emulator
+        .requests()
+        .into_iter()
+        .filter(|request| request.path.ends_with("/iam/testPermissions"));
     assert_eq!(asked.count(), 1);
 }
 
@@ -109,7 +137,8 @@ async fn the_prefix_may_be_the_root() {
 
 #[tokio::test]
 async fn a_lost_answer_is_recognised_under_any_prefix() {
-    let service = Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a b/ü?#%/x")]].concat()).await;
+    let service =
+        Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a b/ü?#%/x")]].concat()).await;
     service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset));
     service.prompt().await.is_picture();
     assert_eq!(service.emulator.counters().objects, 1);

@@ -25,11 +25,22 @@ struct ThirdParty {
 impl ThirdParty {
     /// None, and a line that says so, where the program is not installed.
     async fn start() -> Option<ThirdParty> {
-        let program = std::env::var_os("IGA_TEST_GCP_STORAGE_EMULATOR").unwrap_or(OsString::from(PROGRAM));
+        let program =
+            std::env::var_os("IGA_TEST_GCP_STORAGE_EMULATOR").unwrap_or(OsString::from(PROGRAM));
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (host, port) = (address.ip().to_string(), address.port().to_string());
         let process = Command::new(program)
-            .args(["start", "--in-memory", "--quiet", "--host", &host, "--port", &port, "--default-bucket", BUCKET])
+            .args([
+                "start",
+                "--in-memory",
+                "--quiet",
+                "--host",
+                &host,
+                "--port",
+                &port,
+                "--default-bucket",
+                BUCKET,
+            ])
             .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn();
@@ -37,7 +48,8 @@ impl ThirdParty {
             Ok(process) => Some(ThirdParty { process, address }.listening().await),
             Err(error) => {
                 // Past the test harness, which hides what `eprintln!` writes.
-                let _ = writeln!(std::io::stderr(), "SKIPPED: {PROGRAM} cannot be started: {error}");
+                let _ =
+                    writeln!(std::io::stderr(), "SKIPPED: {PROGRAM} cannot be started: {error}");
                 None
             }
         }
@@ -75,15 +87,17 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
     let settings = [CURRENT, &[("STORAGE_EMULATOR_HOST", &url)]].concat();
     let service = Service::on(emulator, &settings).await;
 
-    for (first_bytes, len, content_type, extension) in
-        [(&b"\x89PNG\r\n\x1a\n"[..], 70, "image/png", ".png"), (b"\xff\xd8\xff\xe0", 5_000_003, "image/jpeg", ".jpg")]
-    {
+    for (first_bytes, len, content_type, extension) in [
+        (&b"\x89PNG\r\n\x1a\n"[..], 70, "image/png", ".png"),
+        (b"\xff\xd8\xff\xe0", 5_000_003, "image/jpeg", ".jpg"),
+    ] {
         let picture = picture(first_bytes, len);
         service.emulator.clear_faults();
         service.model_answers(200, model_answer(&picture));
         // Each row its own prompt: an equal one soon afterwards would be taken for a retry.
         let answer = service.post(json!({"prompt": content_type})).await;
-        let name = answer.is_picture().text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
+        let name =
+            answer.is_picture().text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
         assert!(name.ends_with(extension), "{name}");
 
         let media = third_party.get(name, "alt=media").await;
@@ -94,7 +108,10 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
         let object: Value = serde_json::from_slice(&object).unwrap();
         assert_eq!((&object["name"], &object["contentType"]), (&json!(name), &json!(content_type)));
         assert_eq!(object["size"], picture.len().to_string());
-        assert_eq!(object["crc32c"], BASE64_STANDARD.encode(crc32c::crc32c(&picture).to_be_bytes()));
+        assert_eq!(
+            object["crc32c"],
+            BASE64_STANDARD.encode(crc32c::crc32c(&picture).to_be_bytes())
+        );
         let metadata = &object["metadata"];
         assert_eq!(metadata["request_id"], answer.header("x-request-id"));
         assert_eq!(metadata["model"], "gemini-3.1-flash-image");
@@ -111,9 +128,14 @@ async fn the_doctor_leaves_nothing_behind_in_another_cloud_storage() {
     let settings = [CURRENT, &[("STORAGE_EMULATOR_HOST", &url)]].concat();
     let output = command(&emulator, &settings).arg("doctor").output().await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && text.contains("created in gs://test-pictures/images/iga/.iga/"), "{text}");
-    let all = Client::builder().no_proxy().build().unwrap().get(format!("{url}/storage/v1/b/{BUCKET}/o"));
-    let all: Value = serde_json::from_slice(&all.send().await.unwrap().bytes().await.unwrap()).unwrap();
+    assert!(
+        output.status.success() && text.contains("created in gs://test-pictures/images/iga/.iga/"),
+        "{text}"
+    );
+    let all =
+        Client::builder().no_proxy().build().unwrap().get(format!("{url}/storage/v1/b/{BUCKET}/o"));
+    let all: Value =
+        serde_json::from_slice(&all.send().await.unwrap().bytes().await.unwrap()).unwrap();
     assert!(all["items"].as_array().is_none_or(Vec::is_empty), "{all}");
 }
 
@@ -124,8 +146,10 @@ fn picture(first_bytes: &[u8], len: usize) -> Vec<u8> {
 }
 
 fn model_answer(picture: &[u8]) -> String {
-    let part = json!({"inlineData": {"mimeType": "image/png", "data": BASE64_STANDARD.encode(picture)}});
-    json!({"candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}]}).to_string()
+    let part =
+        json!({"inlineData": {"mimeType": "image/png", "data": BASE64_STANDARD.encode(picture)}});
+    json!({"candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}]})
+        .to_string()
 }
 
 const PROGRAM: &str = "gcp-storage-emulator";

@@ -16,8 +16,9 @@ fn main() -> std::io::Result<()> {
 }
 
 async fn serve() -> std::io::Result<()> {
-    let router =
-        Router::new().route("/health", get(|| async { HEALTH })).route("/generate_image", post(|| async { ANSWER }));
+    let router = Router::new()
+        .route("/health", get(|| async { HEALTH }))
+        .route("/generate_image", post(|| async { ANSWER }));
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(0);
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
     axum::serve(listener, router).await
@@ -25,4 +26,5 @@ async fn serve() -> std::io::Result<()> {
 
 const HEALTH: &str = r#"{"status":"ok"}"#;
 
-const ANSWER: &str = r#"{"image_url":"gs://bucket/picture.png","prompt_used":"","model_version":"vertex-ai-none"}"#;
+const ANSWER: &str =
+    r#"{"image_url":"gs://bucket/picture.png","prompt_used":"","model_version":"vertex-ai-none"}"#;

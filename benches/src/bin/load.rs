@@ -44,7 +44,8 @@ async fn main() {
     let client = client();
     let load = Arc::new(Load { client, address, what, requests, begun: AtomicUsize::new(0) });
     let start = Instant::now();
-    let callers: Vec<_> = (0..concurrency).map(|_| tokio::spawn(Arc::clone(&load).call_until_done())).collect();
+    let callers: Vec<_> =
+        (0..concurrency).map(|_| tokio::spawn(Arc::clone(&load).call_until_done())).collect();
     let mut took = Vec::new();
     for caller in callers {
         took.extend(caller.await.expect("a caller does not panic"));
@@ -85,7 +86,12 @@ impl Load {
         let prompt = format!("a lighthouse at dusk, number {number} of {}", std::process::id());
         match &self.what {
             What::Pictures => {
-                self.post("/generate_image", "application/json", json!({"prompt": prompt}).to_string().into()).await
+                self.post(
+                    "/generate_image",
+                    "application/json",
+                    json!({"prompt": prompt}).to_string().into(),
+                )
+                .await
             }
             What::Ceiling(upload) => {
                 let body = json!({"instances": [{"prompt": prompt}]}).to_string();
@@ -111,10 +117,15 @@ impl Load {
                 beginning = piece.slice(..piece.len().min(400));
             }
         }
-        if status.is_success() { Ok(()) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&beginning))) }
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(format!("{status}: {}", String::from_utf8_lossy(&beginning)))
+        }
     }
 }
 
-const HEAD: &[u8] = b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: image/png\r\n\r\n";
+const HEAD: &[u8] =
+    b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: image/png\r\n\r\n";
 
 const TAIL: &[u8] = b"\r\n--b--\r\n";

@@ -73,7 +73,11 @@ impl Pipe {
             .body(body)
             .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
         let answer = self.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-        if answer.status().is_success() { Ok(answer.into_body()) } else { Err(StatusCode::BAD_GATEWAY) }
+        if answer.status().is_success() {
+            Ok(answer.into_body())
+        } else {
+            Err(StatusCode::BAD_GATEWAY)
+        }
     }
 }
 
@@ -131,7 +135,10 @@ impl Body for Decoding {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let piece = match self.next {
             Next::Head => {
                 self.next = Next::Picture;

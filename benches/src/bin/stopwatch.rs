@@ -42,7 +42,9 @@ fn ask(port: u16, request: &str) -> bool {
     };
     let _ = stream.set_read_timeout(Some(GIVE_UP));
     let mut answer = [0; 12];
-    stream.write_all(request.as_bytes()).is_ok() && stream.read_exact(&mut answer).is_ok() && answer.ends_with(b" 200")
+    stream.write_all(request.as_bytes()).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer.ends_with(b" 200")
 }
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";

@@ -37,7 +37,12 @@ async fn main() -> std::io::Result<()> {
     let picture = picture(args.number());
     let latency = Duration::from_millis(args.number_or(0) as u64);
     let answer = [ANSWER_HEAD, &BASE64_STANDARD.encode(&picture), ANSWER_TAIL].concat();
-    let fake = Fake { latency, answer: answer.into(), picture_bytes: picture.len(), crc32c: crc32c::crc32c(&picture) };
+    let fake = Fake {
+        latency,
+        answer: answer.into(),
+        picture_bytes: picture.len(),
+        crc32c: crc32c::crc32c(&picture),
+    };
     drop(picture);
     let router = Router::new()
         .route("/", get(|| async { METADATA_FLAVOR }))
@@ -90,8 +95,11 @@ async fn upload(
     body: Body,
 ) -> Result<Response, StatusCode> {
     if query.is_some_and(|query| query.contains("uploadType=resumable")) {
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).ok_or(StatusCode::BAD_REQUEST)?;
-        return Ok([(LOCATION, format!("http://{host}/upload/storage/v1/b/benchmark/o"))].into_response());
+        let host =
+            headers.get(HOST).and_then(|host| host.to_str().ok()).ok_or(StatusCode::BAD_REQUEST)?;
+        return Ok(
+            [(LOCATION, format!("http://{host}/upload/storage/v1/b/benchmark/o"))].into_response()
+        );
     }
     // The media stand after the second empty line: that of the metadata's part, then that of their own.
     let mut body = Upload { body, read: Bytes::new() };
@@ -114,7 +122,12 @@ struct Upload {
 
 impl Upload {
     async fn more(&mut self) -> Result<(), StatusCode> {
-        let frame = self.body.frame().await.ok_or(StatusCode::BAD_REQUEST)?.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let frame = self
+            .body
+            .frame()
+            .await
+            .ok_or(StatusCode::BAD_REQUEST)?
+            .map_err(|_| StatusCode::BAD_REQUEST)?;
         let piece = frame.into_data().unwrap_or_default();
         self.read = match self.read.is_empty() {
             true => piece,
@@ -165,4 +178,5 @@ impl Upload {
     }
 }
 
-const JSON: [(axum::http::HeaderName, &str); 1] = [(CONTENT_TYPE, "application/json; charset=UTF-8")];
+const JSON: [(axum::http::HeaderName, &str); 1] =
+    [(CONTENT_TYPE, "application/json; charset=UTF-8")];

@@ -160,7 +160,9 @@ impl Faults {
     /// The first fault for this stage and subject, used up by one.
     pub fn take(&self, stage: Stage, subject: &str) -> Option<Fault> {
         let mut faults = self.lock();
-        let index = faults.iter().position(|fault| fault.stage == stage && subject.contains(&fault.matching))?;
+        let index = faults
+            .iter()
+            .position(|fault| fault.stage == stage && subject.contains(&fault.matching))?;
         let taken = faults[index].clone();
         if let Some(times) = &mut faults[index].times {
             *times = times.saturating_sub(1);
@@ -178,7 +180,9 @@ impl Faults {
 pub(super) async fn hinder(fault: Option<Fault>) -> Result<(), Refusal> {
     let Some(fault) = fault else { return Ok(()) };
     match fault.action {
-        Action::Answer { status, headers, body } => Err(scripted(fault.stage, status, headers, body).into()),
+        Action::Answer { status, headers, body } => {
+            Err(scripted(fault.stage, status, headers, body).into())
+        }
         Action::Delay { ms } => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             Ok(())
@@ -211,13 +215,19 @@ pub(super) async fn spoil(fault: Option<Fault>, mut answer: Answer) -> Handled {
     Ok(answer)
 }
 
-fn scripted(stage: Stage, status: u16, headers: BTreeMap<String, String>, body: Option<String>) -> Answer {
+fn scripted(
+    stage: Stage,
+    status: u16,
+    headers: BTreeMap<String, String>,
+    body: Option<String>,
+) -> Answer {
     let mut answer = match (body, stage) {
         (Some(body), _) => Answer::new(code(status), "application/json; charset=UTF-8", body),
         (None, Stage::Token | Stage::Model | Stage::Answer) => rpc_error::plain_error(code(status)),
-        (None, Stage::Read | Stage::UploadStart | Stage::UploadBody | Stage::UploadEnd | Stage::Delete) => {
-            storage_error::plain_error(code(status))
-        }
+        (
+            None,
+            Stage::Read | Stage::UploadStart | Stage::UploadBody | Stage::UploadEnd | Stage::Delete,
+        ) => storage_error::plain_error(code(status)),
     };
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {

@@ -96,7 +96,11 @@ pub(super) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Answ
             "/computeMetadata/v1/instance/region" => "projects/123456789012/regions/us-central1",
             "/computeMetadata/v1/universe/universe-domain" => "googleapis.com",
             _ => {
-                return flavoured(Answer::new(StatusCode::NOT_FOUND, "text/html; charset=UTF-8", "Not Found\n"));
+                return flavoured(Answer::new(
+                    StatusCode::NOT_FOUND,
+                    "text/html; charset=UTF-8",
+                    "Not Found\n",
+                ));
             }
         },
     };
@@ -108,11 +112,15 @@ pub(super) fn oauth(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answe
     let fields = fields(headers, body);
     let problem = match text(&fields, "grant_type") {
         "refresh_token" => missing(&fields, &["client_id", "client_secret", "refresh_token"]),
-        "urn:ietf:params:oauth:grant-type:jwt-bearer" => missing(&fields, &["assertion"]).or_else(|| {
-            let life = self_signed_life(text(&fields, "assertion"));
-            life.is_none().then(|| oauth_error("invalid_grant", "Invalid JWT Signature."))
-        }),
-        other => Some(oauth_error("unsupported_grant_type", &format!("Invalid grant_type: {other}"))),
+        "urn:ietf:params:oauth:grant-type:jwt-bearer" => {
+            missing(&fields, &["assertion"]).or_else(|| {
+                let life = self_signed_life(text(&fields, "assertion"));
+                life.is_none().then(|| oauth_error("invalid_grant", "Invalid JWT Signature."))
+            })
+        }
+        other => {
+            Some(oauth_error("unsupported_grant_type", &format!("Invalid grant_type: {other}")))
+        }
     };
     problem.unwrap_or_else(|| {
         let body = json!({
@@ -149,7 +157,12 @@ pub(super) fn exchange(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> An
 }
 
 /// `POST /v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`: impersonation.
-pub(super) fn impersonate(tokens: &Tokens, clock: &Clock, headers: &HeaderMap, body: &Bytes) -> Handled {
+pub(super) fn impersonate(
+    tokens: &Tokens,
+    clock: &Clock,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Handled {
     tokens.admit(headers).map_err(unauthenticated)?;
     let request: Value = serde_json::from_slice(body).unwrap_or_default();
     if request["scope"].as_array().is_none_or(Vec::is_empty) {
@@ -195,11 +208,14 @@ fn self_signed_life(token: &str) -> Option<Duration> {
     let [header, claims, signature] = parts[..] else {
         return None;
     };
-    let decode = |part: &str| -> Option<Value> { serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok() };
+    let decode = |part: &str| -> Option<Value> {
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+    };
     let (header, claims) = (decode(header)?, decode(claims)?);
     let (issued, expiry) = (claims["iat"].as_i64()?, claims["exp"].as_i64()?);
     let addressed = claims["scope"].is_string() || claims["aud"].is_string();
-    let well_formed = header["alg"] == "RS256" && !signature.is_empty() && claims["iss"].is_string();
+    let well_formed =
+        header["alg"] == "RS256" && !signature.is_empty() && claims["iss"].is_string();
     if !addressed || !well_formed || expiry - issued > MAX_JWT_SECONDS {
         return None;
     }
@@ -217,7 +233,9 @@ pub(super) fn unauthenticated(denied: Denied) -> Refusal {
                        See https://developers.google.com/identity/sign-in/web/devconsole-project.";
     let invalid = "Request had invalid authentication credentials.";
     let (beginning, reason, challenge) = match denied {
-        Denied::Missing => ("Request is missing required authentication credential.", "CREDENTIALS_MISSING", ""),
+        Denied::Missing => {
+            ("Request is missing required authentication credential.", "CREDENTIALS_MISSING", "")
+        }
         Denied::Expired => (invalid, "ACCESS_TOKEN_EXPIRED", ", error=\"invalid_token\""),
         Denied::Unknown => (invalid, "ACCESS_TOKEN_TYPE_UNSUPPORTED", ", error=\"invalid_token\""),
     };
@@ -230,7 +248,12 @@ pub(super) fn unauthenticated(denied: Denied) -> Refusal {
             "method": "google.cloud.aiplatform.v1.PredictionService.Predict",
         },
     }]);
-    error(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", &format!("{beginning} {expectation}"), Some(details))
-        .with("www-authenticate", format!("Bearer realm=\"https://accounts.google.com/\"{challenge}"))
-        .into()
+    error(
+        StatusCode::UNAUTHORIZED,
+        "UNAUTHENTICATED",
+        &format!("{beginning} {expectation}"),
+        Some(details),
+    )
+    .with("www-authenticate", format!("Bearer realm=\"https://accounts.google.com/\"{challenge}"))
+    .into()
 }

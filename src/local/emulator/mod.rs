@@ -325,7 +325,8 @@ impl Call {
         let (parts, body) = request.into_parts();
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-        let permissions = query.filter(|(name, _)| name == "permissions").map(|(_, value)| value.into_owned());
+        let permissions =
+            query.filter(|(name, _)| name == "permissions").map(|(_, value)| value.into_owned());
         Self {
             method: parts.method,
             segments: parts.uri.path().split('/').skip(1).map(decode).collect(),
@@ -382,22 +383,36 @@ async fn route(services: &Arc<Services>, mut call: Call) -> Handled {
             let answer = metadata::metadata(&services.tokens, &call.path, &call.headers);
             if *last == "token" { handed_out(services, &call, answer).await } else { Ok(answer) }
         }
-        ("GET", [""]) => {
-            Ok(Answer::new(StatusCode::OK, "text/plain", "iga's emulator\n").with("metadata-flavor", "Google"))
-        }
+        ("GET", [""]) => Ok(Answer::new(StatusCode::OK, "text/plain", "iga's emulator\n")
+            .with("metadata-flavor", "Google")),
         ("POST", ["token"]) => {
-            handed_out(services, &call, metadata::oauth(&services.tokens, &call.headers, &body)).await
+            handed_out(services, &call, metadata::oauth(&services.tokens, &call.headers, &body))
+                .await
         }
         ("POST", ["v1", "token"]) => {
-            handed_out(services, &call, metadata::exchange(&services.tokens, &call.headers, &body)).await
+            handed_out(services, &call, metadata::exchange(&services.tokens, &call.headers, &body))
+                .await
         }
-        ("POST", ["v1", "projects", _, "serviceAccounts", account]) if account.ends_with(":generateAccessToken") => {
-            let answer = metadata::impersonate(&services.tokens, &services.clock, &call.headers, &body)?;
+        ("POST", ["v1", "projects", _, "serviceAccounts", account])
+            if account.ends_with(":generateAccessToken") =>
+        {
+            let answer =
+                metadata::impersonate(&services.tokens, &services.clock, &call.headers, &body)?;
             handed_out(services, &call, answer).await
         }
         (
             "POST",
-            ["v1" | "v1beta1", "projects", project, "locations", location, "publishers", "google", "models", model],
+            [
+                "v1" | "v1beta1",
+                "projects",
+                project,
+                "locations",
+                location,
+                "publishers",
+                "google",
+                "models",
+                model,
+            ],
         ) => vertex::generate(services, &call, [project, location, model], &body).await,
         ("GET", ["v1" | "v1beta1", "publishers", "google", "models", model]) => {
             vertex::publisher_model(services, &call, model)
@@ -432,7 +447,8 @@ fn control(services: &Services, method: &Method, what: &str, body: &Bytes) -> An
         }
         ("GET", "counters") => Answer::json(StatusCode::OK, &json!(services.counters())),
         ("GET", "objects") => {
-            let all: Vec<Value> = services.objects.all().into_iter().map(|object| object.metadata).collect();
+            let all: Vec<Value> =
+                services.objects.all().into_iter().map(|object| object.metadata).collect();
             Answer::json(StatusCode::OK, &Value::Array(all))
         }
         ("POST", "expire_tokens") => {
@@ -477,7 +493,11 @@ fn http_date(at: OffsetDateTime) -> String {
     let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
     let (hour, minute, second) = at.to_hms();
     let (weekday, month) = (&weekday[..3], &month[..3]);
-    format!("{weekday}, {:02} {month} {} {hour:02}:{minute:02}:{second:02} GMT", at.day(), at.year())
+    format!(
+        "{weekday}, {:02} {month} {} {hour:02}:{minute:02}:{second:02} GMT",
+        at.day(),
+        at.year()
+    )
 }
 
 const RECORDED_BYTES: usize = 64 * 1024;

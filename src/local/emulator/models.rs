@@ -32,12 +32,15 @@ impl Model {
     pub fn served_in(&self, location: &str) -> bool {
         match self.family {
             Family::Imagen => location.contains('-'),
-            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana => self.locations.contains(&location),
+            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana => {
+                self.locations.contains(&location)
+            }
         }
     }
 
     pub fn takes_negative_prompt(&self) -> bool {
-        ["imagegeneration@006", "imagen-3.0-generate-001", "imagen-3.0-fast-generate-001"].contains(&self.id)
+        ["imagegeneration@006", "imagen-3.0-generate-001", "imagen-3.0-fast-generate-001"]
+            .contains(&self.id)
     }
 
     pub fn watermarks_by_default(&self) -> bool {
@@ -70,8 +73,20 @@ pub(super) fn pixels(family: Family, ratio: &str, size: &str) -> (u32, u32) {
     }
 }
 
-const fn imagen(id: &'static str, ratios: &'static [&'static str], sizes: &'static [&'static str]) -> Model {
-    Model { id, family: Family::Imagen, ratios, sizes, thinking: &[], locations: &[], retired: true }
+const fn imagen(
+    id: &'static str,
+    ratios: &'static [&'static str],
+    sizes: &'static [&'static str],
+) -> Model {
+    Model {
+        id,
+        family: Family::Imagen,
+        ratios,
+        sizes,
+        thinking: &[],
+        locations: &[],
+        retired: true,
+    }
 }
 
 const fn gemini(
@@ -96,9 +111,18 @@ const MODELS: &[Model] = &[
     imagen("imagen-4.0-generate-001", FIVE, &["1K", "2K"]),
     imagen("imagen-4.0-ultra-generate-001", FIVE, &["1K", "2K"]),
     imagen("imagen-4.0-fast-generate-001", FIVE, &["1K"]),
-    Model { locations: GEMINI_25_LOCATIONS, ..gemini("gemini-2.5-flash-image", Family::Gemini25, TEN, &[], &[]) },
+    Model {
+        locations: GEMINI_25_LOCATIONS,
+        ..gemini("gemini-2.5-flash-image", Family::Gemini25, TEN, &[], &[])
+    },
     gemini("gemini-3.1-flash-lite-image", Family::Gemini3, FOURTEEN, &["1K"], &["MINIMAL", "HIGH"]),
-    gemini("gemini-3.1-flash-image", Family::Gemini3, FOURTEEN, &["512", "1K", "2K", "4K"], &["MINIMAL", "HIGH"]),
+    gemini(
+        "gemini-3.1-flash-image",
+        Family::Gemini3,
+        FOURTEEN,
+        &["512", "1K", "2K", "4K"],
+        &["MINIMAL", "HIGH"],
+    ),
     gemini("gemini-3-pro-image", Family::Gemini3, TEN, &["1K", "2K", "4K"], LEVELS),
     gemini("gemini-nano-banana-2.1", Family::NanoBanana, FOURTEEN, &["1K", "2K", "4K"], LEVELS),
     retired("gemini-2.0-flash-preview-image-generation", Family::Gemini25),
@@ -117,8 +141,10 @@ const OLD_SIZES: &[&str] = &["64", "128", "256", "512", "1024", "2048", "4096"];
 const LEVELS: &[&str] = &["MINIMAL", "MEDIUM", "HIGH"];
 const FIVE: &[&str] = &["1:1", "3:4", "4:3", "9:16", "16:9"];
 const TEN: &[&str] = &["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"];
-const FOURTEEN: &[&str] =
-    &["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8", "8:1"];
+const FOURTEEN: &[&str] = &[
+    "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8",
+    "8:1",
+];
 
 const GEMINI_25_LOCATIONS: &[&str] = &[
     "global",
@@ -139,8 +165,13 @@ const GEMINI_25_LOCATIONS: &[&str] = &[
 
 type Pixels = &'static [(&'static str, u32, u32)];
 
-const IMAGEN_PIXELS: Pixels =
-    &[("1:1", 1024, 1024), ("3:4", 896, 1280), ("4:3", 1280, 896), ("9:16", 768, 1408), ("16:9", 1408, 768)];
+const IMAGEN_PIXELS: Pixels = &[
+    ("1:1", 1024, 1024),
+    ("3:4", 896, 1280),
+    ("4:3", 1280, 896),
+    ("9:16", 768, 1408),
+    ("16:9", 1408, 768),
+];
 
 const GEMINI_25_PIXELS: Pixels = &[
     ("1:1", 1024, 1024),
@@ -182,7 +213,8 @@ mod tests {
             for ratio in model.ratios {
                 let (width, height) = pixels(model.family, ratio, "1K");
                 let (across, down) = ratio.split_once(':').expect("ratios have a colon");
-                let wanted = across.parse::<f64>().expect("a number") / down.parse::<f64>().expect("a number");
+                let wanted = across.parse::<f64>().expect("a number")
+                    / down.parse::<f64>().expect("a number");
                 let off = (f64::from(width) / f64::from(height) / wanted - 1.0).abs();
                 assert!(off < 0.1, "{} {ratio}: {width}x{height}", model.id);
             }

@@ -79,10 +79,14 @@ impl Preconditions {
         let metageneration = i64::from(generation != 0);
         let differs = |wanted: Option<i64>, is: i64| wanted.is_some_and(|wanted| wanted != is);
         let equals = |unwanted: Option<i64>, is: i64| unwanted == Some(is);
-        if differs(self.generation_match, generation) || differs(self.metageneration_match, metageneration) {
+        if differs(self.generation_match, generation)
+            || differs(self.metageneration_match, metageneration)
+        {
             return Err(Failed::Match);
         }
-        if equals(self.generation_not_match, generation) || equals(self.metageneration_not_match, metageneration) {
+        if equals(self.generation_not_match, generation)
+            || equals(self.metageneration_not_match, metageneration)
+        {
             return Err(Failed::NotMatch);
         }
         Ok(())
@@ -115,7 +119,11 @@ enum Content {
 }
 
 impl Objects {
-    pub fn open(directory: Option<PathBuf>, buckets: &[String], addr: SocketAddr) -> io::Result<Self> {
+    pub fn open(
+        directory: Option<PathBuf>,
+        buckets: &[String],
+        addr: SocketAddr,
+    ) -> io::Result<Self> {
         if let Some(illegal) = buckets.iter().find(|name| !is_bucket_name(name)) {
             let problem = format!("not a legal bucket name: {illegal:?}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
@@ -144,8 +152,10 @@ impl Objects {
     /// The metadata of a bucket's objects, by name.
     pub fn list(&self, bucket: &str, prefix: &str) -> Vec<Value> {
         let live = lock(&self.live);
-        let wanted =
-            live.objects.iter().filter(|((in_bucket, name), _)| in_bucket == bucket && name.starts_with(prefix));
+        let wanted = live
+            .objects
+            .iter()
+            .filter(|((in_bucket, name), _)| in_bucket == bucket && name.starts_with(prefix));
         wanted.map(|(_, kept)| kept.metadata.clone()).collect()
     }
 
@@ -190,8 +200,14 @@ impl Objects {
     }
 
     /// Stores an object, whole or not at all; of rivals with `ifGenerationMatch=0` one wins.
-    pub fn put(&self, new: NewObject, conditions: &Preconditions, now: OffsetDateTime) -> Result<Value, Unmet> {
-        let partial = self.directory.as_deref().map(|directory| write_partial(directory, &new.bytes));
+    pub fn put(
+        &self,
+        new: NewObject,
+        conditions: &Preconditions,
+        now: OffsetDateTime,
+    ) -> Result<Value, Unmet> {
+        let partial =
+            self.directory.as_deref().map(|directory| write_partial(directory, &new.bytes));
         let partial = partial.transpose().map_err(Unmet::Io)?;
         let key = (new.bucket.clone(), new.name.clone());
         let mut live = lock(&self.live);
@@ -200,9 +216,9 @@ impl Objects {
             return Err(unmet);
         }
         let content = match (&self.directory, partial) {
-            (Some(directory), Some(partial)) => {
-                Content::File(settle(&directory.join(&new.bucket), &new.name, &partial).map_err(Unmet::Io)?)
-            }
+            (Some(directory), Some(partial)) => Content::File(
+                settle(&directory.join(&new.bucket), &new.name, &partial).map_err(Unmet::Io)?,
+            ),
             _ => Content::Memory(new.bytes.clone()),
         };
         let generation = live.next_generation(now);
@@ -213,7 +229,8 @@ impl Objects {
 
     fn resource(&self, new: &NewObject, generation: i64, now: OffsetDateTime) -> Value {
         let (bucket, name, addr) = (&new.bucket, &new.name, self.addr);
-        let path = format!("storage/v1/b/{bucket}/o/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
+        let path =
+            format!("storage/v1/b/{bucket}/o/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
         let mut resource = json!({
             "kind": "storage#object",
             "id": format!("{bucket}/{name}/{generation}"),
@@ -283,7 +300,12 @@ fn stored((bucket, name): &(String, String), kept: &Kept) -> io::Result<StoredOb
         Content::Memory(bytes) => bytes.clone(),
         Content::File(path) => fs::read(path)?.into(),
     };
-    Ok(StoredObject { bucket: bucket.clone(), name: name.clone(), metadata: kept.metadata.clone(), bytes })
+    Ok(StoredObject {
+        bucket: bucket.clone(),
+        name: name.clone(),
+        metadata: kept.metadata.clone(),
+        bytes,
+    })
 }
 
 fn write_partial(directory: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
@@ -322,8 +344,11 @@ fn flat(name: &str) -> String {
 }
 
 fn is_bucket_name(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
-    (3..=222).contains(&name.len()) && name.bytes().all(legal) && name.as_bytes()[0].is_ascii_alphanumeric()
+    let legal =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    (3..=222).contains(&name.len())
+        && name.bytes().all(legal)
+        && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
 const SETTABLE: &[&str] = &[
@@ -349,7 +374,16 @@ mod tests {
 
     #[test]
     fn names_that_are_no_paths_become_one_file_name() {
-        for name in ["//x/../y.png", "../../etc/passwd", "/absolute", "a/./b", "a//b", "a/", "per%2Fcent", "nul\0"] {
+        for name in [
+            "//x/../y.png",
+            "../../etc/passwd",
+            "/absolute",
+            "a/./b",
+            "a//b",
+            "a/",
+            "per%2Fcent",
+            "nul\0",
+        ] {
             assert!(!is_plain(name), "{name:?}");
             assert!(!flat(name).contains('/'), "{name:?}");
         }

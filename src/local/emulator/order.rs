@@ -36,25 +36,34 @@ pub(super) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Re
     let count = parameters.number("sampleCount", 1.0..=model.max_samples())?.unwrap_or(1.0);
     let watermark = parameters.boolean("addWatermark")?.unwrap_or(model.watermarks_by_default());
     let seed = parameters.number("seed", 1.0..=f64::from(i32::MAX))?;
-    refuse_unless(!(watermark && seed.is_some()), || "Seed is not supported when watermark is enabled.".to_owned())?;
-    refuse_unless(parameters.text("negativePrompt")?.is_none() || model.takes_negative_prompt(), || {
-        "Negative prompt is not supported by this model.".to_owned()
+    refuse_unless(!(watermark && seed.is_some()), || {
+        "Seed is not supported when watermark is enabled.".to_owned()
     })?;
+    refuse_unless(
+        parameters.text("negativePrompt")?.is_none() || model.takes_negative_prompt(),
+        || "Negative prompt is not supported by this model.".to_owned(),
+    )?;
     parameters.text("sampleImageSize")?.map_or(Ok(()), |size| {
         refuse_unless(model.sizes.contains(&size), || format!("Invalid sample image size, {size}"))
     })?;
     parameters.word("personGeneration", &["dont_allow", "allow_adult", "allow_all"])?;
     parameters.word("safetySetting", IMAGEN_SAFETY)?;
-    parameters.word("language", &["auto", "en", "zh", "zh-cn", "zh-tw", "hi", "ja", "ko", "pt", "es"])?;
+    parameters
+        .word("language", &["auto", "en", "zh", "zh-cn", "zh-tw", "hi", "ja", "ko", "pt", "es"])?;
     parameters.boolean("enhancePrompt")?;
     parameters.boolean("includeSafetyAttributes")?;
-    refuse_unless(parameters.text("storageUri")?.is_none(), || "storageUri is not part of this emulator.".to_owned())?;
+    refuse_unless(parameters.text("storageUri")?.is_none(), || {
+        "storageUri is not part of this emulator.".to_owned()
+    })?;
     Ok(Order {
         model,
         prompt: prompt.to_owned(),
         ratio: ratio.to_owned(),
         size: parameters.text("sampleImageSize")?.unwrap_or("1K").to_owned(),
-        mime_type: output_type(&request["parameters"]["outputOptions"], "parameters.output_options")?,
+        mime_type: output_type(
+            &request["parameters"]["outputOptions"],
+            "parameters.output_options",
+        )?,
         count: count as usize,
         with_text: false,
         with_image: true,
@@ -67,12 +76,16 @@ pub(super) fn gemini(model: &'static Model, request: &Value) -> Result<Order, Re
     known_fields(request, GEMINI_FIELDS)?;
     let prompt = gemini_prompt(&request["contents"])?;
     let config = Fields { value: &request["generationConfig"], at: "generation_config" };
-    let image = Fields { value: &config.value["imageConfig"], at: "generation_config.image_config" };
-    let thinking = Fields { value: &config.value["thinkingConfig"], at: "generation_config.thinking_config" };
+    let image =
+        Fields { value: &config.value["imageConfig"], at: "generation_config.image_config" };
+    let thinking =
+        Fields { value: &config.value["thinkingConfig"], at: "generation_config.thinking_config" };
 
     sampling(model, &config)?;
     let ratio = image.text("aspectRatio")?.unwrap_or("1:1");
-    refuse_unless(model.ratios.contains(&ratio), || "Aspect ratio is not enabled for this model".to_owned())?;
+    refuse_unless(model.ratios.contains(&ratio), || {
+        "Aspect ratio is not enabled for this model".to_owned()
+    })?;
     let size = image.text("imageSize")?;
     refuse_unless(size.is_none_or(|size| model.sizes.contains(&size)), || {
         format!("Image size {} is not enabled for this model", size.unwrap_or_default())
@@ -105,20 +118,22 @@ pub(super) fn gemini(model: &'static Model, request: &Value) -> Result<Order, Re
 }
 
 fn gemini_prompt(contents: &Value) -> Result<String, Refusal> {
-    let contents = contents
-        .as_array()
-        .filter(|contents| !contents.is_empty())
-        .ok_or_else(|| invalid("Unable to submit request because at least one contents field is required."))?;
+    let contents =
+        contents.as_array().filter(|contents| !contents.is_empty()).ok_or_else(|| {
+            invalid("Unable to submit request because at least one contents field is required.")
+        })?;
     let mut prompt = Vec::new();
     for (index, content) in contents.iter().enumerate() {
         only_known(content, &format!("contents[{index}]"), &["role", "parts"])?;
         refuse_unless(matches!(content["role"].as_str(), Some("user" | "model")), || {
             "Please use a valid role: user, model.".to_owned()
         })?;
-        let parts = content["parts"]
-            .as_array()
-            .filter(|parts| !parts.is_empty())
-            .ok_or_else(|| invalid("Unable to submit request because it must include at least one parts field."))?;
+        let parts =
+            content["parts"].as_array().filter(|parts| !parts.is_empty()).ok_or_else(|| {
+                invalid(
+                    "Unable to submit request because it must include at least one parts field.",
+                )
+            })?;
         for (part_index, part) in parts.iter().enumerate() {
             only_known(part, &format!("contents[{index}].parts[{part_index}]"), PART_FIELDS)?;
             prompt.extend(part["text"].as_str());
@@ -151,7 +166,9 @@ fn sampling(model: &Model, config: &Fields) -> Result<(), Refusal> {
 }
 
 fn modalities<'a>(config: &Fields<'a>) -> Result<Vec<&'a str>, Refusal> {
-    let Some(listed) = config.value["responseModalities"].as_array().filter(|listed| !listed.is_empty()) else {
+    let Some(listed) =
+        config.value["responseModalities"].as_array().filter(|listed| !listed.is_empty())
+    else {
         return Ok(vec!["TEXT", "IMAGE"]);
     };
     let mut modalities = Vec::new();
@@ -159,7 +176,9 @@ fn modalities<'a>(config: &Fields<'a>) -> Result<Vec<&'a str>, Refusal> {
         match modality.as_str() {
             Some(known @ ("TEXT" | "IMAGE")) => modalities.push(known),
             _ => {
-                let message = format!("The model does not support the requested response modalities: {modality}");
+                let message = format!(
+                    "The model does not support the requested response modalities: {modality}"
+                );
                 return Err(invalid(&message).into());
             }
         }
@@ -193,11 +212,15 @@ fn labels(labels: &Value) -> Result<(), Refusal> {
         return Ok(());
     };
     let legal = |text: &str| {
-        let legal_char = |char: char| char.is_lowercase() || char.is_numeric() || char == '_' || char == '-';
+        let legal_char =
+            |char: char| char.is_lowercase() || char.is_numeric() || char == '_' || char == '-';
         text.chars().count() <= 63 && text.chars().all(legal_char)
     };
-    let all_legal = labels.iter().all(|(key, value)| legal(key) && value.as_str().is_some_and(legal));
-    refuse_unless(labels.len() <= 64 && all_legal, || "Invalid labels: keys and values must be lower case.".to_owned())
+    let all_legal =
+        labels.iter().all(|(key, value)| legal(key) && value.as_str().is_some_and(legal));
+    refuse_unless(labels.len() <= 64 && all_legal, || {
+        "Invalid labels: keys and values must be lower case.".to_owned()
+    })
 }
 
 /// The fields of one JSON object; a value of the wrong type is refused as Google's parser does.
@@ -217,12 +240,22 @@ impl<'a> Fields<'a> {
     }
 
     /// An integer, which may be written `1.0`.
-    fn number(&self, name: &str, range: std::ops::RangeInclusive<f64>) -> Result<Option<f64>, Refusal> {
-        let number = self.typed(name, "TYPE_INT32", |value| value.as_f64().filter(|number| number.fract() == 0.0))?;
+    fn number(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<Option<f64>, Refusal> {
+        let number = self.typed(name, "TYPE_INT32", |value| {
+            value.as_f64().filter(|number| number.fract() == 0.0)
+        })?;
         self.within(name, number, range)
     }
 
-    fn fraction(&self, name: &str, range: std::ops::RangeInclusive<f64>) -> Result<Option<f64>, Refusal> {
+    fn fraction(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<Option<f64>, Refusal> {
         let number = self.typed(name, "TYPE_FLOAT", Value::as_f64)?;
         self.within(name, number, range)
     }
@@ -254,7 +287,12 @@ impl<'a> Fields<'a> {
         refuse_unless(is_known, || format!("Invalid value for {name}: {text}"))
     }
 
-    fn typed<T>(&self, name: &str, kind: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, Refusal> {
+    fn typed<T>(
+        &self,
+        name: &str,
+        kind: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, Refusal> {
         let Some(value) = self.value.get(name).filter(|value| !value.is_null()) else {
             return Ok(None);
         };
@@ -262,7 +300,8 @@ impl<'a> Fields<'a> {
             Some(read) => Ok(Some(read)),
             None => {
                 let field = format!("{}.{}", self.at, snake(name));
-                Err(violation(&field, &format!("Invalid value at '{field}' ({kind}), {value}")).into())
+                Err(violation(&field, &format!("Invalid value at '{field}' ({kind}), {value}"))
+                    .into())
             }
         }
     }
@@ -281,13 +320,17 @@ fn known_fields(request: &Value, schema: &[(&str, &str, &[&str])]) -> Result<(),
 
 fn only_known(value: &Value, at: &str, known: &[&str]) -> Result<(), Refusal> {
     let Some(object) = value.as_object() else {
-        return Err(violation(at, &format!("Invalid value at '{at}': an object is expected.")).into());
+        return Err(
+            violation(at, &format!("Invalid value at '{at}': an object is expected.")).into()
+        );
     };
     let Some(unknown) = object.keys().find(|name| !known.contains(&name.as_str())) else {
         return Ok(());
     };
     let place = if at.is_empty() { String::new() } else { format!(" at '{at}'") };
-    let description = format!("Invalid JSON payload received. Unknown name \"{unknown}\"{place}: Cannot find field.");
+    let description = format!(
+        "Invalid JSON payload received. Unknown name \"{unknown}\"{place}: Cannot find field."
+    );
     Err(violation(at, &description).into())
 }
 
@@ -392,7 +435,8 @@ const GEMINI_FIELDS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-const PART_FIELDS: &[&str] = &["text", "inlineData", "fileData", "thought", "thoughtSignature", "mediaResolution"];
+const PART_FIELDS: &[&str] =
+    &["text", "inlineData", "fileData", "thought", "thoughtSignature", "mediaResolution"];
 
 const IMAGEN_SAFETY: &[&str] = &[
     "block_low_and_above",

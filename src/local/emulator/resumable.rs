@@ -48,7 +48,8 @@ pub(super) async fn open(services: &Services, mut call: Call, bucket: &str) -> H
         services.count(|counters| counters.uploads_refused += 1);
         return Ok(refused(unmet, bucket, &plan.name));
     }
-    let (addr, name) = (services.addr, utf8_percent_encode(&plan.name, NON_ALPHANUMERIC).to_string());
+    let (addr, name) =
+        (services.addr, utf8_percent_encode(&plan.name, NON_ALPHANUMERIC).to_string());
     let mut sessions = lock(&services.sessions.0);
     let id = format!("emulated-session-{}", sessions.len() + 1);
     sessions.insert(id.clone(), Session { plan, length, received: Vec::new(), state: State::Open });
@@ -64,7 +65,9 @@ pub(super) async fn session(services: &Arc<Services>, mut call: Call, id: &str) 
         Some(Session { state: State::Cancelled, .. }) => {
             return Ok(error(StatusCode::GONE, "gone", "The upload session was cancelled."));
         }
-        Some(Session { state: State::Finished(resource), .. }) => return Ok(Answer::json(StatusCode::OK, resource)),
+        Some(Session { state: State::Finished(resource), .. }) => {
+            return Ok(Answer::json(StatusCode::OK, resource));
+        }
         Some(session) => session.plan.clone(),
     };
     if call.method == Method::DELETE {
@@ -95,15 +98,27 @@ pub(super) async fn session(services: &Arc<Services>, mut call: Call, id: &str) 
     confirm(services, &plan.subject(), resource).await
 }
 
-fn with_session<T>(services: &Services, id: &str, act: impl FnOnce(&mut Session) -> T) -> Result<T, Refusal> {
+fn with_session<T>(
+    services: &Services,
+    id: &str,
+    act: impl FnOnce(&mut Session) -> T,
+) -> Result<T, Refusal> {
     let mut sessions = lock(&services.sessions.0);
     let gone = || Refusal::from(error(StatusCode::GONE, "gone", "The upload session is gone."));
     sessions.get_mut(id).map(act).ok_or_else(gone)
 }
 
 /// Lets a fault break a chunk off; what came before stays, in whole units, as at Google.
-async fn break_off(services: &Services, call: &mut Call, id: &str, plan: &Plan, chunk: &Chunk) -> Result<(), Refusal> {
-    let Some(fault) = services.faults.take(Stage::UploadBody, &plan.subject()) else { return Ok(()) };
+async fn break_off(
+    services: &Services,
+    call: &mut Call,
+    id: &str,
+    plan: &Plan,
+    chunk: &Chunk,
+) -> Result<(), Refusal> {
+    let Some(fault) = services.faults.take(Stage::UploadBody, &plan.subject()) else {
+        return Ok(());
+    };
     call.body.at_least(fault.after).await?;
     if matches!(fault.action, Action::Delay { .. } | Action::WrongChecksum) {
         return hinder(Some(fault)).await;
@@ -124,7 +139,9 @@ impl Session {
     fn take(&mut self, chunk: &Chunk, body: &[u8]) -> Result<Option<Bytes>, Refusal> {
         let held = self.received.len() as u64;
         if let Some(first) = chunk.first {
-            chunk.check(first, body.len(), held).map_err(|problem| Refusal::from(invalid(&problem)))?;
+            chunk
+                .check(first, body.len(), held)
+                .map_err(|problem| Refusal::from(invalid(&problem)))?;
             let known = usize::try_from(held - first).unwrap_or(usize::MAX).min(body.len());
             self.received.extend_from_slice(&body[known..]);
         }
@@ -132,7 +149,9 @@ impl Session {
         if let (Some(total), Some(length)) = (total, self.length)
             && total != length
         {
-            return Err(invalid(&format!("Upload length is {total} where {length} was declared.")).into());
+            return Err(
+                invalid(&format!("Upload length is {total} where {length} was declared.")).into()
+            );
         }
         let complete = total == Some(self.received.len() as u64);
         Ok(complete.then(|| Bytes::copy_from_slice(&self.received)))
@@ -220,7 +239,9 @@ mod tests {
 
     #[test]
     fn content_ranges_are_read_strictly() {
-        let bytes = |first, last, total: Option<u64>| Some(Chunk { first, last, total: total.map(Total::Bytes) });
+        let bytes = |first, last, total: Option<u64>| {
+            Some(Chunk { first, last, total: total.map(Total::Bytes) })
+        };
         assert_eq!(Chunk::parse("bytes 0-9/10"), bytes(Some(0), Some(9), Some(10)));
         assert_eq!(Chunk::parse("bytes 10-19/*"), bytes(Some(10), Some(19), None));
         assert_eq!(Chunk::parse("bytes */10"), bytes(None, None, Some(10)));

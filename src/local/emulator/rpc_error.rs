@@ -6,7 +6,12 @@ use serde_json::{Value, json};
 use super::wire::Answer;
 
 /// An error in the form of `google.rpc.Status`.
-pub(super) fn error(code: StatusCode, status: &str, message: &str, details: Option<Value>) -> Answer {
+pub(super) fn error(
+    code: StatusCode,
+    status: &str,
+    message: &str,
+    details: Option<Value>,
+) -> Answer {
     let mut error = json!({"code": code.as_u16(), "message": message, "status": status});
     if let Some(details) = details {
         error["details"] = details;
@@ -17,7 +22,8 @@ pub(super) fn error(code: StatusCode, status: &str, message: &str, details: Opti
 /// 403 for want of the permission to call models.
 pub(super) fn permission_denied(resource: &str) -> Answer {
     let permission = "aiplatform.endpoints.predict";
-    let message = format!("Permission '{permission}' denied on resource '{resource}' (or it may not exist).");
+    let message =
+        format!("Permission '{permission}' denied on resource '{resource}' (or it may not exist).");
     let details = json!([{
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": "IAM_PERMISSION_DENIED",

@@ -13,7 +13,12 @@ use super::wire::{Answer, Handled, Refusal};
 use super::{Call, Services};
 
 /// `/storage/v1/b/BUCKET…`: everything but uploads.
-pub(super) async fn objects(services: &Services, call: &Call, bucket: &str, rest: &[&str]) -> Handled {
+pub(super) async fn objects(
+    services: &Services,
+    call: &Call,
+    bucket: &str,
+    rest: &[&str],
+) -> Handled {
     match (call.method.as_str(), rest) {
         ("GET", []) => {
             enter(services, call, bucket, "storage.buckets.get")?;
@@ -24,7 +29,8 @@ pub(super) async fn objects(services: &Services, call: &Call, bucket: &str, rest
         ("GET", ["o"]) => {
             enter(services, call, bucket, "storage.objects.list")?;
             services.count(|counters| counters.lists += 1);
-            let items = services.objects.list(bucket, call.query.get("prefix").map_or("", String::as_str));
+            let items =
+                services.objects.list(bucket, call.query.get("prefix").map_or("", String::as_str));
             let mut body = json!({"kind": "storage#objects"});
             if !items.is_empty() {
                 body["items"] = items.into();
@@ -55,7 +61,9 @@ fn test_permissions(services: &Services, call: &Call, bucket: &str) -> Handled {
 
 async fn read(services: &Services, call: &Call, bucket: &str, name: &str) -> Handled {
     let media = call.query.get("alt").is_some_and(|alt| alt == "media");
-    services.count(|counters| if media { counters.media_gets += 1 } else { counters.metadata_gets += 1 });
+    services.count(
+        |counters| if media { counters.media_gets += 1 } else { counters.metadata_gets += 1 },
+    );
     enter(services, call, bucket, "storage.objects.get")?;
     let (generation, conditions) = (generation(call)?, conditions(call)?);
     let fault = services.faults.take(Stage::Read, &format!("{bucket}/{name}"));
@@ -105,7 +113,9 @@ fn content(object: &StoredObject, headers: &HeaderMap) -> Answer {
         .with("x-goog-storage-class", meta("storageClass"))
         .with("x-goog-stored-content-encoding", "identity")
         .with("x-goog-stored-content-length", size.to_string());
-    for (field, header) in [("cacheControl", "cache-control"), ("contentDisposition", "content-disposition")] {
+    for (field, header) in
+        [("cacheControl", "cache-control"), ("contentDisposition", "content-disposition")]
+    {
         if !meta(field).is_empty() {
             answer = answer.with(header, meta(field));
         }
@@ -126,7 +136,8 @@ enum Range {
 
 /// One range; what does not parse, or asks for several, is ignored as HTTP allows.
 fn parse_range(value: &str, size: usize) -> Range {
-    let Some((first, last)) = value.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+    let Some((first, last)) = value.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
+    else {
         return Range::Whole;
     };
     let (first, last) = match (first.parse::<usize>(), last.parse::<usize>()) {
@@ -141,7 +152,12 @@ fn parse_range(value: &str, size: usize) -> Range {
 }
 
 /// Lets in who has a token and names a bucket that exists.
-pub(super) fn enter(services: &Services, call: &Call, bucket: &str, permission: &str) -> Result<(), Refusal> {
+pub(super) fn enter(
+    services: &Services,
+    call: &Call,
+    bucket: &str,
+    permission: &str,
+) -> Result<(), Refusal> {
     services.tokens.admit(&call.headers).map_err(|denied| match denied {
         Denied::Missing => {
             let message = format!(
@@ -158,7 +174,8 @@ pub(super) fn enter(services: &Services, call: &Call, bucket: &str, permission: 
         }
     })?;
     if services.options.withheld.iter().any(|withheld| withheld == permission) {
-        let message = format!("Permission '{permission}' denied on resource (or it may not exist).");
+        let message =
+            format!("Permission '{permission}' denied on resource (or it may not exist).");
         return Err(error(StatusCode::FORBIDDEN, "forbidden", &message).into());
     }
     if services.objects.has_bucket(bucket) {
@@ -168,7 +185,8 @@ pub(super) fn enter(services: &Services, call: &Call, bucket: &str, permission: 
 }
 
 pub(super) fn conditions(call: &Call) -> Result<Preconditions, Refusal> {
-    Preconditions::from_query(&call.query).map_err(|parameter| invalid_parameter(&call.query, parameter))
+    Preconditions::from_query(&call.query)
+        .map_err(|parameter| invalid_parameter(&call.query, parameter))
 }
 
 fn generation(call: &Call) -> Result<Option<i64>, Refusal> {
@@ -187,7 +205,11 @@ pub(super) fn refused(unmet: Unmet, bucket: &str, name: &str) -> Answer {
             let message = "At least one of the pre-conditions you specified did not hold.";
             located(StatusCode::PRECONDITION_FAILED, "conditionNotMet", message, "If-Match")
         }
-        Unmet::NoSuchObject => error(StatusCode::NOT_FOUND, "notFound", &format!("No such object: {bucket}/{name}")),
-        Unmet::Io(problem) => error(StatusCode::INTERNAL_SERVER_ERROR, "internalError", &problem.to_string()),
+        Unmet::NoSuchObject => {
+            error(StatusCode::NOT_FOUND, "notFound", &format!("No such object: {bucket}/{name}"))
+        }
+        Unmet::Io(problem) => {
+            error(StatusCode::INTERNAL_SERVER_ERROR, "internalError", &problem.to_string())
+        }
     }
 }

@@ -34,14 +34,20 @@ pub(super) fn plain_error(status: StatusCode) -> Answer {
     let (reason, message) = match status.as_u16() {
         400 => ("invalid", "Invalid argument."),
         401 => return located(status, "authError", "Invalid Credentials", "Authorization"),
-        403 => ("forbidden", "Permission 'storage.objects.create' denied on resource (or it may not exist)."),
+        403 => (
+            "forbidden",
+            "Permission 'storage.objects.create' denied on resource (or it may not exist).",
+        ),
         404 => ("notFound", "The specified bucket does not exist."),
         410 => ("gone", "The upload session is gone."),
         412 => {
             let message = "At least one of the pre-conditions you specified did not hold.";
             return located(status, "conditionNotMet", message, "If-Match");
         }
-        429 => ("rateLimitExceeded", "The object exceeded the rate limit for object mutation operations."),
+        429 => (
+            "rateLimitExceeded",
+            "The object exceeded the rate limit for object mutation operations.",
+        ),
         503 => ("backendError", "Service Unavailable"),
         _ => ("internalError", "We encountered an internal error. Please try again."),
     };

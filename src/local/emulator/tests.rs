@@ -28,7 +28,8 @@ impl Setup {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = Options { buckets: vec![BUCKET.to_owned()], ..options };
         let emulator = Emulator::start(options).await.expect("a free port");
-        let client = Client::builder().no_proxy().build().expect("a client without TLS roots in use");
+        let client =
+            Client::builder().no_proxy().build().expect("a client without TLS roots in use");
         let mut setup = Self { emulator, client, token: String::new() };
         setup.token = setup.fresh_token().await;
         setup
@@ -36,8 +37,16 @@ impl Setup {
 
     async fn fresh_token(&self) -> String {
         let path = "/computeMetadata/v1/instance/service-accounts/default/token";
-        let response = self.client.get(self.emulator.url() + path).header("metadata-flavor", "Google").send().await;
-        json_of(response.expect("an answer")).await["access_token"].as_str().expect("a token").to_owned()
+        let response = self
+            .client
+            .get(self.emulator.url() + path)
+            .header("metadata-flavor", "Google")
+            .send()
+            .await;
+        json_of(response.expect("an answer")).await["access_token"]
+            .as_str()
+            .expect("a token")
+            .to_owned()
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -45,13 +54,19 @@ impl Setup {
     }
 
     fn model(&self, location: &str, model: &str, verb: &str, body: &Value) -> RequestBuilder {
-        let path = format!("/v1/projects/p1/locations/{location}/publishers/google/models/{model}:{verb}");
+        let path =
+            format!("/v1/projects/p1/locations/{location}/publishers/google/models/{model}:{verb}");
         self.request(Method::POST, &path).body(body.to_string())
     }
 
     fn gemini(&self, model: &str, prompt: &str, config: Value) -> RequestBuilder {
         let contents = json!([{"role": "user", "parts": [{"text": prompt}]}]);
-        self.model("global", model, "generateContent", &json!({"contents": contents, "generationConfig": config}))
+        self.model(
+            "global",
+            model,
+            "generateContent",
+            &json!({"contents": contents, "generationConfig": config}),
+        )
     }
 
     fn imagen(&self, prompt: &str, parameters: Value) -> RequestBuilder {
@@ -61,13 +76,18 @@ impl Setup {
 
     /// A media upload, refused where the object exists.
     fn create(&self, name: &str, bytes: &'static [u8]) -> RequestBuilder {
-        let path = format!("/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}&ifGenerationMatch=0");
+        let path = format!(
+            "/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}&ifGenerationMatch=0"
+        );
         self.request(Method::POST, &path).header("content-type", "image/png").body(bytes)
     }
 
     async fn session(&self, name: &str) -> String {
         let path = format!("/upload/storage/v1/b/{BUCKET}/o?uploadType=resumable&name={name}");
-        let response = self.request(Method::POST, &path).header("x-upload-content-type", "image/png").body("{}");
+        let response = self
+            .request(Method::POST, &path)
+            .header("x-upload-content-type", "image/png")
+            .body("{}");
         let response = response.send().await.expect("an answer");
         response.headers()["location"].to_str().expect("an address").to_owned()
     }
@@ -116,7 +136,8 @@ async fn gemini_answers_with_draft_text_and_picture() {
 #[tokio::test]
 async fn nano_banana_answers_with_the_picture_only() {
     let setup = Setup::new().await;
-    let (_, body) = send(setup.gemini(BANANA, "a red fox", json!({"responseModalities": ["IMAGE"]}))).await;
+    let (_, body) =
+        send(setup.gemini(BANANA, "a red fox", json!({"responseModalities": ["IMAGE"]}))).await;
     assert_eq!(body["candidates"][0]["content"]["parts"].as_array().map(Vec::len), Some(1));
 }
 
@@ -125,10 +146,17 @@ async fn imagen_is_retired_unless_revived() {
     let setup = Setup::new().await;
     let (status, body) = send(setup.imagen("a fox", json!({"sampleCount": 1}))).await;
     assert_eq!(status, 404);
-    assert!(message(&body).contains("imagegeneration@006 model has reached its end of life"), "{body}");
+    assert!(
+        message(&body).contains("imagegeneration@006 model has reached its end of life"),
+        "{body}"
+    );
     assert_eq!(setup.emulator.counters().paid_generations, 0);
 
-    let setup = Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..Options::default() }).await;
+    let setup = Setup::with(Options {
+        revive: vec!["imagegeneration@006".to_owned()],
+        ..Options::default()
+    })
+    .await;
     let parameters = json!({"sampleCount": 2.0, "aspectRatio": "9:16", "addWatermark": true});
     let (status, body) = send(setup.imagen("a fox", parameters)).await;
     assert_eq!((status, body["predictions"].as_array().map(Vec::len)), (200, Some(2)));
@@ -139,21 +167,49 @@ async fn imagen_is_retired_unless_revived() {
 async fn gemini_refuses_what_google_refuses() {
     let setup = Setup::new().await;
     let cases = [
-        (FLASH, json!({"imageConfig": {"ratio": "1:1"}}), "Unknown name \"ratio\" at 'generation_config.image_config'"),
-        (FLASH, json!({"negativePrompt": "cats"}), "Unknown name \"negativePrompt\" at 'generation_config'"),
+        (
+            FLASH,
+            json!({"imageConfig": {"ratio": "1:1"}}),
+            "Unknown name \"ratio\" at 'generation_config.image_config'",
+        ),
+        (
+            FLASH,
+            json!({"negativePrompt": "cats"}),
+            "Unknown name \"negativePrompt\" at 'generation_config'",
+        ),
         (FLASH, json!({"imageConfig": {"aspectRatio": "7:5"}}), "Aspect ratio is not enabled"),
-        ("gemini-3-pro-image", json!({"imageConfig": {"aspectRatio": "8:1"}}), "Aspect ratio is not enabled"),
+        (
+            "gemini-3-pro-image",
+            json!({"imageConfig": {"aspectRatio": "8:1"}}),
+            "Aspect ratio is not enabled",
+        ),
         (BANANA, json!({"imageConfig": {"imageSize": "512"}}), "Image size 512"),
         (FLASH, json!({"imageConfig": {"imageSize": "2k"}}), "Image size 2k"),
         ("gemini-2.5-flash-image", json!({"imageConfig": {"imageSize": "1K"}}), "Image size 1K"),
-        ("gemini-3.1-flash-lite-image", json!({"imageConfig": {"imageSize": "2K"}}), "Image size 2K"),
+        (
+            "gemini-3.1-flash-lite-image",
+            json!({"imageConfig": {"imageSize": "2K"}}),
+            "Image size 2K",
+        ),
         (BANANA, json!({"seed": 7}), "seed is not supported"),
         (BANANA, json!({"temperature": 1.0}), "temperature is not supported"),
         (BANANA, json!({"candidateCount": 2}), "candidateCount"),
         (BANANA, json!({"thinkingConfig": {"thinkingBudget": 5}}), "Thinking budget"),
-        ("gemini-2.5-flash-image", json!({"thinkingConfig": {"thinkingLevel": "HIGH"}}), "Thinking level"),
-        (FLASH, json!({"seed": "7"}), "Invalid value at 'generation_config.seed' (TYPE_INT32), \"7\""),
-        (FLASH, json!({"imageConfig": {"personGeneration": "dont_allow"}}), "image_config.person_generation"),
+        (
+            "gemini-2.5-flash-image",
+            json!({"thinkingConfig": {"thinkingLevel": "HIGH"}}),
+            "Thinking level",
+        ),
+        (
+            FLASH,
+            json!({"seed": "7"}),
+            "Invalid value at 'generation_config.seed' (TYPE_INT32), \"7\"",
+        ),
+        (
+            FLASH,
+            json!({"imageConfig": {"personGeneration": "dont_allow"}}),
+            "image_config.person_generation",
+        ),
         (FLASH, json!({"responseModalities": ["VIDEO"]}), "response modalities"),
     ];
     for (model, config, expected) in cases {
@@ -175,13 +231,20 @@ async fn gemini_refuses_what_google_refuses() {
 
 #[tokio::test]
 async fn imagen_refuses_what_google_refuses() {
-    let setup = Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..Options::default() }).await;
+    let setup = Setup::with(Options {
+        revive: vec!["imagegeneration@006".to_owned()],
+        ..Options::default()
+    })
+    .await;
     let cases = [
         (json!({"seed": 5}), "Seed is not supported when watermark is enabled."),
         (json!({"aspectRatio": "4:5"}), "Invalid aspect ratio, 4:5"),
         (json!({"personGeneration": "ALLOW_NONE"}), "personGeneration"),
         (json!({"sampleCount": 5}), "sampleCount"),
-        (json!({"safetyFilterLevel": "block_few"}), "Unknown name \"safetyFilterLevel\" at 'parameters'"),
+        (
+            json!({"safetyFilterLevel": "block_few"}),
+            "Unknown name \"safetyFilterLevel\" at 'parameters'",
+        ),
     ];
     for (parameters, expected) in cases {
         let (status, body) = send(setup.imagen("a fox", parameters.clone())).await;
@@ -194,14 +257,23 @@ async fn imagen_refuses_what_google_refuses() {
 
 #[tokio::test]
 async fn magic_prompts_choose_the_outcome() {
-    let setup = Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..Options::default() }).await;
+    let setup = Setup::with(Options {
+        revive: vec!["imagegeneration@006".to_owned()],
+        ..Options::default()
+    })
+    .await;
     for (word, status) in [("[quota]", 429), ("[overloaded]", 503), ("[denied]", 403)] {
         assert_eq!(send(setup.gemini(FLASH, word, json!({}))).await.0, status, "{word}");
         assert_eq!(send(setup.imagen(word, json!({}))).await.0, status, "{word}");
     }
     let (status, body) = send(setup.gemini(FLASH, "a [blocked] fox", json!({}))).await;
-    assert_eq!((status, &body["promptFeedback"]["blockReason"]), (200, &json!("PROHIBITED_CONTENT")));
-    for (word, reason) in [("[filtered]", "IMAGE_SAFETY"), ("[empty]", "NO_IMAGE"), ("[refuse]", "STOP")] {
+    assert_eq!(
+        (status, &body["promptFeedback"]["blockReason"]),
+        (200, &json!("PROHIBITED_CONTENT"))
+    );
+    for (word, reason) in
+        [("[filtered]", "IMAGE_SAFETY"), ("[empty]", "NO_IMAGE"), ("[refuse]", "STOP")]
+    {
         let (status, body) = send(setup.gemini(BANANA, word, json!({}))).await;
         assert_eq!((status, &body["candidates"][0]["finishReason"]), (200, &json!(reason)));
     }
@@ -215,7 +287,9 @@ async fn magic_prompts_choose_the_outcome() {
 #[tokio::test]
 async fn only_living_tokens_open_the_services() {
     let mut setup = Setup::new().await;
-    let reason = |body: &Value| body["error"]["details"][0]["reason"].as_str().unwrap_or_default().to_owned();
+    let reason = |body: &Value| {
+        body["error"]["details"][0]["reason"].as_str().unwrap_or_default().to_owned()
+    };
     setup.emulator.expire_tokens();
     let (status, body) = send(setup.gemini(FLASH, "a fox", json!({}))).await;
     assert_eq!((status, reason(&body).as_str()), (401, "ACCESS_TOKEN_EXPIRED"));
@@ -226,7 +300,8 @@ async fn only_living_tokens_open_the_services() {
     let path = "/v1/projects/p1/locations/global/publishers/google/models/x:generateContent";
     let (_, body) = send(setup.client.post(setup.emulator.url() + path)).await;
     assert_eq!(reason(&body), "CREDENTIALS_MISSING");
-    let (_, body) = send(setup.client.post(setup.emulator.url() + path).bearer_auth("made-up")).await;
+    let (_, body) =
+        send(setup.client.post(setup.emulator.url() + path).bearer_auth("made-up")).await;
     assert_eq!(reason(&body), "ACCESS_TOKEN_TYPE_UNSUPPORTED");
     let counters = setup.emulator.counters();
     assert_eq!((counters.token_fetches, counters.unauthorized), (2, 4));
@@ -260,33 +335,52 @@ async fn the_metadata_server_wants_its_header() {
     let setup = Setup::new().await;
     let path = "/computeMetadata/v1/project/project-id";
     assert_eq!(send(setup.request(Method::GET, path)).await.0, 403);
-    let response = setup.request(Method::GET, path).header("metadata-flavor", "Google").send().await;
+    let response =
+        setup.request(Method::GET, path).header("metadata-flavor", "Google").send().await;
     assert_eq!(response.expect("an answer").text().await.expect("text"), "iga-local");
 }
 
 #[tokio::test]
 async fn objects_are_files_and_can_be_read_back() {
     let directory = std::env::temp_dir().join(format!("iga-emulator-{}", std::process::id()));
-    let setup = Setup::with(Options { directory: Some(directory.clone()), ..Options::default() }).await;
+    let setup =
+        Setup::with(Options { directory: Some(directory.clone()), ..Options::default() }).await;
     let (status, body) = send(setup.create("images%2Ffox.png", b"hello world")).await;
     assert_eq!((status, &body["crc32c"], &body["size"]), (200, &json!("yZRlqg=="), &json!("11")));
-    assert_eq!(std::fs::read(directory.join(BUCKET).join("images/fox.png")).expect("a file"), b"hello world");
+    assert_eq!(
+        std::fs::read(directory.join(BUCKET).join("images/fox.png")).expect("a file"),
+        b"hello world"
+    );
 
     let escaping = "%2F%2Fx%2F..%2F..%2F..%2Fy.png";
     assert_eq!(send(setup.create(escaping, b"abc")).await.0, 200);
     assert!(setup.emulator.object(BUCKET, "//x/../../../y.png").is_some());
-    assert_eq!(std::fs::read_dir(&directory).expect("a folder").count(), 1, "nothing beside the bucket");
+    assert_eq!(
+        std::fs::read_dir(&directory).expect("a folder").count(),
+        1,
+        "nothing beside the bucket"
+    );
 
     let path = format!("/storage/v1/b/{BUCKET}/o/images%2Ffox.png");
-    let media = setup.request(Method::GET, &format!("{path}?alt=media")).header("range", "bytes=6-").send().await;
+    let media = setup
+        .request(Method::GET, &format!("{path}?alt=media"))
+        .header("range", "bytes=6-")
+        .send()
+        .await;
     let media = media.expect("an answer");
     assert_eq!(media.status(), 206);
     assert_eq!(media.headers()["content-range"], "bytes 6-10/11");
     assert_eq!(media.headers()["x-goog-hash"], "crc32c=yZRlqg==,md5=XrY7u+Ae7tCTyyK7j1rNww==");
     assert_eq!(media.text().await.expect("text"), "world");
     let list = format!("/storage/v1/b/{BUCKET}/o?prefix=images/");
-    assert_eq!(send(setup.request(Method::GET, &list)).await.1["items"].as_array().map(Vec::len), Some(1));
-    assert_eq!(send(setup.request(Method::DELETE, &format!("{path}?ifGenerationMatch=1"))).await.0, 412);
+    assert_eq!(
+        send(setup.request(Method::GET, &list)).await.1["items"].as_array().map(Vec::len),
+        Some(1)
+    );
+    assert_eq!(
+        send(setup.request(Method::DELETE, &format!("{path}?ifGenerationMatch=1"))).await.0,
+        412
+    );
     assert_eq!(send(setup.request(Method::DELETE, &path)).await.0, 204);
     let (status, body) = send(setup.request(Method::GET, &path)).await;
     assert_eq!((status, message(&body)), (404, "No such object: pictures/images/fox.png"));
@@ -305,7 +399,10 @@ async fn one_of_many_creators_wins() {
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 412, 412]);
     let counters = setup.emulator.counters();
-    assert_eq!((counters.uploads_started, counters.uploads_completed, counters.uploads_refused), (3, 1, 2));
+    assert_eq!(
+        (counters.uploads_started, counters.uploads_completed, counters.uploads_refused),
+        (3, 1, 2)
+    );
 }
 
 #[tokio::test]
@@ -322,11 +419,18 @@ async fn multipart_is_parsed_strictly() {
          --XYZ\r\nContent-Type: image/png\r\n\r\nhello world\r\n--XYZ--\r\n"
     );
     let (status, body) = send(upload(whole.clone())).await;
-    assert_eq!((status, &body["contentType"], &body["metadata"]["model"]), (200, &json!("image/png"), &json!("m")));
+    assert_eq!(
+        (status, &body["contentType"], &body["metadata"]["model"]),
+        (200, &json!("image/png"), &json!("m"))
+    );
     assert_eq!(setup.emulator.object(BUCKET, "m.png").expect("it is there").bytes, "hello world");
     let recorded = setup.emulator.requests().pop().expect("requests");
     assert_eq!(recorded.body, metadata.to_string(), "the metadata is kept, the media is not");
-    for broken in [whole.replace("--XYZ--", "--XYZ"), whole.replace("\r\n", "\n"), whole.replace("/json", "/xml")] {
+    for broken in [
+        whole.replace("--XYZ--", "--XYZ"),
+        whole.replace("\r\n", "\n"),
+        whole.replace("/json", "/xml"),
+    ] {
         assert_eq!(send(upload(broken)).await.0, 400);
     }
     let (status, body) = send(upload(whole.replace("hello", "hallo"))).await;
@@ -340,7 +444,10 @@ async fn checksums_in_the_header_are_checked() {
     let wrong = setup.create("a.png", b"hello world").header("x-goog-hash", "crc32c=AAAAAA==");
     assert_eq!(send(wrong).await.0, 400);
     let right = format!("crc32c={},md5={}", crc32c(b"hello world"), md5_hash(b"hello world"));
-    assert_eq!(send(setup.create("a.png", b"hello world").header("x-goog-hash", right)).await.0, 200);
+    assert_eq!(
+        send(setup.create("a.png", b"hello world").header("x-goog-hash", right)).await.0,
+        200
+    );
 }
 
 #[tokio::test]
@@ -348,8 +455,13 @@ async fn resumable_uploads_go_chunk_by_chunk() {
     const UNIT: usize = 256 * 1024;
     let setup = Setup::new().await;
     let session = setup.session("big.png").await;
-    assert_eq!(send(setup.chunk(&session, "bytes 0-99/*", vec![1; 100])).await.0, 400, "not a whole unit");
-    let first = setup.chunk(&session, "bytes 0-262143/*", vec![1; UNIT]).send().await.expect("an answer");
+    assert_eq!(
+        send(setup.chunk(&session, "bytes 0-99/*", vec![1; 100])).await.0,
+        400,
+        "not a whole unit"
+    );
+    let first =
+        setup.chunk(&session, "bytes 0-262143/*", vec![1; UNIT]).send().await.expect("an answer");
     assert_eq!(
         (first.status().as_u16(), &first.headers()["range"]),
         (308, &HeaderValue::from_static("bytes=0-262143"))
@@ -357,7 +469,10 @@ async fn resumable_uploads_go_chunk_by_chunk() {
     let status = setup.chunk(&session, "bytes */*", Vec::new()).send().await.expect("an answer");
     assert_eq!(status.headers()["range"], "bytes=0-262143");
     let (code, body) = send(setup.chunk(&session, "bytes 262144-262153/262154", vec![2; 10])).await;
-    assert_eq!((code, &body["size"], &body["contentType"]), (200, &json!("262154"), &json!("image/png")));
+    assert_eq!(
+        (code, &body["size"], &body["contentType"]),
+        (200, &json!("262154"), &json!("image/png"))
+    );
     let (code, again) = send(setup.chunk(&session, "bytes */262154", Vec::new())).await;
     assert_eq!((code, again["generation"].clone()), (200, body["generation"].clone()));
 
@@ -371,22 +486,29 @@ async fn a_broken_chunk_is_kept_in_whole_units() {
     const UNIT: usize = 256 * 1024;
     let setup = Setup::new().await;
     let session = setup.session("big.png").await;
-    let fault = Fault::new(Stage::UploadBody, Action::status(503)).after(UNIT as u64 + 5).matching("big");
+    let fault =
+        Fault::new(Stage::UploadBody, Action::status(503)).after(UNIT as u64 + 5).matching("big");
     setup.emulator.script(fault);
     let both = setup.chunk(&session, "bytes 0-524287/524288", vec![1; 2 * UNIT]);
     assert_eq!(send(both).await.0, 503);
-    let status = setup.chunk(&session, "bytes */524288", Vec::new()).send().await.expect("an answer");
+    let status =
+        setup.chunk(&session, "bytes */524288", Vec::new()).send().await.expect("an answer");
     assert_eq!(
         (status.status().as_u16(), &status.headers()["range"]),
         (308, &HeaderValue::from_static("bytes=0-262143"))
     );
-    assert_eq!(send(setup.chunk(&session, "bytes 262144-524287/524288", vec![1; UNIT])).await.0, 200);
+    assert_eq!(
+        send(setup.chunk(&session, "bytes 262144-524287/524288", vec![1; UNIT])).await.0,
+        200
+    );
 }
 
 #[tokio::test]
 async fn faults_hit_their_stage_and_then_pass() {
     let setup = Setup::new().await;
-    setup.emulator.script(Fault::new(Stage::Model, Action::status(429).header("retry-after", "7")).times(2));
+    setup
+        .emulator
+        .script(Fault::new(Stage::Model, Action::status(429).header("retry-after", "7")).times(2));
     for _ in 0..2 {
         let response = setup.gemini(FLASH, "a fox", json!({})).send().await.expect("an answer");
         assert_eq!(
@@ -398,7 +520,9 @@ async fn faults_hit_their_stage_and_then_pass() {
     let counters = setup.emulator.counters();
     assert_eq!((counters.model_calls, counters.paid_generations), (3, 1));
 
-    setup.emulator.script(Fault::new(Stage::Answer, Action::answer_with(200, "application/json", "{}")));
+    setup
+        .emulator
+        .script(Fault::new(Stage::Answer, Action::answer_with(200, "application/json", "{}")));
     assert_eq!(send(setup.gemini(FLASH, "a fox", json!({}))).await, (200, json!({})));
     assert_eq!(setup.emulator.counters().paid_generations, 2);
 }
@@ -408,10 +532,14 @@ async fn connections_break_where_the_fault_says() {
     let setup = Setup::new().await;
     for (action, reset) in [(Action::Reset, true), (Action::Truncate, false)] {
         setup.emulator.script(Fault::new(Stage::Answer, action.clone()));
-        assert!(setup.gemini(FLASH, "a fox", json!({})).send().await.is_err(), "{action:?}: not one byte");
+        assert!(
+            setup.gemini(FLASH, "a fox", json!({})).send().await.is_err(),
+            "{action:?}: not one byte"
+        );
 
         setup.emulator.script(Fault::new(Stage::Answer, action).after(100_000));
-        let mut response = setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of an answer");
+        let mut response =
+            setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of an answer");
         let mut received = 0;
         let error = loop {
             match response.chunk().await {
@@ -430,7 +558,8 @@ async fn connections_break_where_the_fault_says() {
 async fn stalled_answers_end_with_the_emulator() {
     let setup = Setup::new().await;
     setup.emulator.script(Fault::new(Stage::Answer, Action::Stall).after(10));
-    let mut response = setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of an answer");
+    let mut response =
+        setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of an answer");
     assert_eq!(response.chunk().await.expect("its beginning").expect("bytes").len(), 10);
     setup.emulator.stop();
     assert!(response.chunk().await.is_err());
@@ -441,7 +570,10 @@ async fn an_upload_can_succeed_without_saying_so() {
     let setup = Setup::new().await;
     setup.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/.iga/"));
     assert_eq!(send(setup.create("fox.png", b"abc")).await.0, 200, "another name");
-    assert!(setup.create(".iga%2Flease", b"abc").send().await.is_err(), "a bucket's name ends with a slash");
+    assert!(
+        setup.create(".iga%2Flease", b"abc").send().await.is_err(),
+        "a bucket's name ends with a slash"
+    );
     assert!(setup.emulator.object(BUCKET, ".iga/lease").is_some());
     setup.emulator.script(Fault::new(Stage::UploadEnd, Action::WrongChecksum));
     let (_, body) = send(setup.create("b.png", b"hello world")).await;
@@ -483,7 +615,11 @@ async fn other_processes_can_script_and_look() {
 
 #[tokio::test]
 async fn the_python_sdk_finds_its_publisher_model() {
-    let setup = Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..Options::default() }).await;
+    let setup = Setup::with(Options {
+        revive: vec!["imagegeneration@006".to_owned()],
+        ..Options::default()
+    })
+    .await;
     let path = "/v1/publishers/google/models/imagegeneration%40006";
     let (status, body) = send(setup.request(Method::GET, path)).await;
     assert_eq!(status, 200);

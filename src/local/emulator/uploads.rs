@@ -16,15 +16,23 @@ use super::{Call, Services, resumable};
 
 /// `/upload/storage/v1/b/BUCKET/o`, all three kinds.
 pub(super) async fn upload(services: &Arc<Services>, call: Call, bucket: &str) -> Handled {
-    if let (Some(id), "PUT" | "DELETE") = (call.query.get("upload_id").cloned(), call.method.as_str()) {
+    if let (Some(id), "PUT" | "DELETE") =
+        (call.query.get("upload_id").cloned(), call.method.as_str())
+    {
         return resumable::session(services, call, &id).await;
     }
     if call.method != Method::POST {
-        return Ok(error(StatusCode::METHOD_NOT_ALLOWED, "methodNotAllowed", "Method not allowed."));
+        return Ok(error(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "methodNotAllowed",
+            "Method not allowed.",
+        ));
     }
     services.count(|counters| counters.uploads_started += 1);
     enter(services, &call, bucket, "storage.objects.create")?;
-    if !call.headers.contains_key(header::CONTENT_LENGTH) && !call.headers.contains_key(header::TRANSFER_ENCODING) {
+    if !call.headers.contains_key(header::CONTENT_LENGTH)
+        && !call.headers.contains_key(header::TRANSFER_ENCODING)
+    {
         return Ok(error(StatusCode::LENGTH_REQUIRED, "required", "Length Required"));
     }
     match call.query.get("uploadType").map(String::as_str) {
@@ -52,27 +60,45 @@ impl Plan {
         if name.is_empty() {
             return Err(error(StatusCode::BAD_REQUEST, "required", "Required").into());
         }
-        let illegal = name.len() > 1024 || name.contains(['\r', '\n']) || matches!(name.as_str(), "." | "..");
+        let illegal =
+            name.len() > 1024 || name.contains(['\r', '\n']) || matches!(name.as_str(), "." | "..");
         if illegal || name.starts_with(".well-known/acme-challenge/") {
             return Err(invalid("Invalid argument.").into());
         }
         let content_type = text("contentType");
-        let plan = Self { bucket: bucket.to_owned(), name, content_type, fields, conditions: conditions(call)? };
+        let plan = Self {
+            bucket: bucket.to_owned(),
+            name,
+            content_type,
+            fields,
+            conditions: conditions(call)?,
+        };
         plan.validate()?;
         Ok(plan)
     }
 
     /// Refuses metadata whose fields have the wrong types.
     fn validate(&self) -> Result<(), Refusal> {
-        let texts =
-            ["name", "contentType", "cacheControl", "contentDisposition", "contentEncoding", "crc32c", "md5Hash"];
+        let texts = [
+            "name",
+            "contentType",
+            "cacheControl",
+            "contentDisposition",
+            "contentEncoding",
+            "crc32c",
+            "md5Hash",
+        ];
         let is_text = |name: &&str| self.fields.get(*name).is_none_or(Value::is_string);
         let custom_is_texts = match self.fields.get("metadata") {
             None => true,
             Some(Value::Object(custom)) => custom.values().all(Value::is_string),
             Some(_) => false,
         };
-        if texts.iter().all(is_text) && custom_is_texts { Ok(()) } else { Err(invalid("Invalid argument.").into()) }
+        if texts.iter().all(is_text) && custom_is_texts {
+            Ok(())
+        } else {
+            Err(invalid("Invalid argument.").into())
+        }
     }
 
     pub fn subject(&self) -> String {
@@ -83,10 +109,13 @@ impl Plan {
     pub fn verify(&self, headers: &HeaderMap, bytes: &[u8]) -> Result<(), Refusal> {
         let field = |name: &str| self.fields.get(name).and_then(Value::as_str);
         let hashes = headers.get_all("x-goog-hash").iter().filter_map(|value| value.to_str().ok());
-        let hashes: Vec<(&str, &str)> =
-            hashes.flat_map(|value| value.split(',')).filter_map(|hash| hash.trim().split_once('=')).collect();
+        let hashes: Vec<(&str, &str)> = hashes
+            .flat_map(|value| value.split(','))
+            .filter_map(|hash| hash.trim().split_once('='))
+            .collect();
         let sent = |field: Option<&'_ str>, header: &str| -> Vec<String> {
-            let in_header = hashes.iter().filter(|(kind, _)| *kind == header).map(|(_, hash)| *hash);
+            let in_header =
+                hashes.iter().filter(|(kind, _)| *kind == header).map(|(_, hash)| *hash);
             field.into_iter().chain(in_header).map(str::to_owned).collect()
         };
         for (what, sent, actual) in [
@@ -94,7 +123,9 @@ impl Plan {
             ("MD5 hash", sent(field("md5Hash"), "md5"), md5_hash(bytes)),
         ] {
             if let Some(wrong) = sent.iter().find(|sent| **sent != actual) {
-                let message = format!("Provided {what} \"{wrong}\" doesn't match calculated {what} \"{actual}\".");
+                let message = format!(
+                    "Provided {what} \"{wrong}\" doesn't match calculated {what} \"{actual}\"."
+                );
                 return Err(invalid(&message).into());
             }
         }
@@ -114,7 +145,8 @@ async fn media(services: &Arc<Services>, mut call: Call, bucket: &str) -> Handle
 
 async fn multipart(services: &Arc<Services>, mut call: Call, bucket: &str) -> Handled {
     let malformed = || Refusal::from(invalid("Malformed multipart body."));
-    let boundary = content_type(&call.headers).as_deref().and_then(boundary).ok_or_else(malformed)?;
+    let boundary =
+        content_type(&call.headers).as_deref().and_then(boundary).ok_or_else(malformed)?;
     // The object's name may stand in the metadata only, and faults go by the name.
     let metadata = loop {
         if let Some(part) = first_part(&call.body.read, &boundary) {
@@ -135,11 +167,16 @@ async fn multipart(services: &Arc<Services>, mut call: Call, bucket: &str) -> Ha
 }
 
 pub(super) fn metadata_fields(json: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    serde_json::from_slice(json).map_err(|_| error(StatusCode::BAD_REQUEST, "parseError", "Parse Error").into())
+    serde_json::from_slice(json)
+        .map_err(|_| error(StatusCode::BAD_REQUEST, "parseError", "Parse Error").into())
 }
 
 /// The faults before an upload's media is read.
-pub(super) async fn start(services: &Services, body: &mut Inflow, plan: &Plan) -> Result<(), Refusal> {
+pub(super) async fn start(
+    services: &Services,
+    body: &mut Inflow,
+    plan: &Plan,
+) -> Result<(), Refusal> {
     let fault = services.faults.take(Stage::UploadStart, &plan.subject());
     drain(fault.as_ref(), body).await?;
     hinder(fault).await
@@ -172,13 +209,24 @@ async fn store(services: &Arc<Services>, plan: Plan, bytes: Bytes) -> Handled {
 }
 
 /// Makes the object, and returns its metadata.
-pub(super) async fn commit(services: &Arc<Services>, plan: Plan, bytes: Bytes) -> Result<Value, Refusal> {
+pub(super) async fn commit(
+    services: &Arc<Services>,
+    plan: Plan,
+    bytes: Bytes,
+) -> Result<Value, Refusal> {
     let (bucket, name) = (plan.bucket.clone(), plan.name.clone());
     let put = {
         let services = services.clone();
         tokio::task::spawn_blocking(move || {
-            let content_type = plan.content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
-            let new = NewObject { bucket: plan.bucket, name: plan.name, content_type, fields: plan.fields, bytes };
+            let content_type =
+                plan.content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
+            let new = NewObject {
+                bucket: plan.bucket,
+                name: plan.name,
+                content_type,
+                fields: plan.fields,
+                bytes,
+            };
             services.objects.put(new, &plan.conditions, services.clock.now())
         })
     };
@@ -206,7 +254,8 @@ fn content_type(headers: &HeaderMap) -> Option<String> {
 
 fn boundary(content_type: &str) -> Option<String> {
     let parameters = content_type.strip_prefix("multipart/related")?;
-    let value = parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("boundary="))?;
+    let value =
+        parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("boundary="))?;
     let value = value.trim_matches(['"', '\'']);
     (1..=70).contains(&value.len()).then(|| value.to_owned())
 }
@@ -226,7 +275,11 @@ fn second_part(body: Bytes, boundary: &str) -> Option<(Option<String>, Bytes)> {
     let separator = format!("\r\n--{boundary}\r\n");
     let start = memmem::find(&body, separator.as_bytes())? + separator.len();
     // A part without headers starts with the blank line itself.
-    let head = if body[start..].starts_with(b"\r\n") { 0 } else { memmem::find(&body[start..], b"\r\n\r\n")? + 2 };
+    let head = if body[start..].starts_with(b"\r\n") {
+        0
+    } else {
+        memmem::find(&body[start..], b"\r\n\r\n")? + 2
+    };
     let media = start + head + 2;
     let end = media + memmem::find(&body[media..], format!("\r\n--{boundary}").as_bytes())?;
     let closing = &body[end + separator.len() - 2..];

@@ -18,7 +18,12 @@ use super::{Call, Services, not_found, rfc3339};
 use crate::local::picture;
 
 /// `POST …/projects/P/locations/L/publishers/google/models/M:VERB`.
-pub(super) async fn generate(services: &Arc<Services>, call: &Call, place: [&str; 3], body: &Bytes) -> Handled {
+pub(super) async fn generate(
+    services: &Arc<Services>,
+    call: &Call,
+    place: [&str; 3],
+    body: &Bytes,
+) -> Handled {
     let [project, location, model_and_verb] = place;
     let (id, verb) = model_and_verb.rsplit_once(':').unwrap_or((model_and_verb, ""));
     if !matches!(verb, "predict" | "generateContent") || !is_location(location) {
@@ -32,16 +37,22 @@ pub(super) async fn generate(services: &Arc<Services>, call: &Call, place: [&str
     hinder(services.faults.take(Stage::Model, &call.path)).await?;
     let model = served(services, project, location, id)?;
     let request = serde_json::from_slice(body).map_err(|problem| {
-        Refusal::from(invalid(&format!("Invalid JSON payload received. Unexpected token.\n{problem}")))
+        Refusal::from(invalid(&format!(
+            "Invalid JSON payload received. Unexpected token.\n{problem}"
+        )))
     })?;
     let order = match (model.family, verb) {
         (Family::Imagen, "predict") => order::imagen(model, &request)?,
         (Family::Imagen, _) => {
             let resource = resource(project, location, id);
-            let message = format!("Publisher model `{resource}` is not supported in the generateContent API.");
+            let message = format!(
+                "Publisher model `{resource}` is not supported in the generateContent API."
+            );
             return Ok(invalid(&message));
         }
-        (Family::Gemini25 | Family::Gemini3 | Family::NanoBanana, "generateContent") => order::gemini(model, &request)?,
+        (Family::Gemini25 | Family::Gemini3 | Family::NanoBanana, "generateContent") => {
+            order::gemini(model, &request)?
+        }
         (Family::Gemini25 | Family::Gemini3 | Family::NanoBanana, _) => {
             let message = "Gemini cannot be accessed through Vertex Predict/RawPredict API. \
                            Please use the generateContent API for Gemini models.";
@@ -60,7 +71,8 @@ pub(super) async fn generate(services: &Arc<Services>, call: &Call, place: [&str
     let created = rfc3339(services.clock.now());
     let shrunk = services.options.shrunk;
     let drawn = tokio::task::spawn_blocking(move || order.answer(&created, shrunk));
-    let value = drawn.await.map_err(|_| Refusal::from(plain_error(StatusCode::INTERNAL_SERVER_ERROR)))?;
+    let value =
+        drawn.await.map_err(|_| Refusal::from(plain_error(StatusCode::INTERNAL_SERVER_ERROR)))?;
     let answer = Answer { streamed: true, ..Answer::json(StatusCode::OK, &value) };
     spoil(services.faults.take(Stage::Answer, &call.path), answer).await
 }
@@ -93,7 +105,8 @@ pub(super) fn publisher_model(services: &Services, call: &Call, id: &str) -> Han
 
 fn is_location(text: &str) -> bool {
     matches!(text, "global" | "us" | "eu")
-        || text.contains('-') && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        || text.contains('-')
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn is_alive(services: &Services, model: &Model) -> bool {
@@ -105,12 +118,20 @@ fn resource(project: &str, location: &str, id: &str) -> String {
 }
 
 /// The model, if there is one by this name, still alive, in this place.
-fn served(services: &Services, project: &str, location: &str, id: &str) -> Result<&'static Model, Refusal> {
+fn served(
+    services: &Services,
+    project: &str,
+    location: &str,
+    id: &str,
+) -> Result<&'static Model, Refusal> {
     let model = Model::find(id);
-    if let Some(model) = model.filter(|model| is_alive(services, model) && model.served_in(location)) {
+    if let Some(model) =
+        model.filter(|model| is_alive(services, model) && model.served_in(location))
+    {
         return Ok(model);
     }
-    let old = model.is_some_and(|model| !is_alive(services, model)) && id.starts_with("imagegeneration@");
+    let old =
+        model.is_some_and(|model| !is_alive(services, model)) && id.starts_with("imagegeneration@");
     let message = if old {
         format!(
             "Image generation failed with the following error: The {id} model has reached its end of life. \
@@ -118,7 +139,9 @@ fn served(services: &Services, project: &str, location: &str, id: &str) -> Resul
         )
     } else {
         let resource = resource(project, location, id);
-        format!("Publisher model `{resource}` was not found or your project does not have access to it.")
+        format!(
+            "Publisher model `{resource}` was not found or your project does not have access to it."
+        )
     };
     Err(error(StatusCode::NOT_FOUND, "NOT_FOUND", &message, None).into())
 }
@@ -128,7 +151,9 @@ impl Order {
     fn answer(&self, created: &str, shrunk: u32) -> Value {
         match self.model.family {
             Family::Imagen => self.predictions(shrunk),
-            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana => self.candidates(created, shrunk),
+            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana => {
+                self.candidates(created, shrunk)
+            }
         }
     }
 
@@ -144,7 +169,9 @@ impl Order {
         let mut parts = Vec::new();
         if self.model.family == Family::Gemini3 && self.with_image {
             let draft = self.draw("draft: not the picture to keep", 4 * shrunk);
-            parts.push(json!({"inlineData": {"data": draft, "mimeType": self.mime_type}, "thought": true}));
+            parts.push(
+                json!({"inlineData": {"data": draft, "mimeType": self.mime_type}, "thought": true}),
+            );
         }
         if self.with_text && (self.model.family != Family::NanoBanana || !self.with_image) {
             parts.push(json!({"text": format!("Here is your picture: {}", self.prompt)}));
@@ -183,7 +210,12 @@ impl Order {
     /// The picture as base64, its sides divided by `shrunk`.
     fn draw(&self, label: &str, shrunk: u32) -> String {
         let (width, height) = pixels(self.model.family, &self.ratio, &self.size);
-        STANDARD.encode(picture::draw(&self.prompt, label, (width / shrunk).max(1), (height / shrunk).max(1)))
+        STANDARD.encode(picture::draw(
+            &self.prompt,
+            label,
+            (width / shrunk).max(1),
+            (height / shrunk).max(1),
+        ))
     }
 
     fn prompt_tokens(&self) -> usize {

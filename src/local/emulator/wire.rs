@@ -55,12 +55,19 @@ pub(super) type Handled = Result<Answer, Refusal>;
 
 impl Answer {
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+        let headers =
+            HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
         Self { status, headers, body: body.into(), streamed: false, broken: None }
     }
 
     pub fn empty(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new(), body: Bytes::new(), streamed: false, broken: None }
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            streamed: false,
+            broken: None,
+        }
     }
 
     /// JSON with Google's indentation.
@@ -69,7 +76,8 @@ impl Answer {
     }
 
     pub fn with(mut self, name: &'static str, value: impl AsRef<str>) -> Self {
-        let value = HeaderValue::from_str(value.as_ref()).unwrap_or(HeaderValue::from_static("unprintable"));
+        let value = HeaderValue::from_str(value.as_ref())
+            .unwrap_or(HeaderValue::from_static("unprintable"));
         self.headers.insert(name, value);
         self
     }
@@ -110,7 +118,10 @@ where
 }
 
 /// Turns what a handler says into a response, or into a connection that breaks.
-async fn respond(handled: impl Future<Output = Handled>, fate: Fate) -> io::Result<Response<Pieces>> {
+async fn respond(
+    handled: impl Future<Output = Handled>,
+    fate: Fate,
+) -> io::Result<Response<Pieces>> {
     let answer = match handled.await {
         Ok(answer) => answer,
         Err(Refusal::Answer(answer)) => *answer,
@@ -120,8 +131,12 @@ async fn respond(handled: impl Future<Output = Handled>, fate: Fate) -> io::Resu
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
     };
-    let mut response =
-        Response::new(Pieces { left: answer.body, streamed: answer.streamed, broken: answer.broken, fate });
+    let mut response = Response::new(Pieces {
+        left: answer.body,
+        streamed: answer.streamed,
+        broken: answer.broken,
+        fate,
+    });
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     Ok(response)
@@ -139,7 +154,10 @@ impl Body for Pieces {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let limit = if self.streamed { PIECE_BYTES } else { self.left.len() };
         let allowed = self.broken.map_or(u64::MAX, |broken| broken.after);
         let size = limit.min(self.left.len()).min(usize::try_from(allowed).unwrap_or(usize::MAX));
@@ -162,7 +180,11 @@ impl Body for Pieces {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.streamed { SizeHint::default() } else { SizeHint::with_exact(self.left.len() as u64) }
+        if self.streamed {
+            SizeHint::default()
+        } else {
+            SizeHint::with_exact(self.left.len() as u64)
+        }
     }
 }
 
@@ -200,13 +222,21 @@ impl Drop for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
