@@ -1,12 +1,12 @@
 //! The parts, put together from the settings. Nothing is fetched: credentials and connections come with the first request.
 
-use crate::auth::Auth;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
-use crate::image::Budget;
-use crate::storage::Storage;
-use crate::vertex::Vertex;
+use crate::google::client::Auth;
+use crate::google::storage::Storage;
+use crate::google::vertex::Vertex;
 use std::sync::Arc;
 
 pub struct App {

@@ -26,7 +26,7 @@ use crate::error::{Error, Kind};
 use crate::generate::{Generated, Generator, Origin, Unstored};
 use crate::lease::{Claim, Claimed, Lease, RELEASE_TIME};
 use crate::request::GenerateRequest;
-use crate::telemetry;
+use crate::telemetry::metrics;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -160,7 +160,7 @@ impl Flights {
         let under_way = known.flights_of(&identity, self.rules.retry_window);
         if let Some(flight) = self.rules.joinable(&identity, under_way) {
             flight.joins.fetch_add(1, Ordering::Relaxed);
-            telemetry::joined(&flight.name, matches!(identity, Identity::Key { .. }));
+            metrics::joined(&flight.name, matches!(identity, Identity::Key { .. }));
             return Ok(Arc::clone(flight));
         }
         let flight = self.begin(request, &identity, origin, deadline)?;

@@ -2,12 +2,12 @@
 
 use crate::config::Target;
 use crate::error::{Error, Kind};
+use crate::google::storage::{Fields, Storage};
+use crate::google::vertex::Vertex;
 use crate::image::Picture;
 use crate::model::{Family, Model};
 use crate::request::GenerateRequest;
-use crate::storage::{Fields, Storage};
-use crate::telemetry;
-use crate::vertex::Vertex;
+use crate::telemetry::metrics;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
@@ -55,7 +55,7 @@ impl Generator {
     ) -> Result<Unstored, Error> {
         self.storage.check_writable(deadline).await?;
         let (picture, model) = self.picture(request, deadline).await?;
-        telemetry::picture_paid(model.id);
+        metrics::picture_paid(model.id);
         let stem = format!("{}_{}", origin.request_id, crate::id::random_hex::<4>());
         let mut metadata = Fields::from([
             ("request_id".to_owned(), origin.request_id.clone()),

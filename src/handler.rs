@@ -1,11 +1,11 @@
 //! The single handler function: `POST /generate_image`.
 
-use crate::answer;
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::generate::Origin;
 use crate::request::{GenerateRequest, idempotency_key};
-use crate::telemetry;
+use crate::response;
+use crate::telemetry::{self, metrics};
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -46,13 +46,13 @@ pub async fn generate_image(
         platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
-    telemetry::picture_delivered();
+    metrics::picture_delivered();
     let body = AnswerBody {
         image_url: format!("gs://{}/{}", app.config.bucket, generated.object),
         prompt_used: prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
-    Ok(answer::json(200, &body))
+    Ok(response::json(200, &body))
 }
 
 #[derive(Serialize)]

@@ -11,9 +11,9 @@
 
 use crate::error::{Error, Kind};
 use crate::generate::Generated;
+use crate::google::storage::{Fields, Note, Storage, Written};
 use crate::id::{random_hex, sha256_hex};
-use crate::storage::{Fields, Note, Storage, Written};
-use crate::telemetry;
+use crate::telemetry::metrics;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,7 +96,7 @@ impl Lease {
                 let Some(note) = seen else { break None };
                 match judge(&note, &claim)? {
                     Verdict::Landed(generated) => {
-                        telemetry::lease_waited("landed", start.elapsed());
+                        metrics::lease_waited("landed", start.elapsed());
                         return Ok(Claimed::Landed(generated));
                     }
                     Verdict::Variant => return Ok(Claimed::Variant),
@@ -104,7 +104,7 @@ impl Lease {
                     Verdict::Wait => {}
                 }
                 if Instant::now() + wait >= deadline {
-                    telemetry::lease_waited("deadline", start.elapsed());
+                    metrics::lease_waited("deadline", start.elapsed());
                     return Err(Kind::VertexUnavailable.because(
                         "Service Unavailable: another instance is still working on this request.",
                     ));

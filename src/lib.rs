@@ -18,30 +18,26 @@
 //! Arrows go left to right, never back. The emulator is reached through the settings that name Google's
 //! hosts: offline is another URL, never another branch.
 
-pub mod answer;
 pub mod app;
-pub mod auth;
-pub mod client;
+pub mod budget;
 pub mod config;
 pub mod doctor;
 pub mod error;
+pub mod extract;
 pub mod flight;
 pub mod generate;
+pub mod google;
 pub mod handler;
 pub mod health;
 pub mod id;
-pub mod identity;
 pub mod image;
 pub mod lease;
-pub mod lift;
 #[cfg(feature = "local")]
 pub mod local;
-pub mod mend;
 pub mod model;
 pub mod request;
+pub mod response;
 pub mod retry;
 pub mod router;
 pub mod runtime;
-pub mod storage;
 pub mod telemetry;
-pub mod vertex;

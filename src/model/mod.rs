@@ -68,7 +68,7 @@ pub enum OutputMimeType {
 /// What a whole, well-formed answer of a model amounts to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The picture that [`crate::lift`] took out at this place.
+    /// The picture that [`crate::extract`] took out at this place.
     Picture(usize),
     /// A safety filter stopped the prompt or the picture; the text is the model's.
     Blocked(String),
@@ -181,7 +181,7 @@ impl Family {
         }
     }
 
-    /// Reads a whole answer whose pictures [`crate::lift`] has taken out.
+    /// Reads a whole answer whose pictures [`crate::extract`] has taken out.
     ///
     /// # Errors
     /// Where the answer is not what the API documents.
@@ -240,9 +240,9 @@ fn or_nothing(list: &str) -> String {
     if list.is_empty() { "nothing".to_owned() } else { list.to_owned() }
 }
 
-/// The number of the picture that a reference left by [`crate::lift`] stands for.
+/// The number of the picture that a reference left by [`crate::extract`] stands for.
 fn picture_at(reference: Option<&str>) -> Option<usize> {
-    reference?.strip_prefix(crate::lift::REFERENCE)?.parse().ok()
+    reference?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
 }
 
 /// What the caller reads when a model says nothing about why there is no picture.

@@ -1,11 +1,12 @@
 //! The README's tables say what the code does.
 
-use iga::config::{Preset, SETTINGS, Setting, Timing};
+use iga::config::Timing;
+use iga::config::settings::{Preset, SETTINGS, Setting};
 use iga::error::Kind;
 
 const README: &str = include_str!("../../README.md");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
-const TELEMETRY: &str = include_str!("../../src/telemetry.rs");
+const TELEMETRY: &str = include_str!("../../src/telemetry/metrics.rs");
 
 #[track_caller]
 fn has(row: &str) {

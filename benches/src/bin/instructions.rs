@@ -5,8 +5,9 @@
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use iga::budget::Budget;
 use iga::client::BUFFER_BYTES;
-use iga::image::{Budget, Picture};
+use iga::image::Picture;
 use iga::lift::{Lift, Limits};
 use iga::model::Family;
 use iga::storage::Multipart;

@@ -1,14 +1,15 @@
 //! Vertex AI over HTTP: where a model answers, what its answers and errors mean, when to ask again.
 
-use crate::auth::{Auth, SendError};
-use crate::client;
+use crate::budget::{Budget, Share};
 use crate::config::Target;
 use crate::error::{Error, Kind};
-use crate::image::{Budget, Picture, Share};
-use crate::lift::{Lift, LiftError, Limits};
+use crate::extract::{Lift, LiftError, Limits};
+use crate::google::client::{Auth, SendError};
+use crate::google::http::{next_piece, text};
+use crate::image::Picture;
 use crate::model::{Family, Outcome, Params};
 use crate::retry::{self, Failure};
-use crate::telemetry;
+use crate::telemetry::metrics;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
@@ -64,8 +65,8 @@ impl Vertex {
                 let result = self.attempt(target, url, body, deadline).await;
                 let outcome =
                     result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
-                telemetry::vertex_called(target.model.id, attempt, outcome, start.elapsed());
-                result.inspect_err(|_| telemetry::vertex_failed(outcome))
+                metrics::vertex_called(target.model.id, attempt, outcome, start.elapsed());
+                result.inspect_err(|_| metrics::vertex_failed(outcome))
             }
         })
         .await
@@ -135,7 +136,7 @@ impl Vertex {
             Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
                 .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(client::text(body.clone()))
+                .body(text(body.clone()))
         };
         self.auth.send(deadline, remaining, request).await
     }
@@ -152,7 +153,7 @@ impl Vertex {
         let mut share = timeout_at(deadline, share).await.map_err(|_| too_late())?;
         let mut lift = Lift::new(Limits::DEFAULT, family.best_so_far());
         let mut read = 0;
-        while let Some(piece) = next_piece(&mut body, deadline, read).await? {
+        while let Some(piece) = chunk_before(deadline, &mut body, read).await? {
             read += piece.len();
             lift.feed(&piece).map_err(unreadable)?;
             timeout_at(deadline, share.grow_to(lift.held_bytes())).await.map_err(|_| too_late())?;
@@ -170,12 +171,12 @@ fn base_url(location: &str) -> String {
     }
 }
 
-async fn next_piece(
-    body: &mut Incoming,
+async fn chunk_before(
     deadline: Instant,
+    body: &mut Incoming,
     read: usize,
 ) -> Result<Option<Bytes>, Error> {
-    match timeout_at(deadline, client::next_piece(body)).await {
+    match timeout_at(deadline, next_piece(body)).await {
         Ok(Ok(piece)) => Ok(piece),
         Ok(Err(error)) => Err(Kind::VertexApi
             .because(format!("The model's answer broke off after {read} bytes."))
@@ -246,7 +247,7 @@ async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleEr
     let mut answer = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
-        match timeout_at(deadline, client::next_piece(&mut answer)).await {
+        match timeout_at(deadline, next_piece(&mut answer)).await {
             Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
             // The status alone says enough.
             Ok(Ok(None) | Err(_)) | Err(_) => break,

@@ -1,13 +1,13 @@
 //! Cloud Storage: pictures, put once and confirmed, and the notes by which instances agree ("Cloud Storage
 //! JSON API", "Objects: insert", "Request preconditions").
 
-use crate::auth::{Auth, SendError};
-use crate::client;
 use crate::config::Timing;
 use crate::error::{Error, Kind};
+use crate::google::client::{Auth, SendError};
+use crate::google::http::{next_piece, text};
 use crate::image::{Blob, Picture};
 use crate::retry::{self, Again, Failure, within};
-use crate::telemetry;
+use crate::telemetry::metrics;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -148,15 +148,12 @@ impl Storage {
             query.join("&")
         );
         let limit = self.timing.note_try;
-        let response = match self
-            .auth
-            .send(deadline, limit, || Request::get(&url).body(client::text("")))
-            .await
-        {
-            Ok(response) => response,
-            Err(SendError::Unsent(error)) => return Err(error),
-            Err(error) => return Ok(Access::Unknown(no_answer(error).error)),
-        };
+        let response =
+            match self.auth.send(deadline, limit, || Request::get(&url).body(text(""))).await {
+                Ok(response) => response,
+                Err(SendError::Unsent(error)) => return Err(error),
+                Err(error) => return Ok(Access::Unknown(no_answer(error).error)),
+            };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
         Ok(match (status, google_message(&body), serde_json::from_slice::<Granted>(&body)) {
@@ -170,7 +167,7 @@ impl Storage {
 
     /// What time it is for Cloud Storage, which says so to anybody.
     pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
-        let request = Request::get(&self.endpoint).body(client::text(""));
+        let request = Request::get(&self.endpoint).body(text(""));
         let response = self
             .auth
             .send_unsigned(deadline, request)
@@ -198,8 +195,8 @@ impl Storage {
         })
         .await;
         match &result {
-            Ok(()) => telemetry::uploaded(blob.len(), start.elapsed()),
-            Err(error) => telemetry::upload_failed(&error.to_string()),
+            Ok(()) => metrics::uploaded(blob.len(), start.elapsed()),
+            Err(error) => metrics::upload_failed(&error.to_string()),
         }
         result
     }
@@ -270,7 +267,7 @@ impl Storage {
         );
         let limit = self.timing.note_try;
         let delete = async || {
-            let request = || Request::delete(&url).body(client::text(""));
+            let request = || Request::delete(&url).body(text(""));
             let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
                 // Google says 204, other servers 200.
@@ -333,7 +330,7 @@ impl Storage {
         let limit = self.timing.note_try;
         let response = self
             .auth
-            .send(deadline, limit, || Request::get(&url).body(client::text("")))
+            .send(deadline, limit, || Request::get(&url).body(text("")))
             .await
             .map_err(no_answer)?;
         match response.status() {
@@ -385,7 +382,7 @@ fn file_save(details: &str) -> Error {
 /// What could be read of a small answer; empty where it broke off.
 async fn body(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
     let (mut answer, mut body) = (response.into_body(), Vec::new());
-    while let Ok(Ok(Some(piece))) = timeout_at(deadline, client::next_piece(&mut answer)).await {
+    while let Ok(Ok(Some(piece))) = timeout_at(deadline, next_piece(&mut answer)).await {
         body.extend_from_slice(&piece);
         if body.len() > MAX_ANSWER_BYTES {
             return Vec::new();

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use std::fmt;
 
-/// The kinds of credentials file that [`crate::auth`] can build a credential from.
+/// The kinds of credentials file that [`crate::google::client`] can build a credential from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     ServiceAccount {

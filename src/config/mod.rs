@@ -1,13 +1,15 @@
 //! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment, or `.env`.
 
-use crate::identity::{Identity, Source};
-use crate::model::{Model, RATIOS};
+pub mod parse;
+pub mod settings;
+
+use crate::model::Model;
+use parse::*;
+use settings::*;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
-use url::Url;
 
 /// The environment, or a map that stands for it.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -97,120 +99,6 @@ pub enum Platform {
     CloudRun,
     Lambda,
     Plain,
-}
-
-/// One line of the settings table.
-pub struct Setting {
-    /// The first that is set wins.
-    pub names: &'static [&'static str],
-    pub preset: Preset,
-    pub meaning: &'static str,
-}
-
-/// What a setting is when nobody sets it.
-pub enum Preset {
-    Required,
-    Unset,
-    Value(&'static str),
-    /// Depends on the platform; the text says how.
-    ByPlatform(&'static str),
-}
-
-/// Every setting, in the order of the README's table.
-pub const SETTINGS: &[Setting] = &[
-    setting(
-        PORT,
-        Preset::Value("5007"),
-        "TCP port, 0 for any that is free; `PORT` is Cloud Run's and wins",
-    ),
-    setting(&["IGA_HOST"], Preset::Value("0.0.0.0"), "IP address to listen on"),
-    setting(
-        &["IGA_DEBUG_MODE"],
-        Preset::Value("True"),
-        "debug-level logs; true, false, 1, 0, yes or no, like every switch here",
-    ),
-    setting(
-        &["GOOGLE_APPLICATION_CREDENTIALS"],
-        Preset::Unset,
-        "path of a credentials file; else Application Default Credentials",
-    ),
-    setting(PROJECT_ID, Preset::Required, "Google Cloud project that pays for the pictures"),
-    setting(LOCATION, Preset::Required, "Vertex AI location: a region, `us`, `eu` or `global`"),
-    setting(
-        &["IGA_VERTEXAI_IMAGE_MODEL_ID"],
-        Preset::Value("imagegeneration@006"),
-        "model asked first",
-    ),
-    setting(
-        &["IGA_VERTEXAI_FALLBACK_MODELS"],
-        Preset::Value("global/gemini-nano-banana-2.1,global/gemini-3.1-flash-image"),
-        "asked in this order when Vertex AI says that the model is gone: `model` or `location/model`, \
-         separated by commas; empty switches the fallback off",
-    ),
-    setting(&["GCS_BUCKET_NAME"], Preset::Required, "Cloud Storage bucket that takes the pictures"),
-    setting(
-        &["IGA_GCS_IMAGE_PREFIX"],
-        Preset::Value("images/iga/"),
-        "folder in the bucket; empty is the bucket's root",
-    ),
-    setting(&[DEFAULT_RATIO], Preset::Value("1:1"), "ratio of requests that name none"),
-    setting(
-        &["IGA_ADD_WATERMARK"],
-        Preset::Value("True"),
-        "watermark of requests that do not say (Imagen only)",
-    ),
-    setting(
-        &["IGA_GENERATION_DEADLINE_SECONDS"],
-        Preset::Value("180"),
-        "one generation, all tries and the upload included; seconds here may have decimals",
-    ),
-    setting(
-        &["IGA_TRANSFER_BUDGET_MIB"],
-        Preset::Value("128"),
-        "memory that all pictures in transfer may hold together",
-    ),
-    setting(
-        &["IGA_MAX_GENERATIONS"],
-        Preset::Value("80"),
-        "generations at once; beyond it 503 `IGA_OVERLOADED`",
-    ),
-    setting(
-        &["IGA_RETRY_WINDOW_SECONDS"],
-        Preset::Value("5"),
-        "how long after its end a generation still answers an equal request without a key; `off` switches \
-         joining off",
-    ),
-    setting(
-        &["IGA_SHARED_RETRIES"],
-        Preset::ByPlatform("`True` on Lambda, else `False`"),
-        "recognise retries without a key across instances too, through the bucket",
-    ),
-    setting(
-        &["IGA_ANSWER_WITHIN_SECONDS"],
-        Preset::Value("off"),
-        "answer 503 with `Retry-After: 1` after this long while the generation goes on; `off` waits to the end",
-    ),
-    setting(
-        &["IGA_GENERATED_IMAGE_DIR"],
-        Preset::Unset,
-        "deprecated: accepted, one warning, no effect",
-    ),
-    setting(&["STORAGE_EMULATOR_HOST"], Preset::Unset, "Cloud Storage at another address"),
-    setting(&["IGA_VERTEXAI_ENDPOINT"], Preset::Unset, "Vertex AI at another address"),
-    setting(
-        &["GCE_METADATA_HOST"],
-        Preset::Unset,
-        "metadata server at another address: `host` or `host:port`",
-    ),
-];
-
-const PORT: &[&str] = &["PORT", "IGA_PORT"];
-const PROJECT_ID: &[&str] = &["IGA_VERTEXAI_PROJECT_ID", "GCP_PROJECT_ID"];
-const DEFAULT_RATIO: &str = "IGA_DEFAULT_ASPECT_RATIO";
-const LOCATION: &[&str] = &["IGA_VERTEXAI_LOCATION", "GCP_LOCATION"];
-
-const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'static str) -> Setting {
-    Setting { names, preset, meaning }
 }
 
 /// Everything that is wrong with the settings, for a person to mend in one go.
@@ -446,115 +334,6 @@ fn warnings(variable: Variables) -> Vec<String> {
     deprecated.into_iter().collect()
 }
 
-fn parse_bool(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" => Ok(true),
-        "false" | "0" | "no" => Ok(false),
-        _ => Err(format!("must be true, false, 1, 0, yes or no, not {text:?}")),
-    }
-}
-
-fn parse_number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
-where
-    T: FromStr + PartialOrd + fmt::Display,
-{
-    match text.parse() {
-        Ok(number) if range.contains(&number) => Ok(number),
-        _ => Err(format!(
-            "must be a whole number from {} to {}, not {text:?}",
-            range.start(),
-            range.end()
-        )),
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds) if (0.001..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("must be a number of seconds, at most 3600, not {text:?}")),
-    }
-}
-
-fn parse_seconds_or_off(text: &str) -> Result<Option<Duration>, String> {
-    match text.eq_ignore_ascii_case("off") {
-        true => Ok(None),
-        false => parse_seconds(text).map(Some).map_err(|problem| format!("{problem} (or off)")),
-    }
-}
-
-fn parse_host(text: &str) -> Result<Option<IpAddr>, String> {
-    text.parse()
-        .map(Some)
-        .map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {text:?}"))
-}
-
-fn parse_project(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
-    match text.chars().all(fits) {
-        true => Ok(text.to_owned()),
-        false => Err(format!("must be a project id such as my-project-123, not {text:?}")),
-    }
-}
-
-/// The location becomes part of a host name, so nothing else may stand in it.
-fn parse_location(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    match !text.is_empty() && text.chars().all(fits) {
-        true => Ok(text.to_owned()),
-        false => {
-            Err(format!("must be a location such as us-central1, us, eu or global, not {text:?}"))
-        }
-    }
-}
-
-fn parse_model(text: &str) -> Result<Option<&'static Model>, String> {
-    Model::find(text).map(Some).ok_or_else(|| {
-        let known: Vec<_> = crate::model::MODELS.iter().map(|model| model.id).collect();
-        format!("names no model that IGA knows: {text:?}; it knows {}", known.join(", "))
-    })
-}
-
-fn parse_fallbacks(text: &str, location: &str) -> Result<Vec<Target>, String> {
-    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    entries
-        .map(|entry| {
-            let (location, id) = entry.split_once('/').unwrap_or((location, entry));
-            let model = parse_model(id)?.expect("parse_model finds one or fails");
-            Ok(Target { model, location: parse_location(location)? })
-        })
-        .collect()
-}
-
-fn parse_bucket(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
-    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let length = (3..=222).contains(&text.len());
-    match length && text.chars().all(fits) && ends(text.chars().next()) && ends(text.chars().last())
-    {
-        true => Ok(text.to_owned()),
-        false => Err(format!("must be a bucket's name alone (no gs://, no slash), not {text:?}")),
-    }
-}
-
-/// No leading slash, one trailing slash; no segment that a tool would take for a way up.
-fn parse_prefix(text: &str) -> Result<String, String> {
-    let inner = text.trim_matches('/');
-    if inner.split('/').any(|segment| segment == "." || segment == "..") {
-        return Err(format!("must not hold . or .. as a folder, as {text:?} does"));
-    }
-    if inner.len() > MAX_PREFIX_BYTES || inner.chars().any(char::is_control) {
-        return Err(format!("must be at most {MAX_PREFIX_BYTES} bytes without control characters"));
-    }
-    Ok(if inner.is_empty() { String::new() } else { format!("{inner}/") })
-}
-
-fn parse_ratio(text: &str) -> Result<String, String> {
-    match RATIOS.contains(&text) {
-        true => Ok(text.to_owned()),
-        false => Err(format!("must be one of {}, not {text:?}", RATIOS.join(", "))),
-    }
-}
-
 /// A default that the configured model cannot take would fail every request that names no ratio.
 fn check_default_ratio(config: &Config) -> Result<(), Problem> {
     let model = config.model.model;
@@ -570,115 +349,11 @@ fn check_default_ratio(config: &Config) -> Result<(), Problem> {
     Err(Problem { name: DEFAULT_RATIO, text })
 }
 
-/// Scheme, host and port; plain http only to this machine or to a neighbour such as a compose service.
-fn parse_endpoint(text: &str) -> Result<String, String> {
-    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&with_scheme)
-        .map_err(|_| format!("must be a URL such as http://localhost:4443, not {text:?}"))?;
-    let host = url.host_str().unwrap_or_default();
-    match url.scheme() {
-        "https" if !host.is_empty() => {}
-        "http" if is_loopback(host) || is_single_label(host) => {}
-        "http" => {
-            return Err(format!(
-                "must use https to reach {host:?}; plain http is for this machine and single-label names"
-            ));
-        }
-        _ => return Err(format!("must be an http or https URL, not {text:?}")),
-    }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        return Err("must be a plain URL without user, password or query".to_owned());
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
-}
-
-/// Tokens come from there over plain http: this machine, a neighbour, or Google's own addresses.
-fn parse_metadata_host(text: &str) -> Result<String, String> {
-    let url = Url::parse(&format!("http://{text}")).ok();
-    let host = url.as_ref().filter(|url| url.path() == "/").and_then(Url::host_str);
-    match host {
-        Some(host)
-            if is_loopback(host)
-                || is_single_label(host)
-                || GOOGLES_METADATA_HOSTS.contains(&host) =>
-        {
-            Ok(text.to_owned())
-        }
-        _ => Err(format!(
-            "must be host or host:port on this machine or a single-label name, not {text:?}"
-        )),
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn is_single_label(host: &str) -> bool {
-    !host.is_empty() && !host.contains(['.', ':', '['])
-}
-
-/// Only whether the file can be one, and be one for this platform; what is in it is never repeated.
-fn parse_credentials_file(
-    path: &str,
-    platform: Platform,
-    has_aws_keys: bool,
-) -> Result<PathBuf, String> {
-    let text = std::fs::read(path)
-        .map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
-    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|_| {
-        format!("names a file that is not JSON ({path}); download or generate it anew")
-    })?;
-    match (Identity::from_file(&json), json["type"].as_str()) {
-        (Some(identity), _) => match misplaced(&identity, platform, has_aws_keys) {
-            Some(problem) => Err(format!("names a file {problem} ({path})")),
-            None => Ok(path.into()),
-        },
-        (None, Some(kind)) => Err(format!(
-            "names a file of type {kind:?} ({path}); IGA knows {}",
-            Identity::TYPES.join(", ")
-        )),
-        (None, None) => Err(format!(
-            "names a JSON file without a type ({path}); it is no Google credentials file"
-        )),
-    }
-}
-
-/// What is wrong with a federation file on a platform where it can work by no means. Lambda has no metadata
-/// server; on Cloud Run, Google's own has the address that AWS's and Azure's have there.
-fn misplaced(identity: &Identity, platform: Platform, has_aws_keys: bool) -> Option<&'static str> {
-    let Identity::Federated { source, .. } = identity else {
-        return None;
-    };
-    match (platform, source) {
-        (Platform::Lambda, Source::Azure) => Some(
-            "made for Azure, but this is AWS Lambda; make one with gcloud iam workload-identity-pools \
-             create-cred-config … --aws",
-        ),
-        (Platform::Lambda, Source::Aws { only_on_ec2: true }) => Some(
-            "made for EC2, but this is AWS Lambda; make it with gcloud iam workload-identity-pools \
-             create-cred-config … --aws, without --enable-imdsv2",
-        ),
-        (Platform::CloudRun, Source::Azure) => Some(
-            "made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable",
-        ),
-        (Platform::CloudRun, Source::Aws { .. }) if !has_aws_keys => Some(
-            "made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable",
-        ),
-        (Platform::Lambda | Platform::CloudRun | Platform::Plain, _) => None,
-    }
-}
-
 const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_FALLBACK_MODELS"];
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
-const GOOGLES_METADATA_HOSTS: &[&str] = &["metadata.google.internal", "169.254.169.254"];
 
 /// Where Cloud Storage is, unless a setting says otherwise.
 pub const GOOGLES_STORAGE: &str = "https://storage.googleapis.com";
-
-/// An object's name may have 1024 bytes; the rest is room for the name itself.
-const MAX_PREFIX_BYTES: usize = 900;
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,15 @@
-//! Log lines, metric lines and trace correlation: one JSON object a line, as Cloud Logging and Lambda read them.
+//! The log format: one JSON object a line, as Cloud Logging and Lambda read it.
 
-use axum::http::HeaderMap;
+pub mod metrics;
+pub mod trace;
+
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::Write;
-use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use trace::Trace;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Metadata, Span, Subscriber, debug, info, info_span};
@@ -56,141 +58,6 @@ pub fn request_span(
     )
 }
 
-/// The trace a request belongs to ("Trace context", "Using distributed tracing").
-#[derive(Debug, PartialEq, Eq)]
-pub struct Trace {
-    /// 32 hex digits.
-    id: String,
-    /// 16 hex digits.
-    span_id: String,
-    sampled: bool,
-}
-
-impl Trace {
-    /// Reads `traceparent`, else `X-Cloud-Trace-Context`.
-    pub fn from_headers(headers: &HeaderMap) -> Option<Trace> {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let w3c = text("traceparent").and_then(Trace::from_traceparent);
-        w3c.or_else(|| text("x-cloud-trace-context").and_then(Trace::from_cloud_trace_context))
-    }
-
-    /// `00-TRACE-SPAN-FLAGS`, all hex.
-    fn from_traceparent(text: &str) -> Option<Trace> {
-        let mut parts = text.split('-');
-        let (_version, id, span_id, flags) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let flags = u8::from_str_radix(flags, 16).ok()?;
-        let id = hex(id, 32)?;
-        Some(Trace { id, span_id: hex(span_id, 16)?, sampled: flags & 1 == 1 })
-    }
-
-    /// `TRACE/SPAN;o=OPTIONS`, the span in decimal.
-    fn from_cloud_trace_context(text: &str) -> Option<Trace> {
-        let (ids, options) = text.split_once(';').unwrap_or((text, ""));
-        let (id, span_id) = ids.split_once('/').unwrap_or((ids, "0"));
-        let span_id: u64 = span_id.parse().ok()?;
-        Some(Trace {
-            id: hex(id, 32)?,
-            span_id: format!("{span_id:016x}"),
-            sampled: options == "o=1",
-        })
-    }
-}
-
-fn hex(text: &str, len: usize) -> Option<String> {
-    let fits = text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (fits && text.bytes().any(|byte| byte != b'0')).then(|| text.to_ascii_lowercase())
-}
-
-/// `iga_generate_image_request_count` and `iga_generate_image_latency_ms`.
-pub fn request_done(status: &str, latency: Duration) {
-    info!(
-        metric_name = "iga_generate_image_request_count",
-        value = 1,
-        tags.status = status,
-        "request counted"
-    );
-    let value = milliseconds(latency);
-    info!(
-        metric_name = "iga_generate_image_latency_ms",
-        value,
-        tags.status = status,
-        "request timed"
-    );
-}
-
-/// `iga_vertexai_call_latency_ms`: one attempt, from the first byte sent to the last byte read.
-pub fn vertex_called(model: &str, attempt: usize, outcome: &str, latency: Duration) {
-    let value = milliseconds(latency);
-    info!(
-        metric_name = "iga_vertexai_call_latency_ms",
-        value,
-        tags.model = model,
-        tags.attempt = attempt,
-        tags.outcome = outcome,
-        "model called"
-    );
-}
-
-/// `iga_vertexai_error_count`: one attempt that failed.
-pub fn vertex_failed(error_type: &str) {
-    info!(
-        metric_name = "iga_vertexai_error_count",
-        value = 1,
-        tags.error_type = error_type,
-        "model call failed"
-    );
-}
-
-/// `iga_gcs_upload_latency_ms`: one picture stored, all tries included.
-pub fn uploaded(bytes: usize, latency: Duration) {
-    let value = milliseconds(latency);
-    info!(metric_name = "iga_gcs_upload_latency_ms", value, tags.bytes = bytes, "picture stored");
-}
-
-/// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
-pub fn upload_failed(error: &str) {
-    let error_detail: String = error.chars().take(ERROR_DETAIL_CHARS).collect();
-    info!(
-        metric_name = "iga_gcs_upload_failure_count",
-        value = 1,
-        tags.error_detail = error_detail,
-        "upload failed"
-    );
-}
-
-/// `iga_paid_generation_count`: a model made a picture.
-pub fn picture_paid(model: &str) {
-    info!(metric_name = "iga_paid_generation_count", value = 1, tags.model = model, "picture made");
-}
-
-/// `iga_joined_count`: a request that is answered by another's generation.
-pub fn joined(flight: &str, by_key: bool) {
-    info!(
-        metric_name = "iga_joined_count",
-        value = 1,
-        tags.by_key = by_key,
-        flight,
-        "joined flight {flight}"
-    );
-}
-
-/// `iga_lease_wait_ms`: how long another instance's generation was waited for.
-pub fn lease_waited(outcome: &str, wait: Duration) {
-    let value = milliseconds(wait);
-    info!(
-        metric_name = "iga_lease_wait_ms",
-        value,
-        tags.outcome = outcome,
-        "waited for another instance"
-    );
-}
-
-/// `iga_delivered_picture_count`: a caller was told where its picture is.
-pub fn picture_delivered() {
-    info!(metric_name = "iga_delivered_picture_count", value = 1, "picture delivered");
-}
-
 /// Says what a request asks for: the start of the prompt at info level, all of it at debug level.
 pub fn prompt_received(prompt: &str, sha256: &str) {
     let preview: String = prompt.chars().take(PREVIEW_CHARS).collect();
@@ -203,12 +70,7 @@ pub fn prompt_received(prompt: &str, sha256: &str) {
     debug!(prompt, "whole prompt");
 }
 
-fn milliseconds(latency: Duration) -> u64 {
-    u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)
-}
-
 const PREVIEW_CHARS: usize = 50;
-const ERROR_DETAIL_CHARS: usize = 100;
 
 /// The log format: a layer of our own, because the platforms want `severity` and flat fields.
 struct JsonLines<W> {
@@ -328,8 +190,11 @@ fn severity(level: Level) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderMap;
+    use metrics::{request_done, vertex_called};
     use serde_json::json;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     /// The lines that are written while `work` runs.
     fn lines(debug: bool, work: impl FnOnce()) -> Vec<Value> {
@@ -381,24 +246,6 @@ mod tests {
             lines[1].get("workflow_id").is_none()
                 && lines[1].get("logging.googleapis.com/trace").is_none()
         );
-    }
-
-    #[test]
-    fn both_trace_headers_are_read_and_nonsense_is_not() {
-        let older =
-            headers(&[("x-cloud-trace-context", "4BF92F3577B34DA6A3CE929D0E0E4736/255;o=1")]);
-        let trace = Trace::from_headers(&older).unwrap();
-        assert_eq!((trace.span_id.as_str(), trace.sampled), ("00000000000000ff", true));
-        assert_eq!(trace.id, "4bf92f3577b34da6a3ce929d0e0e4736");
-        for (name, value) in [
-            ("traceparent", "00-zz-00f067aa0ba902b7-01"),
-            ("traceparent", "00-00000000000000000000000000000000-00f067aa0ba902b7-01"),
-            ("traceparent", ""),
-            ("x-cloud-trace-context", "abc/1;o=1"),
-            ("x-cloud-trace-context", "4bf92f3577b34da6a3ce929d0e0e4736/x"),
-        ] {
-            assert_eq!(Trace::from_headers(&headers(&[(name, value)])), None, "{value}");
-        }
     }
 
     #[test]

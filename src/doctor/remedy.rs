@@ -1,7 +1,7 @@
 //! The commands that mend what the doctor finds: one line each, ready for a shell.
 
 use crate::config::{Config, Platform, Target};
-use crate::identity::{Identity, Source, Step};
+use crate::google::credential_file::{Identity, Source, Step};
 
 /// Where the process gets its settings from.
 pub struct Home {

@@ -1,9 +1,9 @@
 //! One credential for both of Google's services, and the one way a request leaves the house.
 
-use crate::client::{self, Body, Client};
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
-use crate::identity::Identity;
+use crate::google::credential_file::Identity;
+use crate::google::http::{Body, Client, text};
 use crate::retry::{self, Failure, within};
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account,
@@ -143,7 +143,7 @@ impl Auth {
         let host = self.sources.metadata_host.as_deref().unwrap_or(METADATA_HOST);
         let url =
             format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
-        let request = Request::get(url).header("metadata-flavor", "Google").body(client::text(""));
+        let request = Request::get(url).header("metadata-flavor", "Google").body(text(""));
         let response = self
             .send_unsigned(deadline, request)
             .await

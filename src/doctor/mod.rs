@@ -3,14 +3,14 @@
 //! Its verdict is what a generation would meet. Nothing is paid for, nothing is left behind, and no secret is shown.
 
 use crate::app::App;
-use crate::auth::InUse;
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
+use crate::google::client::InUse;
+use crate::google::storage::{Access, CREATE_PERMISSION, Fields, Storage, Written};
+use crate::google::vertex::Obstacle;
 use crate::health;
-use crate::mend::{self, Home};
 use crate::model::{MODELS, Model};
-use crate::storage::{Access, CREATE_PERMISSION, Fields, Storage, Written};
-use crate::vertex::Obstacle;
+use remedy::{self as mend, Home};
 use std::cmp::Ordering;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::time::Instant;
+
+pub mod remedy;
 
 /// Prints a line for every finding, and under it the command that mends it; whether nothing failed.
 pub fn run(variable: Variables) -> bool {
