@@ -12,7 +12,7 @@
 //!             way out)   client (connections)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
 //! commands:   health (asks the running service)   doctor (checks all that a picture needs), with mend (its commands)
-//! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
+//! offline:    the crate `iga-emulator`, in emulator/ (feature `local`)
 //! ```
 //!
 //! Arrows go left to right, never back. The emulator is reached through the settings that name Google's
@@ -32,8 +32,6 @@ pub mod health;
 pub mod id;
 pub mod image;
 pub mod lease;
-#[cfg(feature = "local")]
-pub mod local;
 pub mod model;
 pub mod request;
 pub mod response;

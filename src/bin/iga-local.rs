@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 use iga::app::App;
 use iga::config::{self, Config};
-use iga::local::emulator::{Emulator, Options};
 use iga::{runtime, telemetry};
+use iga_emulator::{Emulator, Options};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -2,7 +2,7 @@
 
 use crate::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
 use iga::error::Kind;
-use iga::local::emulator::{Action, Stage};
+use iga_emulator::{Action, Stage};
 use serde_json::json;
 
 #[tokio::test]
@@ -232,8 +232,7 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
     for action in [Action::Reset, Action::Truncate] {
         for after in [0, 1000] {
             let service = Service::current().await;
-            let fault =
-                iga::local::emulator::Fault::new(Stage::Answer, action.clone()).after(after);
+            let fault = iga_emulator::Fault::new(Stage::Answer, action.clone()).after(after);
             service.emulator.script(fault);
             let answer = service.prompt().await;
             assert!(answer.status >= 500, "{answer:?}");

@@ -2,8 +2,8 @@
 
 use crate::process::Process;
 use crate::service::{BUCKET, CURRENT, PROMPT, emulator};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
 use iga::retry::TRIES;
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::time::Duration;

@@ -3,8 +3,8 @@
 use crate::process::Process;
 use crate::service::{CURRENT, Service, answer, client, config, emulator};
 use iga::app::App;
-use iga::local::emulator::{Action, Emulator, Fault, Stage};
 use iga::runtime;
+use iga_emulator::{Action, Emulator, Fault, Stage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -2,7 +2,7 @@
 
 use crate::process::{Process, command};
 use crate::service::{BUCKET, CURRENT, emulator, emulator_with};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
 use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached};
-use iga::local::emulator::{Action, Counters, Fault, Stage};
+use iga_emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::task::JoinHandle;

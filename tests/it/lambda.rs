@@ -2,8 +2,8 @@
 
 use crate::service::{BUCKET, config, emulator};
 use iga::app::App;
-use iga::local::emulator::Emulator;
 use iga::runtime;
+use iga_emulator::Emulator;
 use serde_json::{Value, json};
 
 const FUNCTION_URL: &str = include_str!("../../events/generate_image.json");

@@ -2,7 +2,7 @@
 
 use crate::process::Process;
 use crate::service::{Answer, CURRENT, answer, client, emulator, emulator_with, reached};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use reqwest::Client;
 use serde_json::json;
 use std::collections::BTreeSet;

@@ -3,8 +3,8 @@
 //! The table stands in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
 
 use crate::service::{CURRENT, PROMPT, Service, answer, config, emulator};
-use iga::local::emulator::{Action, Fault, Stage, StoredObject};
 use iga::telemetry;
+use iga_emulator::{Action, Fault, Stage, StoredObject};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,7 @@
 use crate::service::{Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use iga::local::emulator::Options;
+use iga_emulator::Options;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 

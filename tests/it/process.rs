@@ -1,7 +1,7 @@
 //! The built binary as a process: settings, log lines, signals.
 
 use crate::service::{BUCKET, CURRENT, PROMPT, answer, client, emulator, emulator_with, reached};
-use iga::local::emulator::{Emulator, Options};
+use iga_emulator::{Emulator, Options};
 use serde_json::{Value, json};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -308,7 +308,7 @@ async fn joins_waits_and_deliveries_are_counted() {
 
 #[tokio::test]
 async fn a_failed_upload_is_counted() {
-    use iga::local::emulator::{Action, Fault, Stage};
+    use iga_emulator::{Action, Fault, Stage};
     let emulator = emulator().await;
     emulator.script(Fault::new(Stage::UploadStart, Action::status(403)));
     let process = Process::start(&emulator, CURRENT).await;

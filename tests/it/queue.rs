@@ -1,7 +1,7 @@
 //! A push queue in front, as Cloud Tasks is one: it delivers at least once, and every task is paid once.
 
 use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, client, emulator};
-use iga::local::emulator::{Action, Emulator, Fault, Stage};
+use iga_emulator::{Action, Emulator, Fault, Stage};
 use reqwest::Client;
 use serde_json::json;
 use std::sync::Arc;

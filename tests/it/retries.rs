@@ -5,7 +5,7 @@
 use crate::cpoa::{Outcome, ask_each, python};
 use crate::process::Process;
 use crate::service::{BUCKET, CURRENT, PROMPT, emulator, emulator_with, reached};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use std::ffi::OsString;
 use std::time::Duration;
 use tokio::task::JoinSet;

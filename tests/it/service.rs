@@ -2,10 +2,8 @@
 
 use iga::app::App;
 use iga::config::{Config, Timing};
-use iga::local::emulator::{
-    Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject,
-};
 use iga::runtime;
+use iga_emulator::{Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
 //! Cloud Storage: put once, confirmed whole, tried again while that can help.
 
 use crate::service::{BUCKET, CURRENT, Service, emulator_with};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 
 #[tokio::test]
 async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server() {

@@ -4,7 +4,7 @@ use crate::process::command;
 use crate::service::{BUCKET, CURRENT, Service};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use iga::local::emulator::{Emulator, Options};
+use iga_emulator::{Emulator, Options};
 use reqwest::{Client, Response, Url};
 use serde_json::{Value, json};
 use std::ffi::OsString;

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, Method, StatusCode, header};
 use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
 use memchr::memmem;
 use serde_json::{Map, Value};
 
-use super::faults::{Action, Fault, Stage, hinder, spoil};
-use super::objects::{NewObject, Preconditions, Unmet, crc32c, md5_hash};
-use super::storage::{conditions, enter, refused};
-use super::storage_error::{error, invalid};
-use super::wire::{Answer, Handled, Inflow, Refusal};
-use super::{Call, Services, resumable};
+use crate::faults::{Action, Fault, Stage, hinder, spoil};
+use crate::objects::{NewObject, Preconditions, Unmet, crc32c, md5_hash};
+use crate::storage::{conditions, enter, refused};
+use crate::storage_error::{error, invalid};
+use crate::wire::{Answer, Handled, Inflow, Refusal};
+use crate::{Call, Services, resumable};
 
 /// `/upload/storage/v1/b/BUCKET/o`, all three kinds.
-pub(super) async fn upload(services: &Arc<Services>, call: Call, bucket: &str) -> Handled {
+pub(crate) async fn upload(services: &Arc<Services>, call: Call, bucket: &str) -> Handled {
     if let (Some(id), "PUT" | "DELETE") =
         (call.query.get("upload_id").cloned(), call.method.as_str())
     {
@@ -45,7 +45,7 @@ pub(super) async fn upload(services: &Arc<Services>, call: Call, bucket: &str) -
 
 /// What an upload is to become, before its bytes are known.
 #[derive(Clone)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     pub bucket: String,
     pub name: String,
     pub content_type: Option<String>,
@@ -166,13 +166,13 @@ async fn multipart(services: &Arc<Services>, mut call: Call, bucket: &str) -> Ha
     store(services, plan, bytes).await
 }
 
-pub(super) fn metadata_fields(json: &[u8]) -> Result<Map<String, Value>, Refusal> {
+pub(crate) fn metadata_fields(json: &[u8]) -> Result<Map<String, Value>, Refusal> {
     serde_json::from_slice(json)
         .map_err(|_| error(StatusCode::BAD_REQUEST, "parseError", "Parse Error").into())
 }
 
 /// The faults before an upload's media is read.
-pub(super) async fn start(
+pub(crate) async fn start(
     services: &Services,
     body: &mut Inflow,
     plan: &Plan,
@@ -193,7 +193,7 @@ async fn receive(services: &Services, body: &mut Inflow, plan: &Plan) -> Result<
 }
 
 /// Reads on to the end where an answer is to arrive, or the connection to end without an RST.
-pub(super) async fn drain(fault: Option<&Fault>, body: &mut Inflow) -> Result<(), Refusal> {
+pub(crate) async fn drain(fault: Option<&Fault>, body: &mut Inflow) -> Result<(), Refusal> {
     let Some(fault) = fault else { return Ok(()) };
     match fault.action {
         Action::Answer { .. } | Action::Truncate => while body.more().await? {},
@@ -209,7 +209,7 @@ async fn store(services: &Arc<Services>, plan: Plan, bytes: Bytes) -> Handled {
 }
 
 /// Makes the object, and returns its metadata.
-pub(super) async fn commit(
+pub(crate) async fn commit(
     services: &Arc<Services>,
     plan: Plan,
     bytes: Bytes,
@@ -240,7 +240,7 @@ pub(super) async fn commit(
 }
 
 /// Says that the object is stored, unless a fault gets in the way.
-pub(super) async fn confirm(services: &Services, subject: &str, mut resource: Value) -> Handled {
+pub(crate) async fn confirm(services: &Services, subject: &str, mut resource: Value) -> Handled {
     let fault = services.faults.take(Stage::UploadEnd, subject);
     if matches!(&fault, Some(Fault { action: Action::WrongChecksum, .. })) {
         resource["crc32c"] = crc32c(subject.as_bytes()).into();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 
-use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// What a handler sends back.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -31,27 +31,27 @@ pub(super) struct Answer {
 
 /// Where the body of an answer breaks off.
 #[derive(Clone, Copy)]
-pub(super) struct Broken {
+pub(crate) struct Broken {
     pub after: u64,
     pub ending: Ending,
 }
 
 /// How a connection ends before its time.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     Close,
     Reset,
     Stall,
 }
 
 /// Why a request gets no ordinary answer.
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     Answer(Box<Answer>),
     /// Not one byte is answered.
     Break(Ending),
 }
 
-pub(super) type Handled = Result<Answer, Refusal>;
+pub(crate) type Handled = Result<Answer, Refusal>;
 
 impl Answer {
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
@@ -90,7 +90,7 @@ impl From<Answer> for Refusal {
 }
 
 /// Accepts connections until the task is aborted, which also ends those that are open.
-pub(super) async fn serve<H, F>(listener: TcpListener, handler: H)
+pub(crate) async fn serve<H, F>(listener: TcpListener, handler: H)
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Handled> + Send + 'static,
@@ -268,7 +268,7 @@ impl AsyncWrite for Wire {
 }
 
 /// The bytes of a request's body, read as far as somebody wants to know them.
-pub(super) struct Inflow {
+pub(crate) struct Inflow {
     body: Incoming,
     pub read: bytes::BytesMut,
 }

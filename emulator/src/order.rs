@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::models::{Family, Model};
-use super::rpc_error::{invalid, violation};
-use super::wire::Refusal;
+use crate::models::{Family, Model};
+use crate::rpc_error::{invalid, violation};
+use crate::wire::Refusal;
 
 /// A request that the model takes.
-pub(super) struct Order {
+pub(crate) struct Order {
     pub model: &'static Model,
     pub prompt: String,
     pub ratio: String,
@@ -21,7 +21,7 @@ pub(super) struct Order {
 }
 
 /// Checks a `:predict` request.
-pub(super) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Refusal> {
+pub(crate) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Refusal> {
     known_fields(request, IMAGEN_FIELDS)?;
     let instances = request["instances"].as_array().map_or(&[][..], Vec::as_slice);
     let [instance] = instances else {
@@ -72,7 +72,7 @@ pub(super) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Re
 }
 
 /// Checks a `:generateContent` request.
-pub(super) fn gemini(model: &'static Model, request: &Value) -> Result<Order, Refusal> {
+pub(crate) fn gemini(model: &'static Model, request: &Value) -> Result<Order, Refusal> {
     known_fields(request, GEMINI_FIELDS)?;
     let prompt = gemini_prompt(&request["contents"])?;
     let config = Fields { value: &request["generationConfig"], at: "generation_config" };

@@ -24,6 +24,7 @@
 //! no pages, and there are no object versions. A generation counts as paid from the moment at which
 //! the model starts on it, whether or not the caller waits.
 
+mod drawing;
 mod faults;
 mod metadata;
 mod models;
@@ -45,8 +46,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};

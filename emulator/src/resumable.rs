@@ -3,21 +3,21 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use axum::http::{Method, StatusCode, header};
 use bytes::Bytes;
+use http::{Method, StatusCode, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
-use super::faults::{Action, Stage, hinder};
-use super::storage::refused;
-use super::storage_error::{error, invalid};
-use super::uploads::{Plan, commit, confirm, drain, metadata_fields, start};
-use super::wire::{Answer, Handled, Refusal};
-use super::{Call, Services, lock};
+use crate::faults::{Action, Stage, hinder};
+use crate::storage::refused;
+use crate::storage_error::{error, invalid};
+use crate::uploads::{Plan, commit, confirm, drain, metadata_fields, start};
+use crate::wire::{Answer, Handled, Refusal};
+use crate::{Call, Services, lock};
 
 /// Every session there has been.
 #[derive(Default)]
-pub(super) struct Sessions(Mutex<HashMap<String, Session>>);
+pub(crate) struct Sessions(Mutex<HashMap<String, Session>>);
 
 struct Session {
     plan: Plan,
@@ -35,7 +35,7 @@ enum State {
 }
 
 /// The POST that begins a session.
-pub(super) async fn open(services: &Services, mut call: Call, bucket: &str) -> Handled {
+pub(crate) async fn open(services: &Services, mut call: Call, bucket: &str) -> Handled {
     let body = call.body.all().await?;
     services.record_body(call.number, &body);
     let fields = if body.is_empty() { Map::new() } else { metadata_fields(&body)? };
@@ -59,7 +59,7 @@ pub(super) async fn open(services: &Services, mut call: Call, bucket: &str) -> H
 }
 
 /// A PUT or DELETE to a session, which needs no token.
-pub(super) async fn session(services: &Arc<Services>, mut call: Call, id: &str) -> Handled {
+pub(crate) async fn session(services: &Arc<Services>, mut call: Call, id: &str) -> Handled {
     let plan = match lock(&services.sessions.0).get(id) {
         None => return Ok(error(StatusCode::NOT_FOUND, "notFound", "No such upload session.")),
         Some(Session { state: State::Cancelled, .. }) => {

@@ -4,27 +4,27 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::Clock;
-use super::rpc_error::error;
-use super::wire::{Answer, Handled, Refusal};
+use crate::Clock;
+use crate::rpc_error::error;
+use crate::wire::{Answer, Handled, Refusal};
 
 /// The tokens that open the services, each with the moment at which it stops.
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     life: Duration,
     known: Mutex<HashMap<String, Instant>>,
 }
 
 /// Why a request may not enter.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Denied {
+pub(crate) enum Denied {
     Missing,
     Expired,
     Unknown,
@@ -69,7 +69,7 @@ impl Tokens {
 }
 
 /// Paths under `/computeMetadata/`.
-pub(super) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Answer {
+pub(crate) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Answer {
     if headers.get("metadata-flavor").is_none_or(|flavor| flavor != "Google") {
         let text = "Missing required header \"Metadata-Flavor\": \"Google\"\n";
         return Answer::new(StatusCode::FORBIDDEN, "text/html; charset=UTF-8", text);
@@ -108,7 +108,7 @@ pub(super) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Answ
 }
 
 /// `POST /token`: the OAuth grants of authorized users and service accounts.
-pub(super) fn oauth(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answer {
+pub(crate) fn oauth(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answer {
     let fields = fields(headers, body);
     let problem = match text(&fields, "grant_type") {
         "refresh_token" => missing(&fields, &["client_id", "client_secret", "refresh_token"]),
@@ -134,7 +134,7 @@ pub(super) fn oauth(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answe
 }
 
 /// `POST /v1/token`: the security token service of workload identity federation.
-pub(super) fn exchange(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answer {
+pub(crate) fn exchange(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> Answer {
     let fields = fields(headers, body);
     let grant = ["grant_type", "grantType"].map(|name| text(&fields, name)).concat();
     if grant != "urn:ietf:params:oauth:grant-type:token-exchange" {
@@ -157,7 +157,7 @@ pub(super) fn exchange(tokens: &Tokens, headers: &HeaderMap, body: &Bytes) -> An
 }
 
 /// `POST /v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`: impersonation.
-pub(super) fn impersonate(
+pub(crate) fn impersonate(
     tokens: &Tokens,
     clock: &Clock,
     headers: &HeaderMap,
@@ -169,7 +169,7 @@ pub(super) fn impersonate(
         let message = "The scope of the access token must be specified.";
         return Ok(error(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", message, None));
     }
-    let expiry = super::rfc3339(clock.now() + tokens.life);
+    let expiry = crate::rfc3339(clock.now() + tokens.life);
     let body = json!({"accessToken": tokens.issue(), "expireTime": expiry});
     Ok(Answer::json(StatusCode::OK, &body))
 }
@@ -228,7 +228,7 @@ const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 const MAX_JWT_SECONDS: i64 = 3620;
 
 /// 401, whatever it is that the caller lacks.
-pub(super) fn unauthenticated(denied: Denied) -> Refusal {
+pub(crate) fn unauthenticated(denied: Denied) -> Refusal {
     let expectation = "Expected OAuth 2 access token, login cookie or other valid authentication credential. \
                        See https://developers.google.com/identity/sign-in/web/devconsole-project.";
     let invalid = "Request had invalid authentication credentials.";

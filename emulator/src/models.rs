@@ -2,7 +2,7 @@
 
 /// How a model is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
+pub(crate) enum Family {
     Imagen,
     /// `gemini-2.5-flash-image`: always 1K, does not think.
     Gemini25,
@@ -13,7 +13,7 @@ pub(super) enum Family {
 
 /// One row of the table.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     pub id: &'static str,
     pub family: Family,
     pub ratios: &'static [&'static str],
@@ -57,7 +57,7 @@ impl Model {
 }
 
 /// Width and height of a picture in this ratio and size.
-pub(super) fn pixels(family: Family, ratio: &str, size: &str) -> (u32, u32) {
+pub(crate) fn pixels(family: Family, ratio: &str, size: &str) -> (u32, u32) {
     let table = match family {
         Family::Imagen => IMAGEN_PIXELS,
         Family::Gemini25 => GEMINI_25_PIXELS,

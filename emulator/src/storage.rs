@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 
-use super::faults::{Stage, hinder, spoil};
-use super::metadata::Denied;
-use super::objects::{Failed, Preconditions, StoredObject, Unmet};
-use super::storage_error::{error, invalid, located};
-use super::wire::{Answer, Handled, Refusal};
-use super::{Call, Services};
+use crate::faults::{Stage, hinder, spoil};
+use crate::metadata::Denied;
+use crate::objects::{Failed, Preconditions, StoredObject, Unmet};
+use crate::storage_error::{error, invalid, located};
+use crate::wire::{Answer, Handled, Refusal};
+use crate::{Call, Services};
 
 /// `/storage/v1/b/BUCKET…`: everything but uploads.
-pub(super) async fn objects(
+pub(crate) async fn objects(
     services: &Services,
     call: &Call,
     bucket: &str,
@@ -152,7 +152,7 @@ fn parse_range(value: &str, size: usize) -> Range {
 }
 
 /// Lets in who has a token and names a bucket that exists.
-pub(super) fn enter(
+pub(crate) fn enter(
     services: &Services,
     call: &Call,
     bucket: &str,
@@ -184,7 +184,7 @@ pub(super) fn enter(
     Err(error(StatusCode::NOT_FOUND, "notFound", "The specified bucket does not exist.").into())
 }
 
-pub(super) fn conditions(call: &Call) -> Result<Preconditions, Refusal> {
+pub(crate) fn conditions(call: &Call) -> Result<Preconditions, Refusal> {
     Preconditions::from_query(&call.query)
         .map_err(|parameter| invalid_parameter(&call.query, parameter))
 }
@@ -199,7 +199,7 @@ fn invalid_parameter(query: &BTreeMap<String, String>, parameter: &str) -> Refus
     invalid(&format!("Invalid value '{value}' for parameter {parameter}.")).into()
 }
 
-pub(super) fn refused(unmet: Unmet, bucket: &str, name: &str) -> Answer {
+pub(crate) fn refused(unmet: Unmet, bucket: &str, name: &str) -> Answer {
     match unmet {
         Unmet::Precondition(_) => {
             let message = "At least one of the pre-conditions you specified did not hold.";

@@ -1,23 +1,23 @@
 //! Cloud Storage's errors: the JSON API's own shape, without `status`.
 
-use axum::http::StatusCode;
+use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::wire::Answer;
+use crate::wire::Answer;
 
 /// 400
-pub(super) fn invalid(message: &str) -> Answer {
+pub(crate) fn invalid(message: &str) -> Answer {
     error(StatusCode::BAD_REQUEST, "invalid", message)
 }
 
 /// An error with one cause.
-pub(super) fn error(status: StatusCode, reason: &str, message: &str) -> Answer {
+pub(crate) fn error(status: StatusCode, reason: &str, message: &str) -> Answer {
     let cause = json!({"message": message, "domain": "global", "reason": reason});
     failure(status, message, cause)
 }
 
 /// An error that names the header at fault.
-pub(super) fn located(status: StatusCode, reason: &str, message: &str, header: &str) -> Answer {
+pub(crate) fn located(status: StatusCode, reason: &str, message: &str, header: &str) -> Answer {
     let cause = json!({
         "message": message, "domain": "global", "reason": reason, "locationType": "header", "location": header,
     });
@@ -30,7 +30,7 @@ fn failure(status: StatusCode, message: &str, cause: Value) -> Answer {
 }
 
 /// The error that usually comes with a status.
-pub(super) fn plain_error(status: StatusCode) -> Answer {
+pub(crate) fn plain_error(status: StatusCode) -> Answer {
     let (reason, message) = match status.as_u16() {
         400 => ("invalid", "Invalid argument."),
         401 => return located(status, "authError", "Invalid Credentials", "Authorization"),

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::wire::{Answer, Broken, Ending, Handled, Refusal};
-use super::{rpc_error, storage_error};
+use crate::wire::{Answer, Broken, Ending, Handled, Refusal};
+use crate::{rpc_error, storage_error};
 
 /// One thing that goes wrong; as JSON `{"stage": "model", "action": {"answer": {"status": 503}}}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -144,7 +144,7 @@ fn once() -> Option<u32> {
 
 /// The faults still to come, in the order in which they were scripted.
 #[derive(Default)]
-pub(super) struct Faults(Mutex<Vec<Fault>>);
+pub(crate) struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
     pub fn push(&self, fault: Fault) {
@@ -177,7 +177,7 @@ impl Faults {
 }
 
 /// Lets a fault act before the work of its stage is done.
-pub(super) async fn hinder(fault: Option<Fault>) -> Result<(), Refusal> {
+pub(crate) async fn hinder(fault: Option<Fault>) -> Result<(), Refusal> {
     let Some(fault) = fault else { return Ok(()) };
     match fault.action {
         Action::Answer { status, headers, body } => {
@@ -195,7 +195,7 @@ pub(super) async fn hinder(fault: Option<Fault>) -> Result<(), Refusal> {
 }
 
 /// Lets a fault act on the answer after the work has been done.
-pub(super) async fn spoil(fault: Option<Fault>, mut answer: Answer) -> Handled {
+pub(crate) async fn spoil(fault: Option<Fault>, mut answer: Answer) -> Handled {
     let Some(fault) = fault else {
         return Ok(answer);
     };

@@ -2,23 +2,23 @@
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::faults::{Stage, hinder, spoil};
-use super::metadata::unauthenticated;
-use super::models::{Family, Model, pixels};
-use super::order::{self, Order};
-use super::rpc_error::{error, invalid, permission_denied, plain_error};
-use super::wire::{Answer, Handled, Refusal};
-use super::{Call, Services, not_found, rfc3339};
-use crate::local::picture;
+use crate::drawing;
+use crate::faults::{Stage, hinder, spoil};
+use crate::metadata::unauthenticated;
+use crate::models::{Family, Model, pixels};
+use crate::order::{self, Order};
+use crate::rpc_error::{error, invalid, permission_denied, plain_error};
+use crate::wire::{Answer, Handled, Refusal};
+use crate::{Call, Services, not_found, rfc3339};
 
 /// `POST …/projects/P/locations/L/publishers/google/models/M:VERB`.
-pub(super) async fn generate(
+pub(crate) async fn generate(
     services: &Arc<Services>,
     call: &Call,
     place: [&str; 3],
@@ -78,7 +78,7 @@ pub(super) async fn generate(
 }
 
 /// `GET /v1/publishers/google/models/M`, with which Google's Python SDK begins.
-pub(super) fn publisher_model(services: &Services, call: &Call, id: &str) -> Handled {
+pub(crate) fn publisher_model(services: &Services, call: &Call, id: &str) -> Handled {
     services.tokens.admit(&call.headers).map_err(unauthenticated)?;
     let name = format!("publishers/google/models/{id}");
     let known = Model::find(id).filter(|model| is_alive(services, model));
@@ -210,7 +210,7 @@ impl Order {
     /// The picture as base64, its sides divided by `shrunk`.
     fn draw(&self, label: &str, shrunk: u32) -> String {
         let (width, height) = pixels(self.model.family, &self.ratio, &self.size);
-        STANDARD.encode(picture::draw(
+        STANDARD.encode(drawing::draw(
             &self.prompt,
             label,
             (width / shrunk).max(1),

@@ -1,8 +1,8 @@
 //! The emulator seen from outside, through a plain HTTP client.
 
-use axum::http::HeaderValue;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use reqwest::{Client, RequestBuilder, Response};
 
 use super::objects::{crc32c, md5_hash};

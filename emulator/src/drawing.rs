@@ -11,7 +11,7 @@ use tiny_skia::{
 };
 
 /// A PNG that depends on nothing but its arguments; `label` stands small below the prompt.
-pub fn draw(prompt: &str, label: &str, width: u32, height: u32) -> Vec<u8> {
+pub(crate) fn draw(prompt: &str, label: &str, width: u32, height: u32) -> Vec<u8> {
     let mut scene = Scene::new(prompt, width, height);
     scene.sky();
     scene.sun();

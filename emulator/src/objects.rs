@@ -13,7 +13,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use super::{lock, rfc3339};
+use crate::{lock, rfc3339};
 
 /// An object with its metadata as the JSON API shows it.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct StoredObject {
 }
 
 /// An object about to be stored.
-pub(super) struct NewObject {
+pub(crate) struct NewObject {
     pub bucket: String,
     pub name: String,
     pub content_type: String,
@@ -36,7 +36,7 @@ pub(super) struct NewObject {
 
 /// Why an object was not stored, read or deleted.
 #[derive(Debug)]
-pub(super) enum Unmet {
+pub(crate) enum Unmet {
     Precondition(Failed),
     NoSuchObject,
     Io(io::Error),
@@ -44,7 +44,7 @@ pub(super) enum Unmet {
 
 /// Conditions under which a request is carried out.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Preconditions {
+pub(crate) struct Preconditions {
     generation_match: Option<i64>,
     generation_not_match: Option<i64>,
     metageneration_match: Option<i64>,
@@ -53,7 +53,7 @@ pub(super) struct Preconditions {
 
 /// Which kind of condition did not hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Failed {
+pub(crate) enum Failed {
     Match,
     NotMatch,
 }
@@ -94,7 +94,7 @@ impl Preconditions {
 }
 
 /// Every bucket with its objects.
-pub(super) struct Objects {
+pub(crate) struct Objects {
     directory: Option<PathBuf>,
     buckets: Vec<String>,
     addr: SocketAddr,
@@ -287,11 +287,11 @@ impl Live {
     }
 }
 
-pub(super) fn crc32c(bytes: &[u8]) -> String {
+pub(crate) fn crc32c(bytes: &[u8]) -> String {
     STANDARD.encode(::crc32c::crc32c(bytes).to_be_bytes())
 }
 
-pub(super) fn md5_hash(bytes: &[u8]) -> String {
+pub(crate) fn md5_hash(bytes: &[u8]) -> String {
     STANDARD.encode(md5::compute(bytes).0)
 }
 

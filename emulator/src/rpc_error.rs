@@ -1,12 +1,12 @@
 //! Errors in the form of `google.rpc.Status`, as Vertex AI and the token services send them.
 
-use axum::http::StatusCode;
+use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::wire::Answer;
+use crate::wire::Answer;
 
 /// An error in the form of `google.rpc.Status`.
-pub(super) fn error(
+pub(crate) fn error(
     code: StatusCode,
     status: &str,
     message: &str,
@@ -20,7 +20,7 @@ pub(super) fn error(
 }
 
 /// 403 for want of the permission to call models.
-pub(super) fn permission_denied(resource: &str) -> Answer {
+pub(crate) fn permission_denied(resource: &str) -> Answer {
     let permission = "aiplatform.endpoints.predict";
     let message =
         format!("Permission '{permission}' denied on resource '{resource}' (or it may not exist).");
@@ -34,12 +34,12 @@ pub(super) fn permission_denied(resource: &str) -> Answer {
 }
 
 /// 400
-pub(super) fn invalid(message: &str) -> Answer {
+pub(crate) fn invalid(message: &str) -> Answer {
     error(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", message, None)
 }
 
 /// 400 with the field at fault.
-pub(super) fn violation(field: &str, description: &str) -> Answer {
+pub(crate) fn violation(field: &str, description: &str) -> Answer {
     let details = json!([{
         "@type": "type.googleapis.com/google.rpc.BadRequest",
         "fieldViolations": [{"field": field, "description": description}],
@@ -48,7 +48,7 @@ pub(super) fn violation(field: &str, description: &str) -> Answer {
 }
 
 /// The error that usually comes with a status.
-pub(super) fn plain_error(code: StatusCode) -> Answer {
+pub(crate) fn plain_error(code: StatusCode) -> Answer {
     let (status, message) = match code.as_u16() {
         400 => ("INVALID_ARGUMENT", "Request contains an invalid argument."),
         401 => ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
