@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What all pictures in transfer may hold together.
+/// What all images in transfer may hold together.
 ///
 /// Whoever does not fit waits before reading on. So that those who wait for each other's memory cannot
-/// wait for ever, one of them at a time may go over: the most held is the budget and one picture.
+/// wait for ever, one of them at a time may go over: the most held is the budget and one image.
 #[derive(Debug, Clone)]
 pub struct Budget {
     units: Arc<Semaphore>,
@@ -14,9 +14,9 @@ pub struct Budget {
     total_units: u32,
 }
 
-/// One picture's part of the [`Budget`]; dropping it gives the part back.
+/// One image's part of the [`Budget`]; dropping it gives the part back.
 #[derive(Debug)]
-pub struct Share {
+pub struct Reservation {
     budget: Budget,
     held: Option<OwnedSemaphorePermit>,
     held_units: u32,
@@ -33,15 +33,16 @@ impl Budget {
         }
     }
 
-    /// A share that fits `bytes`, as soon as there is room for it.
-    pub async fn share(&self, bytes: usize) -> Share {
-        let mut share = Share { budget: self.clone(), held: None, held_units: 0, overdraft: None };
-        share.grow_to(bytes).await;
-        share
+    /// A reservation that fits `bytes`, as soon as there is room for it.
+    pub async fn reserve(&self, bytes: usize) -> Reservation {
+        let mut reservation =
+            Reservation { budget: self.clone(), held: None, held_units: 0, overdraft: None };
+        reservation.grow_to(bytes).await;
+        reservation
     }
 }
 
-impl Share {
+impl Reservation {
     /// Waits until `bytes` fit; returns at once where they do already.
     pub async fn grow_to(&mut self, bytes: usize) {
         let wanted = units(bytes).saturating_sub(self.held_units);
@@ -72,7 +73,7 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// Shares grow by this much, so that reading does not queue for every piece.
+/// Reservations grow by this much, so that reading does not queue for every chunk.
 const UNIT_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
@@ -83,11 +84,11 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_fit_waits_until_room_is_given_back() {
         let budget = Budget::new(4 * UNIT_BYTES);
-        let first = budget.share(3 * UNIT_BYTES).await;
-        let _over = budget.share(2 * UNIT_BYTES).await;
+        let first = budget.reserve(3 * UNIT_BYTES).await;
+        let _over = budget.reserve(2 * UNIT_BYTES).await;
         let waiting = tokio::spawn({
             let budget = budget.clone();
-            async move { drop(budget.share(2 * UNIT_BYTES).await) }
+            async move { drop(budget.reserve(2 * UNIT_BYTES).await) }
         });
         yield_now().await;
         assert!(!waiting.is_finished());
@@ -96,15 +97,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shares_that_wait_for_each_other_finish_one_after_the_other() {
+    async fn reservations_that_wait_for_each_other_finish_one_after_the_other() {
         let budget = Budget::new(2 * UNIT_BYTES);
-        let mut shares = Vec::new();
+        let mut reservations = Vec::new();
         for _ in 0..2 {
-            shares.push(budget.share(UNIT_BYTES).await);
+            reservations.push(budget.reserve(UNIT_BYTES).await);
         }
-        let growing: Vec<_> = shares
+        let growing: Vec<_> = reservations
             .into_iter()
-            .map(|mut share| tokio::spawn(async move { share.grow_to(10 * UNIT_BYTES).await }))
+            .map(|mut reservation| {
+                tokio::spawn(async move { reservation.grow_to(10 * UNIT_BYTES).await })
+            })
             .collect();
         for task in growing {
             task.await.unwrap();
@@ -112,9 +115,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_larger_than_the_whole_budget_still_gets_through() {
+    async fn an_image_larger_than_the_whole_budget_still_gets_through() {
         let budget = Budget::new(UNIT_BYTES);
-        let share = budget.share(100 * UNIT_BYTES).await;
-        assert!(share.overdraft.is_some());
+        let reservation = budget.reserve(100 * UNIT_BYTES).await;
+        assert!(reservation.overdraft.is_some());
     }
 }

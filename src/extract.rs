@@ -1,8 +1,8 @@
-//! Takes the pictures out of a model's answer while it arrives.
+//! Takes the images out of a model's answer while it arrives.
 //!
-//! A push parser: fed the JSON text in whatever pieces the network delivers, it decodes each picture's
+//! A push parser: fed the JSON text in whatever chunks the network delivers, it decodes each image's
 //! base64 as it comes and leaves a reference to it (`"#0"`, `"#1"`, …) in a small JSON *skeleton*, which
-//! serde reads at the end. The JSON text, the base64 text and the picture are never in memory together.
+//! serde reads at the end. The JSON text, the base64 text and the image are never in memory together.
 //!
 //! ```text
 //! {"parts":[{"inlineData":{"mimeType":"image/png","data":"iVBORw0KGgo…"}}]}
@@ -10,8 +10,8 @@
 //! {"parts":[{"inlineData":{"mimeType":"image/png","data":"#0"}}]}
 //! ```
 //!
-//! A picture is the string under one of the keys `PICTURE_KEYS`, wherever it stands. Models send drafts
-//! before the final picture, so whenever another picture begins only the best of the earlier ones is kept
+//! An image is the string under one of the keys `IMAGE_KEYS`, wherever it stands. Models send drafts
+//! before the final image, so whenever another image begins only the best of the earlier ones is kept
 //! (the family says which): at most two are held at any time.
 
 use crate::image::{Blob, BlobWriter};
@@ -20,24 +20,24 @@ use base64::engine::general_purpose::GeneralPurposeConfig;
 use base64::engine::{DecodePaddingMode, Simd};
 use std::sync::LazyLock;
 
-/// What stands before a picture's number in the skeleton.
+/// What stands before an image's number in the skeleton.
 pub const REFERENCE: char = '#';
 
 /// What one answer may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub skeleton_bytes: usize,
-    pub picture_bytes: usize,
-    pub pictures: usize,
+    pub image_bytes: usize,
+    pub images: usize,
 }
 
 impl Limits {
     pub const DEFAULT: Limits =
-        Limits { skeleton_bytes: 1 << 20, picture_bytes: 64 << 20, pictures: 256 };
+        Limits { skeleton_bytes: 1 << 20, image_bytes: 64 << 20, images: 256 };
 
-    fn check_picture(self, len: usize) -> Result<(), LiftError> {
-        if len > self.picture_bytes {
-            Err(LiftError::PictureTooLarge(self.picture_bytes))
+    fn check_image(self, len: usize) -> Result<(), ExtractError> {
+        if len > self.image_bytes {
+            Err(ExtractError::ImageTooLarge(self.image_bytes))
         } else {
             Ok(())
         }
@@ -46,14 +46,14 @@ impl Limits {
 
 /// Why an answer cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LiftError {
-    #[error("The answer holds more than {0} bytes beside its pictures.")]
+pub enum ExtractError {
+    #[error("The answer holds more than {0} bytes beside its images.")]
     SkeletonTooLarge(usize),
-    #[error("The answer holds a picture of more than {0} bytes.")]
-    PictureTooLarge(usize),
-    #[error("The answer holds more than {0} pictures.")]
-    TooManyPictures(usize),
-    #[error("A picture in the answer is not valid base64.")]
+    #[error("The answer holds an image of more than {0} bytes.")]
+    ImageTooLarge(usize),
+    #[error("The answer holds more than {0} images.")]
+    TooManyImages(usize),
+    #[error("An image in the answer is not valid base64.")]
     InvalidBase64,
     #[error("The answer is not valid JSON.")]
     InvalidJson,
@@ -61,18 +61,18 @@ pub enum LiftError {
     Truncated,
 }
 
-/// The parser. Feed it, then [`finish`](Lift::finish).
-pub struct Lift {
+/// The parser. Feed it, then [`finish`](ImageExtractor::finish).
+pub struct ImageExtractor {
     limits: Limits,
     best_so_far: fn(&[u8]) -> Option<usize>,
     state: State,
     skeleton: Vec<u8>,
     /// What closes each object and array that is open.
     closers: Vec<u8>,
-    /// The last string read outside pictures, as long as it can still be a key of interest.
+    /// The last string read outside images, as long as it can still be a key of interest.
     last_string: Vec<u8>,
     after_colon: bool,
-    pictures: Vec<Option<Blob>>,
+    images: Vec<Option<Blob>>,
 }
 
 enum State {
@@ -84,21 +84,21 @@ enum State {
     Dropped {
         escaped: bool,
     },
-    Picture(Box<Base64>),
-    PictureEscape(Box<Base64>, Escape),
+    Image(Box<Base64>),
+    ImageEscape(Box<Base64>, Escape),
 }
 
-/// A whole answer: the JSON without its pictures, and those pictures that were kept.
+/// A whole answer: the JSON without its images, and those images that were kept.
 #[derive(Debug)]
-pub struct Lifted {
+pub struct Extracted {
     pub skeleton: Vec<u8>,
-    pub pictures: Vec<Option<Blob>>,
+    pub images: Vec<Option<Blob>>,
 }
 
-impl Lift {
-    /// `best_so_far` reads an answer's skeleton and names the picture worth keeping in it.
-    pub fn new(limits: Limits, best_so_far: fn(&[u8]) -> Option<usize>) -> Lift {
-        Lift {
+impl ImageExtractor {
+    /// `best_so_far` reads an answer's skeleton and names the image worth keeping in it.
+    pub fn new(limits: Limits, best_so_far: fn(&[u8]) -> Option<usize>) -> ImageExtractor {
+        ImageExtractor {
             limits,
             best_so_far,
             state: State::Structure,
@@ -106,45 +106,45 @@ impl Lift {
             closers: Vec::new(),
             last_string: Vec::new(),
             after_colon: false,
-            pictures: Vec::new(),
+            images: Vec::new(),
         }
     }
 
-    /// Reads the next piece of the answer.
-    pub fn feed(&mut self, mut input: &[u8]) -> Result<(), LiftError> {
+    /// Reads the next chunk of the answer.
+    pub fn feed(&mut self, mut input: &[u8]) -> Result<(), ExtractError> {
         while !input.is_empty() {
             let state = std::mem::replace(&mut self.state, State::Structure);
             (self.state, input) = match state {
                 State::Structure => self.structure(input)?,
                 State::Text { escaped } => self.text(input, escaped)?,
                 State::Dropped { escaped } => self.dropped(input, escaped),
-                State::Picture(base64) => self.picture(base64, input)?,
-                State::PictureEscape(base64, escape) => picture_escape(base64, escape, input)?,
+                State::Image(base64) => self.image(base64, input)?,
+                State::ImageEscape(base64, escape) => image_escape(base64, escape, input)?,
             };
         }
         Ok(())
     }
 
-    /// The bytes of picture held now.
+    /// The bytes of image held now.
     pub fn held_bytes(&self) -> usize {
         let open = match &self.state {
-            State::Picture(base64) | State::PictureEscape(base64, _) => base64.bytes.written(),
+            State::Image(base64) | State::ImageEscape(base64, _) => base64.bytes.written(),
             State::Structure | State::Text { .. } | State::Dropped { .. } => 0,
         };
-        open + self.pictures.iter().flatten().map(Blob::len).sum::<usize>()
+        open + self.images.iter().flatten().map(Blob::len).sum::<usize>()
     }
 
     /// Ends the answer. Whether the skeleton is whole JSON is for serde to say.
-    pub fn finish(self) -> Result<Lifted, LiftError> {
+    pub fn finish(self) -> Result<Extracted, ExtractError> {
         match self.state {
             State::Structure if self.closers.is_empty() => {
-                Ok(Lifted { skeleton: self.skeleton, pictures: self.pictures })
+                Ok(Extracted { skeleton: self.skeleton, images: self.images })
             }
-            _ => Err(LiftError::Truncated),
+            _ => Err(ExtractError::Truncated),
         }
     }
 
-    fn structure<'a>(&mut self, input: &'a [u8]) -> Result<(State, &'a [u8]), LiftError> {
+    fn structure<'a>(&mut self, input: &'a [u8]) -> Result<(State, &'a [u8]), ExtractError> {
         let end = memchr::memchr(b'"', input).unwrap_or(input.len());
         for &byte in &input[..end] {
             self.token(byte)?;
@@ -156,29 +156,31 @@ impl Lift {
         }
     }
 
-    fn token(&mut self, byte: u8) -> Result<(), LiftError> {
+    fn token(&mut self, byte: u8) -> Result<(), ExtractError> {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' => return Ok(()),
             b'{' => self.closers.push(b'}'),
             b'[' => self.closers.push(b']'),
-            b'}' | b']' if self.closers.pop() != Some(byte) => return Err(LiftError::InvalidJson),
+            b'}' | b']' if self.closers.pop() != Some(byte) => {
+                return Err(ExtractError::InvalidJson);
+            }
             _ => {}
         }
         self.after_colon = byte == b':';
         Ok(())
     }
 
-    fn string_begins(&mut self) -> Result<State, LiftError> {
+    fn string_begins(&mut self) -> Result<State, ExtractError> {
         let key = if self.after_colon { self.key() } else { None };
         self.last_string.clear();
         match key.as_deref() {
-            Some(key) if PICTURE_KEYS.contains(&key) => {
-                if self.pictures.len() == self.limits.pictures {
-                    return Err(LiftError::TooManyPictures(self.limits.pictures));
+            Some(key) if IMAGE_KEYS.contains(&key) => {
+                if self.images.len() == self.limits.images {
+                    return Err(ExtractError::TooManyImages(self.limits.images));
                 }
                 self.drop_superseded();
                 self.keep(b"\"")?;
-                Ok(State::Picture(Box::default()))
+                Ok(State::Image(Box::default()))
             }
             Some(key) if DROPPED_KEYS.contains(&key) => {
                 self.keep(b"\"")?;
@@ -197,7 +199,11 @@ impl Lift {
         serde_json::from_slice(&quoted).ok()
     }
 
-    fn text<'a>(&mut self, input: &'a [u8], escaped: bool) -> Result<(State, &'a [u8]), LiftError> {
+    fn text<'a>(
+        &mut self,
+        input: &'a [u8],
+        escaped: bool,
+    ) -> Result<(State, &'a [u8]), ExtractError> {
         let (run, state, rest) = string_run(input, escaped);
         let room = (MAX_KEY_BYTES + 1).saturating_sub(self.last_string.len());
         self.last_string.extend_from_slice(&run[..run.len().min(room)]);
@@ -223,27 +229,27 @@ impl Lift {
         }
     }
 
-    fn string_ends(&mut self) -> Result<(), LiftError> {
+    fn string_ends(&mut self) -> Result<(), ExtractError> {
         self.after_colon = false;
         self.keep(b"\"")
     }
 
-    fn picture<'a>(
+    fn image<'a>(
         &mut self,
         mut base64: Box<Base64>,
         input: &'a [u8],
-    ) -> Result<(State, &'a [u8]), LiftError> {
+    ) -> Result<(State, &'a [u8]), ExtractError> {
         let end = memchr::memchr2(b'"', b'\\', input).unwrap_or(input.len());
         base64.push(&input[..end])?;
-        self.limits.check_picture(base64.bytes.written())?;
+        self.limits.check_image(base64.bytes.written())?;
         match input.get(end) {
-            None => Ok((State::Picture(base64), &[])),
-            Some(b'\\') => Ok((State::PictureEscape(base64, Escape::default()), &input[end + 1..])),
+            None => Ok((State::Image(base64), &[])),
+            Some(b'\\') => Ok((State::ImageEscape(base64, Escape::default()), &input[end + 1..])),
             Some(_) => {
-                let reference = format!("{REFERENCE}{}", self.pictures.len());
-                let picture = base64.finish()?;
-                self.limits.check_picture(picture.len())?;
-                self.pictures.push(Some(picture));
+                let reference = format!("{REFERENCE}{}", self.images.len());
+                let image = base64.finish()?;
+                self.limits.check_image(image.len())?;
+                self.images.push(Some(image));
                 self.keep(reference.as_bytes())?;
                 self.string_ends()?;
                 Ok((State::Structure, &input[end + 1..]))
@@ -251,26 +257,26 @@ impl Lift {
         }
     }
 
-    /// Another picture begins: of those before it only the best so far can still be chosen.
+    /// Another image begins: of those before it only the best so far can still be chosen.
     fn drop_superseded(&mut self) {
-        if self.pictures.iter().flatten().count() == 0 {
+        if self.images.iter().flatten().count() == 0 {
             return;
         }
         let mut answer_so_far = self.skeleton.clone();
         answer_so_far.extend_from_slice(b"\"\"");
         answer_so_far.extend(self.closers.iter().rev());
         let best = (self.best_so_far)(&answer_so_far);
-        for (number, picture) in self.pictures.iter_mut().enumerate() {
+        for (number, image) in self.images.iter_mut().enumerate() {
             if Some(number) != best {
-                *picture = None;
+                *image = None;
             }
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) -> Result<(), LiftError> {
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), ExtractError> {
         self.skeleton.extend_from_slice(bytes);
         match self.skeleton.len() > self.limits.skeleton_bytes {
-            true => Err(LiftError::SkeletonTooLarge(self.limits.skeleton_bytes)),
+            true => Err(ExtractError::SkeletonTooLarge(self.limits.skeleton_bytes)),
             false => Ok(()),
         }
     }
@@ -296,18 +302,18 @@ fn string_run(input: &[u8], escaped: bool) -> (&[u8], Run, &[u8]) {
     }
 }
 
-/// A JSON escape inside a picture's base64; its first character after the backslash, then hex digits.
+/// A JSON escape inside an image's base64; its first character after the backslash, then hex digits.
 #[derive(Default)]
 struct Escape {
     hex_digits: Option<u32>,
     value: u32,
 }
 
-fn picture_escape(
+fn image_escape(
     mut base64: Box<Base64>,
     mut escape: Escape,
     input: &[u8],
-) -> Result<(State, &[u8]), LiftError> {
+) -> Result<(State, &[u8]), ExtractError> {
     let (byte, rest) = (input[0], &input[1..]);
     let resolved = match (escape.hex_digits, byte) {
         (None, b'u') => {
@@ -316,31 +322,31 @@ fn picture_escape(
         }
         (None, b'/') => Some(b'/'),
         (None, b'n' | b'r' | b't') => Some(b' '),
-        (None, b'"' | b'\\' | b'b' | b'f') => return Err(LiftError::InvalidBase64),
-        (None, _) => return Err(LiftError::InvalidJson),
+        (None, b'"' | b'\\' | b'b' | b'f') => return Err(ExtractError::InvalidBase64),
+        (None, _) => return Err(ExtractError::InvalidJson),
         (Some(digits), _) => {
-            let digit = char::from(byte).to_digit(16).ok_or(LiftError::InvalidJson)?;
+            let digit = char::from(byte).to_digit(16).ok_or(ExtractError::InvalidJson)?;
             escape.value = escape.value * 16 + digit;
             escape.hex_digits = Some(digits + 1);
             (digits == 3).then(|| ascii_of_base64(escape.value)).transpose()?
         }
     };
     let Some(byte) = resolved else {
-        return Ok((State::PictureEscape(base64, escape), rest));
+        return Ok((State::ImageEscape(base64, escape), rest));
     };
     base64.push(&[byte])?;
-    Ok((State::Picture(base64), rest))
+    Ok((State::Image(base64), rest))
 }
 
-fn ascii_of_base64(value: u32) -> Result<u8, LiftError> {
+fn ascii_of_base64(value: u32) -> Result<u8, ExtractError> {
     match u8::try_from(value) {
         Ok(b'\n' | b'\r' | b'\t') => Ok(b' '),
         Ok(byte) if byte.is_ascii_graphic() || byte == b' ' => Ok(byte),
-        _ => Err(LiftError::InvalidBase64),
+        _ => Err(ExtractError::InvalidBase64),
     }
 }
 
-/// Decodes base64 that arrives in pieces: standard or url-safe alphabet, padding optional, spaces ignored.
+/// Decodes base64 that arrives in chunks: standard or url-safe alphabet, padding optional, spaces ignored.
 #[derive(Default)]
 struct Base64 {
     bytes: BlobWriter,
@@ -351,7 +357,7 @@ struct Base64 {
 }
 
 impl Base64 {
-    fn push(&mut self, run: &[u8]) -> Result<(), LiftError> {
+    fn push(&mut self, run: &[u8]) -> Result<(), ExtractError> {
         let mut rest = run;
         while let (true, Some((&byte, after))) =
             (self.pending_len > 0 || self.padding > 0, rest.split_first())
@@ -380,22 +386,22 @@ impl Base64 {
         }
     }
 
-    fn symbol(&mut self, byte: u8) -> Result<(), LiftError> {
+    fn symbol(&mut self, byte: u8) -> Result<(), ExtractError> {
         match byte {
             b' ' => Ok(()),
             b'=' => {
                 self.padding += 1;
                 Ok(())
             }
-            _ if byte < b' ' => Err(LiftError::InvalidJson),
-            _ if self.padding > 0 => Err(LiftError::InvalidBase64),
+            _ if byte < b' ' => Err(ExtractError::InvalidJson),
+            _ if self.padding > 0 => Err(ExtractError::InvalidBase64),
             b'-' => self.standard_symbol(b'+'),
             b'_' => self.standard_symbol(b'/'),
             _ => self.standard_symbol(byte),
         }
     }
 
-    fn standard_symbol(&mut self, byte: u8) -> Result<(), LiftError> {
+    fn standard_symbol(&mut self, byte: u8) -> Result<(), ExtractError> {
         self.pending[self.pending_len] = byte;
         self.pending_len += 1;
         if self.pending_len == 4 {
@@ -404,20 +410,21 @@ impl Base64 {
         Ok(())
     }
 
-    fn decode_pending(&mut self) -> Result<(), LiftError> {
+    fn decode_pending(&mut self) -> Result<(), ExtractError> {
         let symbols = &self.pending[..self.pending_len];
-        let decoded =
-            SIMD.decode_slice(symbols, self.bytes.room()).map_err(|_| LiftError::InvalidBase64)?;
+        let decoded = SIMD
+            .decode_slice(symbols, self.bytes.room())
+            .map_err(|_| ExtractError::InvalidBase64)?;
         self.bytes.fill(decoded);
         self.pending_len = 0;
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Blob, LiftError> {
+    fn finish(mut self) -> Result<Blob, ExtractError> {
         match (self.pending_len, self.padding) {
             (0, 0) => {}
             (2, 0 | 2) | (3, 0 | 1) => self.decode_pending()?,
-            _ => return Err(LiftError::InvalidBase64),
+            _ => return Err(ExtractError::InvalidBase64),
         }
         Ok(self.bytes.finish())
     }
@@ -430,8 +437,8 @@ static SIMD: LazyLock<Simd> = LazyLock::new(|| {
     Simd::standard(config)
 });
 
-/// The keys whose strings are pictures: Imagen's and Gemini's.
-const PICTURE_KEYS: [&str; 2] = ["bytesBase64Encoded", "data"];
+/// The keys whose strings are images: Imagen's and Gemini's.
+const IMAGE_KEYS: [&str; 2] = ["bytesBase64Encoded", "data"];
 
 /// The keys whose strings may be long and are never read.
 const DROPPED_KEYS: [&str; 1] = ["thoughtSignature"];
@@ -445,49 +452,49 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    fn lift(pieces: &[&[u8]], limits: Limits) -> Result<Lifted, LiftError> {
-        let mut lift = Lift::new(limits, |_| None);
-        for piece in pieces {
-            lift.feed(piece)?;
+    fn extract(chunks: &[&[u8]], limits: Limits) -> Result<Extracted, ExtractError> {
+        let mut extractor = ImageExtractor::new(limits, |_| None);
+        for chunk in chunks {
+            extractor.feed(chunk)?;
         }
-        lift.finish()
+        extractor.finish()
     }
 
-    fn lift_whole(text: &str) -> Result<Lifted, LiftError> {
-        lift(&[text.as_bytes()], Limits::DEFAULT)
+    fn extract_whole(text: &str) -> Result<Extracted, ExtractError> {
+        extract(&[text.as_bytes()], Limits::DEFAULT)
     }
 
-    fn picture(lifted: &Lifted, number: usize) -> Vec<u8> {
-        lifted.pictures[number].as_ref().expect("kept").to_vec()
-    }
-
-    #[test]
-    fn the_picture_is_decoded_and_a_reference_stands_in_its_place() {
-        let lifted = lift_whole(r#"{"a": 1, "data": "aGVsbG8=", "b": "data"}"#).unwrap();
-        assert_eq!(lifted.skeleton, br##"{"a": 1, "data": "#0", "b": "data"}"##);
-        assert_eq!(picture(&lifted, 0), b"hello");
+    fn image(extracted: &Extracted, number: usize) -> Vec<u8> {
+        extracted.images[number].as_ref().expect("kept").to_vec()
     }
 
     #[test]
-    fn only_a_string_under_a_picture_key_is_lifted() {
+    fn the_image_is_decoded_and_a_reference_stands_in_its_place() {
+        let extracted = extract_whole(r#"{"a": 1, "data": "aGVsbG8=", "b": "data"}"#).unwrap();
+        assert_eq!(extracted.skeleton, br##"{"a": 1, "data": "#0", "b": "data"}"##);
+        assert_eq!(image(&extracted, 0), b"hello");
+    }
+
+    #[test]
+    fn only_a_string_under_a_image_key_is_lifted() {
         let text = r#"{"x": ["data", "aGVsbG8="], "data": 5, "mydata": "aGVsbG8=", "y": {"data": {"z": "aGVsbG8="}}}"#;
-        let lifted = lift_whole(text).unwrap();
-        assert_eq!(lifted.skeleton, text.as_bytes());
-        assert!(lifted.pictures.is_empty());
+        let extracted = extract_whole(text).unwrap();
+        assert_eq!(extracted.skeleton, text.as_bytes());
+        assert!(extracted.images.is_empty());
     }
 
     #[test]
     fn a_key_is_recognised_behind_escapes_and_white_space() {
-        let lifted = lift_whole("{\"d\\u0061ta\"\n : \r\t\"aGVsbG8\"}").unwrap();
-        assert_eq!(picture(&lifted, 0), b"hello");
+        let extracted = extract_whole("{\"d\\u0061ta\"\n : \r\t\"aGVsbG8\"}").unwrap();
+        assert_eq!(image(&extracted, 0), b"hello");
     }
 
     #[test]
     fn signatures_are_dropped_however_long() {
         let signature = "x\\\"y".repeat(1 << 20);
-        let lifted =
-            lift_whole(&format!(r#"{{"thoughtSignature": "{signature}", "a": "b"}}"#)).unwrap();
-        assert_eq!(lifted.skeleton, br#"{"thoughtSignature": "", "a": "b"}"#);
+        let extracted =
+            extract_whole(&format!(r#"{{"thoughtSignature": "{signature}", "a": "b"}}"#)).unwrap();
+        assert_eq!(extracted.skeleton, br#"{"thoughtSignature": "", "a": "b"}"#);
     }
 
     #[test]
@@ -500,10 +507,10 @@ mod tests {
             r"++ ++\n////\r\n\tAA==",
             r"\u002b+-+__//A A=",
         ] {
-            let lifted = lift_whole(&format!(r#"{{"data": "{text}"}}"#));
+            let extracted = extract_whole(&format!(r#"{{"data": "{text}"}}"#));
             match text.ends_with("A A=") {
-                true => assert_eq!(lifted.unwrap_err(), LiftError::InvalidBase64, "{text}"),
-                false => assert_eq!(picture(&lifted.unwrap(), 0), bytes, "{text}"),
+                true => assert_eq!(extracted.unwrap_err(), ExtractError::InvalidBase64, "{text}"),
+                false => assert_eq!(image(&extracted.unwrap(), 0), bytes, "{text}"),
             }
         }
     }
@@ -523,40 +530,43 @@ mod tests {
             r"AA\u00e9A",
             r#"AA\"A"#,
         ] {
-            let error = lift_whole(&format!(r#"{{"data": "{text}"}}"#)).unwrap_err();
-            assert_eq!(error, LiftError::InvalidBase64, "{text}");
+            let error = extract_whole(&format!(r#"{{"data": "{text}"}}"#)).unwrap_err();
+            assert_eq!(error, ExtractError::InvalidBase64, "{text}");
         }
         for text in ["AA\nAA", "AA\u{0}A", r"AA\xA", r"AA\u00zzA"] {
-            let error = lift_whole(&format!(r#"{{"data": "{text}"}}"#)).unwrap_err();
-            assert_eq!(error, LiftError::InvalidJson, "{text:?}");
+            let error = extract_whole(&format!(r#"{{"data": "{text}"}}"#)).unwrap_err();
+            assert_eq!(error, ExtractError::InvalidJson, "{text:?}");
         }
-        assert_eq!(lift_whole("{]").unwrap_err(), LiftError::InvalidJson);
+        assert_eq!(extract_whole("{]").unwrap_err(), ExtractError::InvalidJson);
     }
 
     #[test]
     fn an_answer_that_stops_anywhere_is_truncated() {
         let text = r#"{"data": "aGVs\u003d", "b": ["\\"]}"#;
         for end in 1..text.len() {
-            let error = lift(&[&text.as_bytes()[..end]], Limits::DEFAULT).unwrap_err();
-            assert!(matches!(error, LiftError::Truncated | LiftError::InvalidBase64), "{end}");
+            let error = extract(&[&text.as_bytes()[..end]], Limits::DEFAULT).unwrap_err();
+            assert!(
+                matches!(error, ExtractError::Truncated | ExtractError::InvalidBase64),
+                "{end}"
+            );
         }
     }
 
     #[test]
     fn all_limits_are_kept() {
-        let limits = Limits { skeleton_bytes: 20, picture_bytes: 9, pictures: 1 };
-        let answer = |picture: &str| format!(r#"{{"data": "{picture}"}}"#);
-        assert!(lift(&[answer("AAAAAAAAAAAA").as_bytes()], limits).is_ok());
-        let too_large = lift(&[answer("AAAAAAAAAAAAAA").as_bytes()], limits).unwrap_err();
-        assert_eq!(too_large, LiftError::PictureTooLarge(9));
-        let too_long = lift(&[br#"{"text": "a long text"}"#], limits).unwrap_err();
-        assert_eq!(too_long, LiftError::SkeletonTooLarge(20));
-        let too_many = lift(&[br#"{"data":"","data":""}"#], limits).unwrap_err();
-        assert_eq!(too_many, LiftError::TooManyPictures(1));
+        let limits = Limits { skeleton_bytes: 20, image_bytes: 9, images: 1 };
+        let answer = |image: &str| format!(r#"{{"data": "{image}"}}"#);
+        assert!(extract(&[answer("AAAAAAAAAAAA").as_bytes()], limits).is_ok());
+        let too_large = extract(&[answer("AAAAAAAAAAAAAA").as_bytes()], limits).unwrap_err();
+        assert_eq!(too_large, ExtractError::ImageTooLarge(9));
+        let too_long = extract(&[br#"{"text": "a long text"}"#], limits).unwrap_err();
+        assert_eq!(too_long, ExtractError::SkeletonTooLarge(20));
+        let too_many = extract(&[br#"{"data":"","data":""}"#], limits).unwrap_err();
+        assert_eq!(too_many, ExtractError::TooManyImages(1));
     }
 
     #[test]
-    fn drafts_are_dropped_when_the_next_picture_begins() {
+    fn drafts_are_dropped_when_the_next_image_begins() {
         let part =
             |flag: &str, data: &str| format!(r#"{{"inlineData": {{"data": "{data}"}}{flag}}}"#);
         let parts = [
@@ -566,23 +576,23 @@ mod tests {
         ];
         let answer =
             format!(r#"{{"candidates": [{{"content": {{"parts": [{}]}}}}]}}"#, parts.join(","));
-        let mut lift = Lift::new(Limits::DEFAULT, crate::model::gemini::best_so_far);
+        let mut extractor = ImageExtractor::new(Limits::DEFAULT, crate::model::gemini::best_so_far);
         let mut most_held = 0;
         for byte in answer.bytes() {
-            lift.feed(&[byte]).unwrap();
-            most_held = most_held.max(lift.held_bytes());
+            extractor.feed(&[byte]).unwrap();
+            most_held = most_held.max(extractor.held_bytes());
         }
         assert_eq!(most_held, 6);
-        let lifted = lift.finish().unwrap();
-        let kept: Vec<_> = lifted.pictures.iter().map(Option::is_some).collect();
+        let extracted = extractor.finish().unwrap();
+        let kept: Vec<_> = extracted.images.iter().map(Option::is_some).collect();
         assert_eq!(kept, [false, true, true]);
     }
 
-    /// What a plain reader makes of the same text: parse it all, then decode every picture.
+    /// What a plain reader makes of the same text: parse it all, then decode every image.
     fn plainly(text: &str) -> (Value, Vec<Vec<u8>>) {
-        fn walk(value: &mut Value, pictures: &mut Vec<Vec<u8>>) {
+        fn walk(value: &mut Value, images: &mut Vec<Vec<u8>>) {
             match value {
-                Value::Array(items) => items.iter_mut().for_each(|item| walk(item, pictures)),
+                Value::Array(items) => items.iter_mut().for_each(|item| walk(item, images)),
                 Value::Object(map) => map.iter_mut().for_each(|(key, value)| match value {
                     Value::String(text) if key == "data" || key == "bytesBase64Encoded" => {
                         let symbols: String = text
@@ -594,20 +604,20 @@ mod tests {
                                 c => c,
                             })
                             .collect();
-                        pictures
+                        images
                             .push(base64::prelude::BASE64_STANDARD_NO_PAD.decode(symbols).unwrap());
-                        *text = format!("#{}", pictures.len() - 1);
+                        *text = format!("#{}", images.len() - 1);
                     }
                     Value::String(text) if key == "thoughtSignature" => text.clear(),
-                    other => walk(other, pictures),
+                    other => walk(other, images),
                 }),
                 _ => {}
             }
         }
         let mut value: Value = serde_json::from_str(text).unwrap();
-        let mut pictures = Vec::new();
-        walk(&mut value, &mut pictures);
-        (value, pictures)
+        let mut images = Vec::new();
+        walk(&mut value, &mut images);
+        (value, images)
     }
 
     /// Writes JSON text with the freedom a server has: spaces, escapes, either alphabet, with or without padding.
@@ -686,7 +696,7 @@ mod tests {
         ];
         leaf.prop_recursive(4, 40, 6, move |inner| {
             let field = prop_oneof![
-                3 => (text.clone(), inner.clone()).prop_filter("no picture", |(key, _)| key != "data"),
+                3 => (text.clone(), inner.clone()).prop_filter("no image", |(key, _)| key != "data"),
                 2 => (prop_oneof![Just("data".to_owned()), Just("bytesBase64Encoded".to_owned())], base64_text()),
                 1 => (Just("data".to_owned()), any::<u32>().prop_map(|n| json!(n))),
                 1 => (Just("thoughtSignature".to_owned()), text.clone().prop_map(|t| json!(t))),
@@ -707,39 +717,39 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_document_in_any_pieces_is_read_as_a_plain_reader_reads_it(
+        fn any_document_in_any_chunks_is_read_as_a_plain_reader_reads_it(
             value in document(), seed in any::<u64>(), longest in 1u32..200,
         ) {
             let mut freedom = choices(seed);
             let mut text = String::new();
             write(&value, &mut freedom, &mut text);
-            let (expected, pictures) = plainly(&text);
+            let (expected, images) = plainly(&text);
 
-            let mut lift = Lift::new(Limits::DEFAULT, |_| None);
+            let mut extractor = ImageExtractor::new(Limits::DEFAULT, |_| None);
             let mut compared = 0;
             let mut rest = text.as_bytes();
             while !rest.is_empty() {
-                let (piece, after) = rest.split_at((1 + freedom(longest) as usize).min(rest.len()));
-                lift.feed(piece).unwrap();
-                for (number, picture) in lift.pictures.iter().enumerate().skip(compared) {
-                    if let Some(picture) = picture {
-                        prop_assert_eq!(&picture.to_vec(), &pictures[number]);
-                        prop_assert_eq!(picture.crc32c(), crc32c::crc32c(&pictures[number]));
+                let (chunk, after) = rest.split_at((1 + freedom(longest) as usize).min(rest.len()));
+                extractor.feed(chunk).unwrap();
+                for (number, image) in extractor.images.iter().enumerate().skip(compared) {
+                    if let Some(image) = image {
+                        prop_assert_eq!(&image.to_vec(), &images[number]);
+                        prop_assert_eq!(image.crc32c(), crc32c::crc32c(&images[number]));
                     }
                 }
-                compared = lift.pictures.len();
+                compared = extractor.images.len();
                 rest = after;
             }
-            let lifted = lift.finish().unwrap();
-            prop_assert_eq!(compared, pictures.len());
-            prop_assert!(lifted.pictures.last().is_none_or(|last| last.is_some()));
-            prop_assert_eq!(serde_json::from_slice::<Value>(&lifted.skeleton).unwrap(), expected);
+            let extracted = extractor.finish().unwrap();
+            prop_assert_eq!(compared, images.len());
+            prop_assert!(extracted.images.last().is_none_or(|last| last.is_some()));
+            prop_assert_eq!(serde_json::from_slice::<Value>(&extracted.skeleton).unwrap(), expected);
         }
 
         #[test]
         fn garbage_is_refused_or_read_but_never_panics(text in "[\\[\\]{}:,\"\\\\dat=/uA0-9 \n#-]{0,60}", cut in 0usize..60) {
             let cut = cut.min(text.len());
-            let _ = lift(&[&text.as_bytes()[..cut], &text.as_bytes()[cut..]], Limits::DEFAULT);
+            let _ = extract(&[&text.as_bytes()[..cut], &text.as_bytes()[cut..]], Limits::DEFAULT);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! - the same idempotency key, always; with a different request it is refused;
 //! - without a key, an equal request that comes while the flight is under way or within the retry window
 //!   after it landed, and at least [`Timing::variant_age`] after it began: a retry. Requests fired together are
-//!   deliberate variants, and each gets its own picture.
+//!   deliberate variants, and each gets its own image.
 //!
 //! ```text
 //! begin ─► (lease) ─► flying ─► landed      answers joins until the retry window has passed
@@ -89,7 +89,7 @@ struct Flight {
     began: Instant,
     joins: AtomicUsize,
     progress: watch::Receiver<Progress>,
-    /// Somebody waits for an unsaved picture.
+    /// Somebody waits for an unsaved image.
     wanted: Arc<Notify>,
 }
 
@@ -115,7 +115,7 @@ impl Flights {
         }
     }
 
-    /// The picture for a request: of a flight it may join, else of one of its own.
+    /// The image for a request: of a flight it may join, else of one of its own.
     pub async fn answer(
         self: &Arc<Self>,
         request: GenerateRequest,
@@ -279,7 +279,7 @@ impl Rules {
 }
 
 impl Flight {
-    /// Waits for the picture; where one is paid but unsaved, for the next attempt to save it.
+    /// Waits for the image; where one is paid but unsaved, for the next attempt to save it.
     async fn outcome(&self) -> Result<Generated, Error> {
         let mut progress = self.progress.clone();
         if matches!(*progress.borrow_and_update(), Progress::Unsaved(_)) {
@@ -358,7 +358,7 @@ impl Pilot {
         }
     }
 
-    /// Stores a paid picture, however often it takes.
+    /// Stores a paid image, however often it takes.
     async fn save(&self, unstored: &Unstored, lease: &mut Option<Box<Lease>>) -> Progress {
         loop {
             let error = match self.land(unstored, lease).await {
@@ -376,7 +376,7 @@ impl Pilot {
         }
     }
 
-    /// Stores the picture and says so in the receipt. A picture that came second is not kept.
+    /// Stores the image and says so in the receipt. An image that came second is not kept.
     async fn land(
         &self,
         unstored: &Unstored,
@@ -394,7 +394,7 @@ impl Pilot {
         if first != generated {
             tracing::warn!(
                 object = generated.object,
-                "another instance's picture came first; this one is deleted"
+                "another instance's image came first; this one is deleted"
             );
             generator.storage.delete(&generated.object, None, self.deadline).await?;
         }
@@ -419,18 +419,18 @@ fn overloaded() -> Error {
 }
 
 fn stopped() -> Error {
-    Kind::Overloaded.because("This instance stopped before the picture was there.")
+    Kind::Overloaded.because("This instance stopped before the image was there.")
 }
 
 fn still_flying() -> Error {
     Kind::VertexUnavailable
-        .because("Service Unavailable: the picture is not there yet; ask again for the same one.")
+        .because("Service Unavailable: the image is not there yet; ask again for the same one.")
 }
 
 /// Below this number it does not pay to sweep.
 const FEW_IDENTITIES: usize = 64;
 
-/// How long an unsaved picture rests between attempts when nobody asks for it.
+/// How long an unsaved image rests between attempts when nobody asks for it.
 const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,22 +1,22 @@
-//! Picture bytes: kept as they were received, typed by their first bytes.
+//! Image bytes: kept as they were received, typed by their first bytes.
 
-use crate::budget::Share;
+use crate::budget::Reservation;
 use bytes::Bytes;
 
-/// A picture that is whole, of a known type, and whose memory is accounted for.
+/// An image that is whole, of a known type, and whose memory is accounted for.
 #[derive(Debug)]
-pub struct Picture {
+pub struct Image {
     pub blob: Blob,
     pub format: Format,
-    /// Given back to the budget when the picture is dropped.
-    _share: Share,
+    /// Given back to the budget when the image is dropped.
+    _reservation: Reservation,
 }
 
-impl Picture {
+impl Image {
     /// None where the bytes are of no type that is known here.
-    pub fn new(blob: Blob, share: Share) -> Option<Picture> {
+    pub fn new(blob: Blob, reservation: Reservation) -> Option<Image> {
         let format = Format::of(blob.first_bytes())?;
-        Some(Picture { blob, format, _share: share })
+        Some(Image { blob, format, _reservation: reservation })
     }
 }
 
@@ -55,10 +55,10 @@ impl Format {
     }
 }
 
-/// Bytes in the pieces they were written in; cloning shares them.
+/// Bytes in the chunks they were written in; cloning reservations them.
 #[derive(Debug, Clone, Default)]
 pub struct Blob {
-    pieces: Vec<Bytes>,
+    chunks: Vec<Bytes>,
     len: usize,
     crc32c: u32,
 }
@@ -76,32 +76,32 @@ impl Blob {
         self.crc32c
     }
 
-    pub fn pieces(&self) -> &[Bytes] {
-        &self.pieces
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.chunks
     }
 
     fn first_bytes(&self) -> &[u8] {
-        self.pieces.first().map_or(&[], |piece| piece)
+        self.chunks.first().map_or(&[], |chunk| chunk)
     }
 
     #[cfg(test)]
     pub fn to_vec(&self) -> Vec<u8> {
-        self.pieces.concat()
+        self.chunks.concat()
     }
 }
 
 impl From<Vec<u8>> for Blob {
     fn from(bytes: Vec<u8>) -> Blob {
-        Blob { len: bytes.len(), crc32c: crc32c::crc32c(&bytes), pieces: vec![bytes.into()] }
+        Blob { len: bytes.len(), crc32c: crc32c::crc32c(&bytes), chunks: vec![bytes.into()] }
     }
 }
 
-/// Collects a [`Blob`] in pieces of `PIECE_BYTES`, so that nothing is ever moved to make room.
+/// Collects a [`Blob`] in chunks of `CHUNK_BYTES`, so that nothing is ever moved to make room.
 #[derive(Default)]
 pub struct BlobWriter {
     blob: Blob,
-    /// The piece being filled; its length is `PIECE_BYTES` or, before the first write, zero.
-    piece: Vec<u8>,
+    /// The chunk being filled; its length is `CHUNK_BYTES` or, before the first write, zero.
+    chunk: Vec<u8>,
     filled: usize,
 }
 
@@ -112,11 +112,11 @@ impl BlobWriter {
 
     /// Where the next bytes go: never less than three bytes, what four base64 symbols decode to.
     pub fn room(&mut self) -> &mut [u8] {
-        if self.piece.len() - self.filled < 3 {
+        if self.chunk.len() - self.filled < 3 {
             self.seal();
-            self.piece = vec![0; PIECE_BYTES];
+            self.chunk = vec![0; CHUNK_BYTES];
         }
-        &mut self.piece[self.filled..]
+        &mut self.chunk[self.filled..]
     }
 
     /// Takes the first `len` bytes of [`room`](BlobWriter::room) as written.
@@ -130,20 +130,20 @@ impl BlobWriter {
     }
 
     fn seal(&mut self) {
-        let mut piece = std::mem::take(&mut self.piece);
-        piece.truncate(std::mem::take(&mut self.filled));
-        if piece.is_empty() {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        chunk.truncate(std::mem::take(&mut self.filled));
+        if chunk.is_empty() {
             return;
         }
-        piece.shrink_to_fit();
-        self.blob.len += piece.len();
-        self.blob.crc32c = crc32c::crc32c_append(self.blob.crc32c, &piece);
-        self.blob.pieces.push(piece.into());
+        chunk.shrink_to_fit();
+        self.blob.len += chunk.len();
+        self.blob.crc32c = crc32c::crc32c_append(self.blob.crc32c, &chunk);
+        self.blob.chunks.push(chunk.into());
     }
 }
 
-/// A multiple of three: a piece is then filled to its last byte by whole groups of base64.
-const PIECE_BYTES: usize = 96 * 1024;
+/// A multiple of three: a chunk is then filled to its last byte by whole groups of base64.
+const CHUNK_BYTES: usize = 96 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -169,8 +169,8 @@ mod tests {
 
     #[test]
     fn what_is_written_in_any_portions_is_what_is_read() {
-        let bytes: Vec<u8> = (0..3 * PIECE_BYTES + 100).map(|i| (i * 7) as u8).collect();
-        for portion in [3, 1000, 96_000, PIECE_BYTES] {
+        let bytes: Vec<u8> = (0..3 * CHUNK_BYTES + 100).map(|i| (i * 7) as u8).collect();
+        for portion in [3, 1000, 96_000, CHUNK_BYTES] {
             let mut writer = BlobWriter::default();
             let mut rest = &bytes[..];
             while !rest.is_empty() {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The right to pay for one request's picture.
+/// The right to pay for one request's image.
 pub struct Lease {
     storage: Arc<Storage>,
     claim: Claim,
@@ -28,7 +28,7 @@ pub struct Lease {
     renew_at: Instant,
 }
 
-/// Which picture is claimed, and when a picture that exists already is the answer.
+/// Which image is claimed, and when an image that exists already is the answer.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The note's name.
@@ -43,11 +43,11 @@ pub struct Claim {
     pub lease_life: Duration,
 }
 
-/// What came of claiming a picture.
+/// What came of claiming an image.
 pub enum Claimed {
     /// Nobody else pays.
     Lease(Box<Lease>),
-    /// Somebody else has paid; this is the picture.
+    /// Somebody else has paid; this is the image.
     Landed(Generated),
     /// Somebody else began so shortly ago that this is not a retry.
     Variant,
@@ -60,7 +60,7 @@ impl Claim {
 }
 
 impl Lease {
-    /// Takes the lease, or waits for the picture of whoever holds it.
+    /// Takes the lease, or waits for the image of whoever holds it.
     ///
     /// # Errors
     /// 422 where the key belongs to another request; Cloud Storage's, before anything is paid; 503 at the deadline.
@@ -144,7 +144,7 @@ impl Lease {
         }
     }
 
-    /// Makes the lease a receipt for this picture, unless another picture came first: then it is that one.
+    /// Makes the lease a receipt for this image, unless another image came first: then it is that one.
     pub async fn land(
         &mut self,
         generated: &Generated,
@@ -221,7 +221,7 @@ fn key_reused() -> Error {
         .because("The key belongs to a request with another prompt or other parameters.")
 }
 
-/// The picture, if the note is a receipt.
+/// The image, if the note is a receipt.
 fn landed(note: &Note) -> Option<Generated> {
     let (object, model) = (note.fields.get(OBJECT)?, note.fields.get(MODEL)?);
     Some(Generated { object: object.clone(), model: model.clone() })

@@ -1,4 +1,4 @@
-//! IGA, the Image Generation Agent: a prompt in, a picture made by Vertex AI, stored in Cloud Storage, its
+//! IGA, the Image Generation Agent: a prompt in, an image made by Vertex AI, stored in Cloud Storage, its
 //! `gs://` URI out.
 //!
 //! # Layout
@@ -11,7 +11,7 @@
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
 //!             way out)   client (connections)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
-//! commands:   health (asks the running service)   doctor (checks all that a picture needs), with mend (its commands)
+//! commands:   health (asks the running service)   doctor (checks all that an image needs), with mend (its commands)
 //! offline:    the crate `iga-emulator`, in emulator/ (feature `local`)
 //! ```
 //!

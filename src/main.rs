@@ -50,7 +50,7 @@ fn serve() -> ExitCode {
     if let Some(hint) = app.auth.hint() {
         tracing::warn!("{hint}");
     }
-    // One thread moves more pictures than any model makes; more of them wake each other (docs/performance.md).
+    // One thread moves more images than any model makes; more of them wake each other (docs/performance.md).
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),

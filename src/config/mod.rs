@@ -54,7 +54,7 @@ pub struct Timing {
     pub token_try: Duration,
     /// One try of a small request to Cloud Storage.
     pub note_try: Duration,
-    /// One try to upload a picture.
+    /// One try to upload an image.
     pub upload_try: Duration,
     /// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
     pub variant_age: Duration,
@@ -329,7 +329,7 @@ pub fn port_name(variable: Variables) -> &'static str {
 
 fn warnings(variable: Variables) -> Vec<String> {
     let deprecated = variable("IGA_GENERATED_IMAGE_DIR").map(|_| {
-        "IGA_GENERATED_IMAGE_DIR is deprecated and has no effect: pictures go to Cloud Storage only.".to_owned()
+        "IGA_GENERATED_IMAGE_DIR is deprecated and has no effect: images go to Cloud Storage only.".to_owned()
     });
     deprecated.into_iter().collect()
 }

@@ -35,7 +35,7 @@ pub const SETTINGS: &[Setting] = &[
         Preset::Unset,
         "path of a credentials file; else Application Default Credentials",
     ),
-    setting(PROJECT_ID, Preset::Required, "Google Cloud project that pays for the pictures"),
+    setting(PROJECT_ID, Preset::Required, "Google Cloud project that pays for the images"),
     setting(LOCATION, Preset::Required, "Vertex AI location: a region, `us`, `eu` or `global`"),
     setting(
         &["IGA_VERTEXAI_IMAGE_MODEL_ID"],
@@ -48,7 +48,7 @@ pub const SETTINGS: &[Setting] = &[
         "asked in this order when Vertex AI says that the model is gone: `model` or `location/model`, \
          separated by commas; empty switches the fallback off",
     ),
-    setting(&["GCS_BUCKET_NAME"], Preset::Required, "Cloud Storage bucket that takes the pictures"),
+    setting(&["GCS_BUCKET_NAME"], Preset::Required, "Cloud Storage bucket that takes the images"),
     setting(
         &["IGA_GCS_IMAGE_PREFIX"],
         Preset::Value("images/iga/"),
@@ -68,7 +68,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         &["IGA_TRANSFER_BUDGET_MIB"],
         Preset::Value("128"),
-        "memory that all pictures in transfer may hold together",
+        "memory that all images in transfer may hold together",
     ),
     setting(
         &["IGA_MAX_GENERATIONS"],

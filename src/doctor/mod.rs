@@ -1,4 +1,4 @@
-//! `iga doctor`: checks all that a picture needs, in the order in which it is needed, and says how to mend it.
+//! `iga doctor`: checks all that an image needs, in the order in which it is needed, and says how to mend it.
 //!
 //! Its verdict is what a generation would meet. Nothing is paid for, nothing is left behind, and no secret is shown.
 
@@ -280,7 +280,7 @@ impl Doctor {
         self.say(Verdict::Warn, "model", &text, mend);
     }
 
-    /// The model that pictures come from.
+    /// The model that images come from.
     fn model(&mut self, target: &Target, answer: &Answer) {
         let name = format!("{} in {}", target.model.id, target.location);
         let instead = || mend::use_model(&self.home, &self.instead_of(target));
@@ -424,7 +424,7 @@ impl Doctor {
             }
             (false, false) => {
                 let text = format!(
-                    "{lacks}: pictures can be stored, but requests with an idempotency key fail"
+                    "{lacks}: images can be stored, but requests with an idempotency key fail"
                 );
                 self.say(Verdict::Warn, "bucket", &text, Some(mend));
             }

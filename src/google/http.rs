@@ -27,7 +27,7 @@ use tokio::time::timeout;
 #[derive(Default)]
 pub struct Client(OnceLock<Result<Pool<Connector, Body>, NoClient>>);
 
-/// What is sent: a small text at once, or a picture's pieces.
+/// What is sent: a small text at once, or an image's chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The client cannot be built. All else about it being fixed, the machine lacks what TLS needs; Google's
@@ -62,14 +62,14 @@ pub fn text(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed_unsync()
 }
 
-/// The next piece of a body; None at its end.
+/// The next chunk of a body; None at its end.
 ///
 /// # Errors
 /// Where the connection broke.
-pub async fn next_piece(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
+pub async fn next_chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
     while let Some(frame) = body.frame().await {
-        if let Ok(piece) = frame?.into_data() {
-            return Ok(Some(piece));
+        if let Ok(chunk) = frame?.into_data() {
+            return Ok(Some(chunk));
         }
     }
     Ok(None)

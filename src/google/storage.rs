@@ -1,11 +1,11 @@
-//! Cloud Storage: pictures, put once and confirmed, and the notes by which instances agree ("Cloud Storage
+//! Cloud Storage: images, put once and confirmed, and the notes by which instances agree ("Cloud Storage
 //! JSON API", "Objects: insert", "Request preconditions").
 
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::google::client::{Auth, SendError};
-use crate::google::http::{next_piece, text};
-use crate::image::{Blob, Picture};
+use crate::google::http::{next_chunk, text};
+use crate::image::{Blob, Image};
 use crate::retry::{self, Again, Failure, within};
 use crate::telemetry::metrics;
 use base64::Engine as _;
@@ -101,12 +101,12 @@ enum Inserted {
 }
 
 impl Storage {
-    /// The object's name for a picture: fixed before the first try, so that trying again is safe.
-    pub fn picture_name(&self, stem: &str, picture: &Picture) -> String {
-        format!("{}{stem}.{}", self.prefix, picture.format.extension())
+    /// The object's name for an image: fixed before the first try, so that trying again is safe.
+    pub fn image_name(&self, stem: &str, image: &Image) -> String {
+        format!("{}{stem}.{}", self.prefix, image.format.extension())
     }
 
-    /// Asks, once in a process, whether the bucket takes objects: nobody should pay for a picture
+    /// Asks, once in a process, whether the bucket takes objects: nobody should pay for an image
     /// that cannot be stored ("Buckets: testIamPermissions").
     ///
     /// # Errors
@@ -176,19 +176,19 @@ impl Storage {
         server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
     }
 
-    /// Puts a picture where nothing is yet, and returns once Cloud Storage has confirmed it, whole.
+    /// Puts an image where nothing is yet, and returns once Cloud Storage has confirmed it, whole.
     ///
     /// # Errors
     /// Anything Cloud Storage refused after its retries.
-    pub async fn put_picture(
+    pub async fn put_image(
         &self,
         name: &str,
-        picture: &Picture,
+        image: &Image,
         metadata: &Fields,
         deadline: Instant,
     ) -> Result<(), Error> {
         let start = Instant::now();
-        let (blob, content_type) = (&picture.blob, picture.format.content_type());
+        let (blob, content_type) = (&image.blob, image.format.content_type());
         let object = NewObject { name, content_type, blob, metadata, over: None };
         let result = retry::until(deadline, self.timing.first_retry_wait, |_| {
             self.put_once(&object, deadline)
@@ -213,7 +213,7 @@ impl Storage {
             Inserted::Occupied => match self.look(object.name, deadline).await? {
                 Some((stored, _)) if stored.is(blob) => Ok(()),
                 Some(_) => {
-                    Err(Failure::never(file_save("Another object already has the picture's name.")))
+                    Err(Failure::never(file_save("Another object already has the image's name.")))
                 }
                 None => Err(Failure::later(file_save("The object has vanished again."))),
             },
@@ -382,8 +382,8 @@ fn file_save(details: &str) -> Error {
 /// What could be read of a small answer; empty where it broke off.
 async fn body(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
     let (mut answer, mut body) = (response.into_body(), Vec::new());
-    while let Ok(Ok(Some(piece))) = timeout_at(deadline, next_piece(&mut answer)).await {
-        body.extend_from_slice(&piece);
+    while let Ok(Ok(Some(chunk))) = timeout_at(deadline, next_chunk(&mut answer)).await {
+        body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER_BYTES {
             return Vec::new();
         }
@@ -427,10 +427,10 @@ fn crc32c_text(crc32c: u32) -> String {
     BASE64_STANDARD.encode(crc32c.to_be_bytes())
 }
 
-/// A `multipart/related` body that sends a blob's pieces as they are, its length known beforehand.
+/// A `multipart/related` body that sends a blob's chunks as they are, its length known beforehand.
 pub struct Multipart {
     boundary: String,
-    pieces: std::vec::IntoIter<Bytes>,
+    chunks: std::vec::IntoIter<Bytes>,
     remaining: u64,
 }
 
@@ -443,10 +443,10 @@ impl Multipart {
         );
         let tail = format!("\r\n--{boundary}--\r\n");
         let remaining = (head.len() + blob.len() + tail.len()) as u64;
-        let mut pieces = vec![Bytes::from(head)];
-        pieces.extend_from_slice(blob.pieces());
-        pieces.push(tail.into());
-        Multipart { boundary, pieces: pieces.into_iter(), remaining }
+        let mut chunks = vec![Bytes::from(head)];
+        chunks.extend_from_slice(blob.chunks());
+        chunks.push(tail.into());
+        Multipart { boundary, chunks: chunks.into_iter(), remaining }
     }
 }
 
@@ -458,9 +458,9 @@ impl http_body::Body for Multipart {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        let piece = self.pieces.next();
-        self.remaining -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        Poll::Ready(piece.map(|piece| Ok(http_body::Frame::data(piece))))
+        let chunk = self.chunks.next();
+        self.remaining -= chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        Poll::Ready(chunk.map(|chunk| Ok(http_body::Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -501,7 +501,7 @@ mod tests {
         let blob = Blob::from(b"hello".to_vec());
         let body = Multipart::new(&json!({"name": "x"}), "image/png", &blob);
         let (boundary, length) = (body.boundary.clone(), body.remaining);
-        let text: Vec<u8> = body.pieces.flatten().collect();
+        let text: Vec<u8> = body.chunks.flatten().collect();
         assert_eq!(text.len() as u64, length);
         let expected = format!(
             "--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{{\"name\":\"x\"}}\r\n\

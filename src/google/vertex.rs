@@ -1,12 +1,12 @@
 //! Vertex AI over HTTP: where a model answers, what its answers and errors mean, when to ask again.
 
-use crate::budget::{Budget, Share};
+use crate::budget::{Budget, Reservation};
 use crate::config::Target;
 use crate::error::{Error, Kind};
-use crate::extract::{Lift, LiftError, Limits};
+use crate::extract::{ExtractError, ImageExtractor, Limits};
 use crate::google::client::{Auth, SendError};
-use crate::google::http::{next_piece, text};
-use crate::image::Picture;
+use crate::google::http::{next_chunk, text};
+use crate::image::Image;
 use crate::model::{Family, Outcome, Params};
 use crate::retry::{self, Failure};
 use crate::telemetry::metrics;
@@ -29,7 +29,7 @@ pub struct Vertex {
     pub first_wait: Duration,
 }
 
-/// What keeps a model from making pictures, as far as somebody can mend it.
+/// What keeps a model from making images, as far as somebody can mend it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obstacle {
     /// The model is retired, or not served in the location.
@@ -46,16 +46,16 @@ pub enum Obstacle {
 }
 
 impl Vertex {
-    /// One paid picture: asks the model, reads its answer as it arrives.
+    /// One paid image: asks the model, reads its answer as it arrives.
     ///
     /// Asked again only where nothing can have been paid: 429, 503, and no connection.
-    pub async fn picture(
+    pub async fn image(
         &self,
         target: &Target,
         prompt: &str,
         params: &Params,
         deadline: Instant,
-    ) -> Result<Picture, Error> {
+    ) -> Result<Image, Error> {
         let url = self.url(target);
         let body = Bytes::from(target.model.family.body(prompt, params));
         retry::until(deadline, self.first_wait, |attempt| {
@@ -72,7 +72,7 @@ impl Vertex {
         .await
     }
 
-    /// Whether a model would answer, asked with a request that has no prompt: no picture comes of it, and no bill.
+    /// Whether a model would answer, asked with a request that has no prompt: no image comes of it, and no bill.
     ///
     /// It is the generating request itself, so that it meets the same host, project, location, model and
     /// permission as a real one, in both families; a 400 about the missing prompt says that all of these are
@@ -114,7 +114,7 @@ impl Vertex {
         url: &str,
         body: Bytes,
         deadline: Instant,
-    ) -> Result<Picture, Failure> {
+    ) -> Result<Image, Failure> {
         let response = self.post(url, &body, deadline).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => self
@@ -141,24 +141,26 @@ impl Vertex {
         self.auth.send(deadline, remaining, request).await
     }
 
-    /// Reads a 200 to its end. From here on the picture may have been paid: nothing is asked again.
+    /// Reads a 200 to its end. From here on the image may have been paid: nothing is asked again.
     async fn read(
         &self,
         family: Family,
         mut body: Incoming,
         deadline: Instant,
-    ) -> Result<Picture, Error> {
+    ) -> Result<Image, Error> {
         let expected = body.size_hint().exact().map_or(0, |json_bytes| json_bytes as usize / 4 * 3);
-        let share = self.budget.share(expected.min(Limits::DEFAULT.picture_bytes));
-        let mut share = timeout_at(deadline, share).await.map_err(|_| too_late())?;
-        let mut lift = Lift::new(Limits::DEFAULT, family.best_so_far());
+        let reservation = self.budget.reserve(expected.min(Limits::DEFAULT.image_bytes));
+        let mut reservation = timeout_at(deadline, reservation).await.map_err(|_| too_late())?;
+        let mut extractor = ImageExtractor::new(Limits::DEFAULT, family.best_so_far());
         let mut read = 0;
-        while let Some(piece) = chunk_before(deadline, &mut body, read).await? {
-            read += piece.len();
-            lift.feed(&piece).map_err(unreadable)?;
-            timeout_at(deadline, share.grow_to(lift.held_bytes())).await.map_err(|_| too_late())?;
+        while let Some(chunk) = chunk_before(deadline, &mut body, read).await? {
+            read += chunk.len();
+            extractor.feed(&chunk).map_err(unreadable)?;
+            timeout_at(deadline, reservation.grow_to(extractor.held_bytes()))
+                .await
+                .map_err(|_| too_late())?;
         }
-        choose(family, lift, share)
+        choose(family, extractor, reservation)
     }
 }
 
@@ -176,8 +178,8 @@ async fn chunk_before(
     body: &mut Incoming,
     read: usize,
 ) -> Result<Option<Bytes>, Error> {
-    match timeout_at(deadline, next_piece(body)).await {
-        Ok(Ok(piece)) => Ok(piece),
+    match timeout_at(deadline, next_chunk(body)).await {
+        Ok(Ok(chunk)) => Ok(chunk),
         Ok(Err(error)) => Err(Kind::VertexApi
             .because(format!("The model's answer broke off after {read} bytes."))
             .caused_by(error)),
@@ -185,10 +187,14 @@ async fn chunk_before(
     }
 }
 
-/// The picture of a whole answer, or what the answer says instead.
-fn choose(family: Family, lift: Lift, share: Share) -> Result<Picture, Error> {
-    let mut lifted = lift.finish().map_err(unreadable)?;
-    let outcome = family.outcome(&lifted.skeleton).map_err(|error| {
+/// The image of a whole answer, or what the answer says instead.
+fn choose(
+    family: Family,
+    extractor: ImageExtractor,
+    reservation: Reservation,
+) -> Result<Image, Error> {
+    let mut extracted = extractor.finish().map_err(unreadable)?;
+    let outcome = family.outcome(&extracted.skeleton).map_err(|error| {
         Kind::VertexApi
             .because("The model's answer is not what its API documents.")
             .caused_by(error)
@@ -196,8 +202,8 @@ fn choose(family: Family, lift: Lift, share: Share) -> Result<Picture, Error> {
     match outcome {
         Outcome::Blocked(text) => Err(Kind::SafetyBlocked.because(text)),
         Outcome::Empty(text) => Err(Kind::EmptyImage.because(text)),
-        Outcome::Picture(number) => {
-            let blob = lifted.pictures.get_mut(number).and_then(Option::take).unwrap_or_default();
+        Outcome::Image(number) => {
+            let blob = extracted.images.get_mut(number).and_then(Option::take).unwrap_or_default();
             if blob.is_empty() {
                 return Err(Kind::EmptyImage
                     .because("The image data from Vertex AI was empty or inaccessible."));
@@ -205,14 +211,14 @@ fn choose(family: Family, lift: Lift, share: Share) -> Result<Picture, Error> {
             let bytes = blob.len();
             let unknown = || {
                 Kind::EmptyImage
-                    .because(format!("The model sent {bytes} bytes that are no known picture."))
+                    .because(format!("The model sent {bytes} bytes that are no known image."))
             };
-            Picture::new(blob, share).ok_or_else(unknown)
+            Image::new(blob, reservation).ok_or_else(unknown)
         }
     }
 }
 
-fn unreadable(error: LiftError) -> Error {
+fn unreadable(error: ExtractError) -> Error {
     Kind::VertexApi.because(error.to_string())
 }
 
@@ -247,8 +253,8 @@ async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleEr
     let mut answer = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
-        match timeout_at(deadline, next_piece(&mut answer)).await {
-            Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
+        match timeout_at(deadline, next_chunk(&mut answer)).await {
+            Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
             // The status alone says enough.
             Ok(Ok(None) | Err(_)) | Err(_) => break,
         }

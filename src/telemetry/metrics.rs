@@ -43,10 +43,10 @@ pub fn vertex_failed(error_type: &str) {
     );
 }
 
-/// `iga_gcs_upload_latency_ms`: one picture stored, all tries included.
+/// `iga_gcs_upload_latency_ms`: one image stored, all tries included.
 pub fn uploaded(bytes: usize, latency: Duration) {
     let value = milliseconds(latency);
-    info!(metric_name = "iga_gcs_upload_latency_ms", value, tags.bytes = bytes, "picture stored");
+    info!(metric_name = "iga_gcs_upload_latency_ms", value, tags.bytes = bytes, "image stored");
 }
 
 /// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
@@ -60,9 +60,9 @@ pub fn upload_failed(error: &str) {
     );
 }
 
-/// `iga_paid_generation_count`: a model made a picture.
-pub fn picture_paid(model: &str) {
-    info!(metric_name = "iga_paid_generation_count", value = 1, tags.model = model, "picture made");
+/// `iga_paid_generation_count`: a model made an image.
+pub fn image_paid(model: &str) {
+    info!(metric_name = "iga_paid_generation_count", value = 1, tags.model = model, "image made");
 }
 
 /// `iga_joined_count`: a request that is answered by another's generation.
@@ -87,9 +87,9 @@ pub fn lease_waited(outcome: &str, wait: Duration) {
     );
 }
 
-/// `iga_delivered_picture_count`: a caller was told where its picture is.
-pub fn picture_delivered() {
-    info!(metric_name = "iga_delivered_picture_count", value = 1, "picture delivered");
+/// `iga_delivered_image_count`: a caller was told where its image is.
+pub fn image_delivered() {
+    info!(metric_name = "iga_delivered_image_count", value = 1, "image delivered");
 }
 
 fn milliseconds(latency: Duration) -> u64 {

@@ -60,7 +60,7 @@ fn is_stored(outcome: &Outcome, emulator: &Emulator) {
 }
 
 #[tokio::test]
-async fn a_caller_gets_its_picture() {
+async fn a_caller_gets_its_image() {
     let Some(python) = python().await else { return };
     let emulator = emulator().await;
     let process = Process::start(&emulator, &[]).await;
@@ -92,7 +92,7 @@ async fn a_caller_whose_patience_is_shorter_than_the_model_pays_once() {
     let emulator =
         Emulator::start(Options { buckets, latency, ..Options::default() }).await.unwrap();
     let process = Process::start(&emulator, CURRENT).await;
-    // A tenth of 20 s: the first request is given up while the model works, a later one gets the picture.
+    // A tenth of 20 s: the first request is given up while the model works, a later one gets the image.
     let outcome = ask(python, &process, PROMPT, 10).await;
     is_stored(&outcome, &emulator);
     assert!(!outcome.complaints.is_empty());

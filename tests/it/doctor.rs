@@ -107,9 +107,9 @@ async fn doctor_with_file(emulator: &Emulator, file: &str, settings: &[(&str, &s
 
 const ADD_ROLE: &str = "gcloud projects add-iam-policy-binding test-project \
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/aiplatform.user";
-const OBJECT_CREATOR: &str = "gcloud storage buckets add-iam-policy-binding gs://test-pictures \
+const OBJECT_CREATOR: &str = "gcloud storage buckets add-iam-policy-binding gs://test-images \
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/storage.objectCreator";
-const OBJECT_USER: &str = "gcloud storage buckets add-iam-policy-binding gs://test-pictures \
+const OBJECT_USER: &str = "gcloud storage buckets add-iam-policy-binding gs://test-images \
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/storage.objectUser";
 
 #[tokio::test]
@@ -118,13 +118,13 @@ async fn a_healthy_service_is_ok_throughout() {
     let findings = doctor(&emulator, &[]).await;
     assert!(findings.well().text.lines().all(|line| line.starts_with("ok ")), "{}", findings.text);
     let account = "service account iga@iga-local.iam.gserviceaccount.com (metadata server)";
-    findings.ok("settings", "project test-project, location global, bucket test-pictures");
+    findings.ok("settings", "project test-project, location global, bucket test-images");
     findings
         .ok("identity", account)
         .ok("clock", "agrees")
         .ok("model", "gemini-3.1-flash-image answers in global");
     findings
-        .ok("bucket", "created in gs://test-pictures/images/iga/.iga/, read and deleted")
+        .ok("bucket", "created in gs://test-images/images/iga/.iga/, read and deleted")
         .ok("port", "is free");
     let counters = emulator.counters();
     assert_eq!((counters.uploads_completed, counters.metadata_gets, counters.deletes), (1, 1, 1));
@@ -244,11 +244,11 @@ async fn all_settings_missing_are_all_listed() {
 #[tokio::test]
 async fn the_platform_is_where_settings_are_mended() {
     let emulator = emulator().await;
-    let cloud_run = doctor(&emulator, &[("K_SERVICE", "pictures"), ("GCP_PROJECT_ID", "")]).await;
+    let cloud_run = doctor(&emulator, &[("K_SERVICE", "images"), ("GCP_PROJECT_ID", "")]).await;
     cloud_run.fail(
         "settings",
         "is not set",
-        "gcloud run services update pictures --update-env-vars \"^;^IGA_VERTEXAI_PROJECT_ID=$(",
+        "gcloud run services update images --update-env-vars \"^;^IGA_VERTEXAI_PROJECT_ID=$(",
     );
     let lambda = [("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1"), ("IGA_DEBUG_MODE", "x")];
     let lambda = doctor(&emulator, &lambda).await;

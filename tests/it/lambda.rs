@@ -27,7 +27,7 @@ fn header<'a>(answer: &'a Value, name: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn events_of_every_shape_get_their_picture() {
+async fn events_of_every_shape_get_their_image() {
     for (event, prompt) in [
         (
             FUNCTION_URL,

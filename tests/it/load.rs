@@ -23,7 +23,7 @@ fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> Jo
 }
 
 fn send_many(http: &Client, process: &Process, count: usize) -> Vec<JoinHandle<Answer>> {
-    (0..count).map(|number| send(http, process, &format!("Picture {number}"), None)).collect()
+    (0..count).map(|number| send(http, process, &format!("Image {number}"), None)).collect()
 }
 
 async fn all(requests: Vec<JoinHandle<Answer>>) -> Vec<Answer> {
@@ -94,9 +94,9 @@ async fn a_thousand_at_once_are_all_answered() {
     model_called(&emulator, COUNT as u64).await;
     let under_way = requests.iter().filter(|request| !request.is_finished()).count();
     let answers = all(requests).await;
-    let pictures: BTreeSet<_> =
-        answers.iter().map(|answer| answer.is_picture().text("image_url")).collect();
-    assert_eq!(pictures.len(), COUNT);
+    let images: BTreeSet<_> =
+        answers.iter().map(|answer| answer.is_image().text("image_url")).collect();
+    assert_eq!(images.len(), COUNT);
     assert_eq!((emulator.counters().paid_generations, emulator.counters().objects), (1000, 1000));
     let peak_mib = peak_mib(&process);
     println!(
@@ -119,11 +119,11 @@ async fn a_stop_signal_under_load_leaves_nobody_without_an_answer() {
     model_called(&emulator, 60).await;
     process.signal("TERM");
     for answer in all(requests).await {
-        answer.is_picture();
+        answer.is_image();
     }
     assert!(process.end().await.0.success());
     assert_eq!((emulator.counters().paid_generations, leases(&emulator)), (60, 0));
-    assert_eq!(emulator.counters().objects, 80, "60 pictures and 20 receipts");
+    assert_eq!(emulator.counters().objects, 80, "60 images and 20 receipts");
 }
 
 #[tokio::test]
@@ -132,8 +132,7 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     emulator.script(Fault::new(Stage::Model, Action::Stall).times(2));
     let process = Process::start(&emulator, &settings(&[])).await;
     let http = client();
-    let stalled =
-        [send(&http, &process, "Picture", Some("k")), send(&http, &process, "Picture", None)];
+    let stalled = [send(&http, &process, "Image", Some("k")), send(&http, &process, "Image", None)];
     model_called(&emulator, 2).await;
     process.signal("TERM");
     let refused = loop {
@@ -145,7 +144,7 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     refused.is_error(503, "IGA_OVERLOADED").details_have("stopping");
     assert_eq!(refused.header("retry-after"), "1");
     for answer in all(stalled.into()).await {
-        answer.is_error(503, "IGA_OVERLOADED").details_have("stopped before the picture was there");
+        answer.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was there");
         assert_eq!(answer.header("retry-after"), "1");
     }
     assert!(process.end().await.0.success());
@@ -154,7 +153,7 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     // The emulator's clock stands where it was: a lease that was left would hold the retry up for 12 s.
     let elsewhere =
         Process::start(&emulator, &settings(&[("IGA_GENERATION_DEADLINE_SECONDS", "8")])).await;
-    send(&http, &elsewhere, "Picture", Some("k")).await.unwrap().is_picture();
+    send(&http, &elsewhere, "Image", Some("k")).await.unwrap().is_image();
 }
 
 #[tokio::test]
@@ -163,7 +162,7 @@ async fn more_than_it_takes_is_refused_at_once_and_served_later() {
     let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "4")])).await;
     let http = client();
     let ask = |number: usize| {
-        send(&http, &process, &format!("Picture {number}"), Some(&format!("key-{number}")))
+        send(&http, &process, &format!("Image {number}"), Some(&format!("key-{number}")))
     };
     let (answered, mut answers) = mpsc::unbounded_channel();
     for number in 0..20 {
@@ -187,7 +186,7 @@ async fn more_than_it_takes_is_refused_at_once_and_served_later() {
     }
     first.sort_by_key(|(number, _)| *number);
     for (join, (_, first)) in joins.iter().zip(&first) {
-        assert_eq!(join.is_picture().body, first.body);
+        assert_eq!(join.is_image().body, first.body);
     }
     for _ in 0..4 {
         let mut later = Vec::new();
@@ -195,7 +194,7 @@ async fn more_than_it_takes_is_refused_at_once_and_served_later() {
             later.push(ask(number));
         }
         for answer in all(later).await {
-            answer.is_picture();
+            answer.is_image();
         }
     }
     assert_eq!((missing.len(), emulator.counters().paid_generations), (0, 20));

@@ -223,7 +223,7 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
     let request = post(&process, &json!({"prompt": prompt})).header("x-workflow-id", "wf-7");
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let answered = answer(request.header("traceparent", trace)).await;
-    let id = answered.is_picture().header("x-request-id").to_owned();
+    let id = answered.is_image().header("x-request-id").to_owned();
     answer(post(&process, &json!({"prompt": ""})))
         .await
         .is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
@@ -278,7 +278,7 @@ async fn joins_waits_and_deliveries_are_counted() {
     let (payer, other) =
         (Process::start(&emulator, CURRENT).await, Process::start(&emulator, CURRENT).await);
     for process in [&payer, &payer, &other] {
-        with_key(process).await.is_picture();
+        with_key(process).await.is_image();
     }
     payer.signal("TERM");
     other.signal("TERM");
@@ -295,12 +295,12 @@ async fn joins_waits_and_deliveries_are_counted() {
         [json!({"model": "gemini-3.1-flash-image"})]
     );
     assert_eq!(tags(&payer, "iga_joined_count"), [json!({"by_key": true})]);
-    assert_eq!(tags(&payer, "iga_delivered_picture_count").len(), 2);
+    assert_eq!(tags(&payer, "iga_delivered_image_count").len(), 2);
     assert_eq!(tags(&other, "iga_lease_wait_ms"), [json!({"outcome": "landed"})]);
     assert_eq!(
         (
             tags(&other, "iga_paid_generation_count").len(),
-            tags(&other, "iga_delivered_picture_count").len()
+            tags(&other, "iga_delivered_image_count").len()
         ),
         (0, 1)
     );
@@ -336,7 +336,7 @@ async fn a_stop_signal_lets_the_work_finish() {
         let request = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
         reached(&emulator, |counters| counters.paid_generations == 1).await;
         process.signal(signal);
-        request.await.unwrap().is_picture();
+        request.await.unwrap().is_image();
         let (status, _) = process.end().await;
         assert!(status.success(), "{signal}: {status}");
         assert_eq!(emulator.counters().objects, 1);
@@ -344,7 +344,7 @@ async fn a_stop_signal_lets_the_work_finish() {
 }
 
 #[tokio::test]
-async fn an_aws_identity_gets_its_picture_without_a_key_of_googles() {
+async fn an_aws_identity_gets_its_image_without_a_key_of_googles() {
     let emulator = emulator().await;
     let folder = TempDir::new().unwrap();
     let account = "iga@test-project.iam.gserviceaccount.com";
@@ -375,7 +375,7 @@ async fn an_aws_identity_gets_its_picture_without_a_key_of_googles() {
         ("AWS_SESSION_TOKEN", "session"),
     ];
     let process = Process::start(&emulator, &[CURRENT, &identity].concat()).await;
-    answer(post(&process, &json!({"prompt": PROMPT}))).await.is_picture();
+    answer(post(&process, &json!({"prompt": PROMPT}))).await.is_image();
     let paths: Vec<_> = emulator.requests().into_iter().map(|request| request.path).collect();
     assert!(paths[0] == "/v1/token" && paths[1].ends_with(":generateAccessToken"), "{paths:?}");
     process.signal("TERM");

@@ -40,21 +40,21 @@ async fn generation(
     (outcome, emulator)
 }
 
-fn pictures(emulator: &Emulator) -> Vec<String> {
+fn images(emulator: &Emulator) -> Vec<String> {
     let names = emulator.objects().into_iter().map(|object| object.name);
     names.filter(|name| !name.contains("/.iga/")).collect()
 }
 
 #[track_caller]
 fn is_delivered(outcome: &Outcome, emulator: &Emulator, what: &str) {
-    let pictures = pictures(emulator);
+    let images = images(emulator);
     assert_eq!(
-        (emulator.counters().paid_generations, pictures.len()),
+        (emulator.counters().paid_generations, images.len()),
         (1, 1),
         "{what}: {:?}",
         outcome.complaints
     );
-    let uri = format!("gs://{BUCKET}/{}", pictures[0]);
+    let uri = format!("gs://{BUCKET}/{}", images[0]);
     assert_eq!(outcome.image_url.as_ref(), Some(&uri), "{what}: {:?}", outcome.complaints);
 }
 
@@ -72,12 +72,12 @@ async fn each_is_paid_once_and_delivered(seconds: &[u32], instances: usize, answ
 }
 
 #[tokio::test]
-async fn on_one_instance_a_picture_is_paid_once_and_delivered() {
+async fn on_one_instance_a_image_is_paid_once_and_delivered() {
     each_is_paid_once_and_delivered(&[5, 19, 21, 35, 55], 1, false).await;
 }
 
 #[tokio::test]
-async fn on_two_instances_a_picture_is_paid_once_and_delivered() {
+async fn on_two_instances_a_image_is_paid_once_and_delivered() {
     each_is_paid_once_and_delivered(&[5, 19, 21, 35, 55], 2, false).await;
 }
 
@@ -104,7 +104,7 @@ async fn what_takes_longer_than_the_caller_waits_fails_and_is_paid_once() {
             "three tries and the end: {:?}",
             outcome.complaints
         );
-        assert_eq!((emulator.counters().paid_generations, pictures(&emulator).len()), (1, 1));
+        assert_eq!((emulator.counters().paid_generations, images(&emulator).len()), (1, 1));
     }
 }
 

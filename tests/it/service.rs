@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-pub const BUCKET: &str = "test-pictures";
+pub const BUCKET: &str = "test-images";
 pub const PROMPT: &str = "A red fox in fresh snow";
 
 /// The smallest PNG there is of each colour.
@@ -128,7 +128,7 @@ impl Answer {
     }
 
     #[track_caller]
-    pub fn is_picture(&self) -> &Answer {
+    pub fn is_image(&self) -> &Answer {
         assert_eq!(self.status, 200, "{self:?}");
         assert_eq!(self.fields(), ["image_url", "model_version", "prompt_used"]);
         self
@@ -150,7 +150,7 @@ impl Answer {
     }
 }
 
-/// An emulator with the bucket of the usual settings and with small pictures.
+/// An emulator with the bucket of the usual settings and with small images.
 pub async fn emulator() -> Emulator {
     emulator_with(Options::default()).await
 }
