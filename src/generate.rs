@@ -2,7 +2,7 @@
 
 use crate::config::Target;
 use crate::error::{Error, Kind};
-use crate::google::storage::{Fields, Storage};
+use crate::google::storage::{Metadata, Storage};
 use crate::google::vertex::Vertex;
 use crate::image::Image;
 use crate::model::{Family, Model};
@@ -41,7 +41,7 @@ pub struct Origin {
 pub struct Unstored {
     name: String,
     image: Image,
-    metadata: Fields,
+    metadata: Metadata,
     model: &'static Model,
 }
 
@@ -57,7 +57,7 @@ impl Generator {
         let (image, model) = self.image(request, deadline).await?;
         metrics::image_paid(model.id);
         let stem = format!("{}_{}", origin.request_id, crate::id::random_hex::<4>());
-        let mut metadata = Fields::from([
+        let mut metadata = Metadata::from([
             ("request_id".to_owned(), origin.request_id.clone()),
             ("model".to_owned(), model.id.to_owned()),
             ("prompt_sha256".to_owned(), request.prompt_sha256.clone()),

@@ -53,7 +53,7 @@ pub struct Timing {
     /// One try to get an access token.
     pub token_try: Duration,
     /// One try of a small request to Cloud Storage.
-    pub note_try: Duration,
+    pub record_try: Duration,
     /// One try to upload an image.
     pub upload_try: Duration,
     /// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
@@ -66,7 +66,7 @@ impl Timing {
     pub const DEFAULT: Timing = Timing {
         first_retry_wait: Duration::from_secs(1),
         token_try: Duration::from_secs(10),
-        note_try: Duration::from_secs(10),
+        record_try: Duration::from_secs(10),
         upload_try: Duration::from_secs(60),
         variant_age: Duration::from_millis(400),
         lease_life: Duration::from_secs(12),

@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::google::client::InUse;
-use crate::google::storage::{Access, CREATE_PERMISSION, Fields, Storage, Written};
+use crate::google::storage::{Access, CREATE_PERMISSION, Metadata, Storage, Written};
 use crate::google::vertex::Obstacle;
 use crate::health;
 use crate::model::{MODELS, Model};
@@ -437,9 +437,9 @@ impl Doctor {
         let name = format!("{folder}doctor-{mark}");
         let deadline = soon();
         let created = storage
-            .write_note(&name, None, &Fields::from([("doctor".to_owned(), mark)]), deadline)
+            .write_record(&name, None, &Metadata::from([("doctor".to_owned(), mark)]), deadline)
             .await;
-        let read = storage.read_note(&name, deadline).await;
+        let read = storage.read_record(&name, deadline).await;
         // Whatever came before: it may have been created and its answer lost.
         let deleted = storage.delete(&name, None, soon()).await;
         let place = format!("gs://{bucket}/{folder}");

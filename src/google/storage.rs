@@ -1,4 +1,4 @@
-//! Cloud Storage: images, put once and confirmed, and the notes by which instances agree ("Cloud Storage
+//! Cloud Storage: images, put once and confirmed, and the records by which instances agree ("Cloud Storage
 //! JSON API", "Objects: insert", "Request preconditions").
 
 use crate::config::Timing;
@@ -44,22 +44,22 @@ pub struct Storage {
 
 /// A small object that is all metadata, by which instances tell each other something.
 #[derive(Debug, Clone)]
-pub struct Note {
-    pub fields: Fields,
+pub struct Record {
+    pub metadata: Metadata,
     pub generation: String,
     /// Since it was written, by Cloud Storage's own clock; up to a second too little.
     pub age: Duration,
 }
 
-pub type Fields = BTreeMap<String, String>;
+pub type Metadata = BTreeMap<String, String>;
 
-/// What came of writing a [`Note`].
+/// What came of writing a [`Record`].
 #[derive(Debug)]
 pub enum Written {
     /// It stands there, in this generation.
     Mine(String),
     /// Something else stood there, or nothing any more where something was to be replaced.
-    Conflict(Option<Note>),
+    Conflict(Option<Record>),
 }
 
 /// What Cloud Storage says of an account's permissions on the bucket.
@@ -81,16 +81,16 @@ struct Stored {
     generation: String,
     updated: String,
     #[serde(default)]
-    metadata: Fields,
+    metadata: Metadata,
 }
 
 struct NewObject<'a> {
     name: &'a str,
     content_type: &'a str,
     blob: &'a Blob,
-    metadata: &'a Fields,
+    metadata: &'a Metadata,
     /// The generation that must be there now.
-    over: Option<&'a str>,
+    if_generation: Option<&'a str>,
 }
 
 /// What came of one try to insert an object.
@@ -147,7 +147,7 @@ impl Storage {
             self.bucket,
             query.join("&")
         );
-        let limit = self.timing.note_try;
+        let limit = self.timing.record_try;
         let response =
             match self.auth.send(deadline, limit, || Request::get(&url).body(text(""))).await {
                 Ok(response) => response,
@@ -184,12 +184,12 @@ impl Storage {
         &self,
         name: &str,
         image: &Image,
-        metadata: &Fields,
+        metadata: &Metadata,
         deadline: Instant,
     ) -> Result<(), Error> {
         let start = Instant::now();
         let (blob, content_type) = (&image.blob, image.format.content_type());
-        let object = NewObject { name, content_type, blob, metadata, over: None };
+        let object = NewObject { name, content_type, blob, metadata, if_generation: None };
         let result = retry::until(deadline, self.timing.first_retry_wait, |_| {
             self.put_once(&object, deadline)
         })
@@ -210,7 +210,7 @@ impl Storage {
             Inserted::Confirmed(_) => Err(Failure::later(file_save(
                 "Cloud Storage confirmed other bytes than were sent.",
             ))),
-            Inserted::Occupied => match self.look(object.name, deadline).await? {
+            Inserted::Occupied => match self.stat(object.name, deadline).await? {
                 Some((stored, _)) if stored.is(blob) => Ok(()),
                 Some(_) => {
                     Err(Failure::never(file_save("Another object already has the image's name.")))
@@ -220,15 +220,15 @@ impl Storage {
         }
     }
 
-    /// Writes a note where nothing is, or over the generation given.
+    /// Writes a record where nothing is, or over the generation given.
     ///
-    /// The fields must be unlike those that anyone else would write: after a lost answer, they are how
-    /// our own note is recognised.
-    pub async fn write_note(
+    /// The metadata must be unlike those that anyone else would write: after a lost answer, they are how
+    /// our own record is recognised.
+    pub async fn write_record(
         &self,
         name: &str,
-        over: Option<&str>,
-        fields: &Fields,
+        if_generation: Option<&str>,
+        metadata: &Metadata,
         deadline: Instant,
     ) -> Result<Written, Error> {
         let nothing = Blob::default();
@@ -236,21 +236,25 @@ impl Storage {
             name,
             content_type: "application/octet-stream",
             blob: &nothing,
-            metadata: fields,
-            over,
+            metadata: metadata,
+            if_generation,
         };
-        let write = async || match self.insert(&object, deadline, self.timing.note_try).await? {
+        let write = async || match self.insert(&object, deadline, self.timing.record_try).await? {
             Inserted::Confirmed(stored) => Ok(Written::Mine(stored.generation)),
-            Inserted::Occupied => Ok(match self.look_note(name, deadline).await? {
-                Some(note) if note.fields == *fields => Written::Mine(note.generation),
+            Inserted::Occupied => Ok(match self.stat_record(name, deadline).await? {
+                Some(record) if record.metadata == *metadata => Written::Mine(record.generation),
                 other => Written::Conflict(other),
             }),
         };
         retry::until(deadline, self.timing.first_retry_wait, |_| write()).await
     }
 
-    pub async fn read_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| self.look_note(name, deadline))
+    pub async fn read_record(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<Record>, Error> {
+        retry::until(deadline, self.timing.first_retry_wait, |_| self.stat_record(name, deadline))
             .await
     }
 
@@ -265,7 +269,7 @@ impl Storage {
         url.extend(
             generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]),
         );
-        let limit = self.timing.note_try;
+        let limit = self.timing.record_try;
         let delete = async || {
             let request = || Request::delete(&url).body(text(""));
             let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
@@ -291,7 +295,7 @@ impl Storage {
             "crc32c": crc32c_text(object.blob.crc32c()),
             "metadata": object.metadata,
         });
-        let (name, generation) = (escaped(object.name), object.over.unwrap_or("0"));
+        let (name, generation) = (escaped(object.name), object.if_generation.unwrap_or("0"));
         let query = format!("uploadType=multipart&name={name}&ifGenerationMatch={generation}");
         let url = format!("{}/upload/storage/v1/b/{}/o?{query}", self.endpoint, self.bucket);
         let response = self.auth.send(deadline, limit, || {
@@ -307,27 +311,27 @@ impl Storage {
             }
             StatusCode::PRECONDITION_FAILED => Ok(Inserted::Occupied),
             // So says a server that wants to replace an object which is gone.
-            StatusCode::NOT_FOUND if object.over.is_some() => Ok(Inserted::Occupied),
+            StatusCode::NOT_FOUND if object.if_generation.is_some() => Ok(Inserted::Occupied),
             _ => Err(refused(response, within(deadline, limit)).await),
         }
     }
 
-    async fn look_note(&self, name: &str, deadline: Instant) -> Result<Option<Note>, Failure> {
-        Ok(self.look(name, deadline).await?.map(|(stored, age)| Note {
-            fields: stored.metadata,
+    async fn stat_record(&self, name: &str, deadline: Instant) -> Result<Option<Record>, Failure> {
+        Ok(self.stat(name, deadline).await?.map(|(stored, age)| Record {
+            metadata: stored.metadata,
             generation: stored.generation,
             age,
         }))
     }
 
     /// An object's metadata and age.
-    async fn look(
+    async fn stat(
         &self,
         name: &str,
         deadline: Instant,
     ) -> Result<Option<(Stored, Duration)>, Failure> {
         let url = self.object_url(name);
-        let limit = self.timing.note_try;
+        let limit = self.timing.record_try;
         let response = self
             .auth
             .send(deadline, limit, || Request::get(&url).body(text("")))

@@ -49,7 +49,7 @@ fn holds_the_model(service: &Service, ms: u64) {
     service.fault(Stage::Model, Action::Delay { ms });
 }
 
-fn notes(service: &Service) -> Vec<Value> {
+fn records(service: &Service) -> Vec<Value> {
     let all = service.emulator.objects();
     all.into_iter()
         .filter(|object| object.name.contains("/.iga/"))
@@ -58,7 +58,7 @@ fn notes(service: &Service) -> Vec<Value> {
 }
 
 fn images(service: &Service) -> usize {
-    service.emulator.objects().len() - notes(service).len()
+    service.emulator.objects().len() - records(service).len()
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
     for request in [first, joined] {
         request.await.unwrap().is_error(500, "IGA_VERTEXAI_API_ERROR");
     }
-    assert_eq!(notes(&service).len(), 0, "the lease is given back");
+    assert_eq!(records(&service).len(), 0, "the lease is given back");
     with_key(&service, "k").await.is_image();
 }
 
@@ -247,7 +247,7 @@ async fn shared_retries_hold_between_instances() {
     one.emulator.advance_clock(Duration::from_secs(60));
     let later = Service::that_joins(one.emulator.clone(), SHARED).await.prompt().await;
     assert_ne!(later.is_image().body, retry.body, "after the window an equal request is a new one");
-    assert_eq!(notes(&one).len(), 1, "the note is used again");
+    assert_eq!(records(&one).len(), 1, "the record is used again");
 }
 
 /// Requests to Cloud Storage about objects since the last time: writes, refused writes, reads.
@@ -274,10 +274,10 @@ async fn what_agreement_costs_is_what_the_readme_says() {
 }
 
 #[tokio::test]
-async fn without_sharing_an_unkeyed_request_leaves_no_note() {
+async fn without_sharing_an_unkeyed_request_leaves_no_record() {
     let service = Service::current().await;
     service.prompt().await.is_image();
-    assert_eq!(notes(&service).len(), 0);
+    assert_eq!(records(&service).len(), 0);
 }
 
 #[tokio::test]
@@ -316,12 +316,12 @@ async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::UploadEnd, action).matching("/.iga/").times(2));
         with_key(&service, "k").await.is_image();
-        let receipt = &notes(&service)[0]["metadata"];
+        let receipt = &records(&service)[0]["metadata"];
         assert!(
             receipt["object"].is_string() && receipt["model"] == "gemini-3.1-flash-image",
             "{receipt}"
         );
-        assert!(!receipt.to_string().contains("fox"), "no prompt in the note");
+        assert!(!receipt.to_string().contains("fox"), "no prompt in the record");
         assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
     }
 }
@@ -335,10 +335,10 @@ async fn a_lease_is_kept_while_its_image_cannot_be_saved() {
     service
         .emulator
         .script(Fault::new(Stage::UploadStart, Action::status(403)).matching("/iga_req_").always());
-    let is_renewed = |note: &Value| note["metadata"]["renewal"].is_string();
+    let is_renewed = |record: &Value| record["metadata"]["renewal"].is_string();
     let mut tries = 0;
     // However often a caller comes and has it tried again.
-    while !notes(&service).iter().any(is_renewed) {
+    while !records(&service).iter().any(is_renewed) {
         with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
         tries += 1;
         assert!(tries < 1000, "the lease is never renewed");
@@ -356,7 +356,7 @@ async fn a_lease_that_was_written_without_our_knowing_is_given_back() {
         .emulator
         .script(Fault::new(Stage::Read, Action::status(503)).matching("/.iga/").times(2));
     with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
-    assert_eq!((notes(&service).len(), service.emulator.counters().model_calls), (0, 0));
+    assert_eq!((records(&service).len(), service.emulator.counters().model_calls), (0, 0));
     with_key(&service, "k").await.is_image();
 }
 

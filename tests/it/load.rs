@@ -65,8 +65,8 @@ async fn model_called(emulator: &Emulator, calls: u64) {
 
 /// Only receipts may be left when a process has ended.
 fn leases(emulator: &Emulator) -> usize {
-    let notes = emulator.objects().into_iter().filter(|object| object.name.contains("/.iga/"));
-    notes.filter(|note| note.metadata["metadata"]["object"].is_null()).count()
+    let records = emulator.objects().into_iter().filter(|object| object.name.contains("/.iga/"));
+    records.filter(|record| record.metadata["metadata"]["object"].is_null()).count()
 }
 
 fn settings<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {

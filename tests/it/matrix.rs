@@ -67,13 +67,13 @@ impl Row {
         let Row { stage, fault, status, code, paid, images, metrics, .. } = self;
         let how_often = if self.lasting { "lasting" } else { "once" };
         let answer = if *status == 200 { "200".to_owned() } else { format!("{status} `{code}`") };
-        let note = match (self.leases, self.receipts) {
+        let record = match (self.leases, self.receipts) {
             (0, 0) => "none",
             (0, _) => "receipt",
             _ => "lease",
         };
         format!(
-            "| {stage} | {fault} | {how_often} | {answer} | {paid} | {images} | {note} | {metrics} |\n"
+            "| {stage} | {fault} | {how_often} | {answer} | {paid} | {images} | {record} | {metrics} |\n"
         )
     }
 }
@@ -97,7 +97,7 @@ fn every_fault_at_every_stage_has_its_row() {
         assert!(row.status != 200 || row.images == 1, "{text}");
         assert!([200, 403, 429, 500, 503].contains(&row.status), "{text}");
         assert!(row.status == 200 || row.code.starts_with("IGA_"), "{text}");
-        // A paid image is still being saved after the answer, under its lease. Where the notes themselves
+        // A paid image is still being saved after the answer, under its lease. Where the records themselves
         // cannot be written, only time ends a lease. Else none is left.
         let may_hold_a_lease =
             row.stage.starts_with("lease") || (row.paid == 1 && row.stage.starts_with("upload"));
@@ -136,7 +136,7 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
             // Only here a try, or the whole generation, ends by the clock.
             config.generation_deadline = Duration::from_secs(4);
             config.timing.token_try = Duration::from_secs(1);
-            config.timing.note_try = Duration::from_secs(1);
+            config.timing.record_try = Duration::from_secs(1);
             config.timing.upload_try = Duration::from_secs(1);
         }
         let service = Service::run(emulator, config).await;
@@ -148,7 +148,7 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
         let answer = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
         service.emulator.clear_faults();
         let objects = service.emulator.objects();
-        let (notes, images): (Vec<_>, Vec<_>) =
+        let (records, images): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| object.name.contains("/.iga/"));
         assert!(
             images.iter().all(|image| image.bytes.ends_with(b"IEND\xaeB`\x82")),
@@ -162,15 +162,15 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
             code: answer.text("error_code").to_owned(),
             paid: service.emulator.counters().paid_generations,
             images: images.len(),
-            leases: notes.iter().filter(|note| !is_receipt(note)).count(),
-            receipts: notes.iter().filter(|note| is_receipt(note)).count(),
+            leases: records.iter().filter(|record| !is_receipt(record)).count(),
+            receipts: records.iter().filter(|record| is_receipt(record)).count(),
             metrics: metrics(&logged.lock().unwrap()),
         }
     })
 }
 
-fn is_receipt(note: &StoredObject) -> bool {
-    !note.metadata["metadata"]["object"].is_null()
+fn is_receipt(record: &StoredObject) -> bool {
+    !record.metadata["metadata"]["object"].is_null()
 }
 
 /// The status counted, and what went wrong on the way.
@@ -196,7 +196,7 @@ fn metrics(lines: &[Value]) -> String {
 
 fn table(rows: &[Row]) -> String {
     let mut table =
-        "| stage | fault | how often | answer | paid | images | note left | metrics |\n|---|---|---|---|---|---|---|---|\n"
+        "| stage | fault | how often | answer | paid | images | record left | metrics |\n|---|---|---|---|---|---|---|---|\n"
             .to_owned();
     table.extend(rows.iter().map(Row::text));
     table

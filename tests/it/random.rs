@@ -180,7 +180,7 @@ impl Story {
         let mut config = config(emulator, &settings.concat());
         config.timing.variant_age = self.variant_age;
         config.timing.lease_life = LEASE_LIFE;
-        config.timing.note_try = Duration::from_millis(600);
+        config.timing.record_try = Duration::from_millis(600);
         config.timing.upload_try = Duration::from_millis(600);
         Instance::start(App::new(config))
     }
@@ -467,9 +467,9 @@ impl Ending<'_> {
         self.objects.iter().filter(|object| !object.name.contains("/.iga/"))
     }
 
-    fn notes(&self) -> impl Iterator<Item = &Value> {
-        let notes = self.objects.iter().filter(|object| object.name.contains("/.iga/"));
-        notes.map(|object| &object.metadata["metadata"])
+    fn records(&self) -> impl Iterator<Item = &Value> {
+        let records = self.objects.iter().filter(|object| object.name.contains("/.iga/"));
+        records.map(|object| &object.metadata["metadata"])
     }
 
     /// The request that an image was paid for.
@@ -560,7 +560,7 @@ impl Ending<'_> {
     fn no_image_is_lost(&self) {
         let delivered: BTreeSet<_> = self.delivered().map(|(_, name)| name).collect();
         let received: BTreeSet<_> =
-            self.notes().filter_map(|note| note["object"].as_str()).collect();
+            self.records().filter_map(|record| record["object"].as_str()).collect();
         for image in self.images().filter(|image| !delivered.contains(&*image.name)) {
             let founder = self.founder(image);
             let answered = founder.answer.as_ref().is_some_and(|answer| answer.status == 200);
@@ -582,8 +582,8 @@ impl Ending<'_> {
     }
 
     fn no_lease_is_left(&self) {
-        for note in self.notes() {
-            assert!(note["object"].is_string(), "{note}");
+        for record in self.records() {
+            assert!(record["object"].is_string(), "{record}");
         }
     }
 
