@@ -1,7 +1,7 @@
 //! How the text of each setting is read: a value, or what is wrong with it.
 
 use super::{Platform, Target};
-use crate::google::credential_file::{Identity, Source};
+use crate::google::credential_file::{CredentialKind, Source};
 use crate::model::{Model, RATIOS};
 use std::fmt;
 use std::net::IpAddr;
@@ -179,14 +179,14 @@ pub fn parse_credentials_file(
     let json: serde_json::Value = serde_json::from_slice(&text).map_err(|_| {
         format!("names a file that is not JSON ({path}); download or generate it anew")
     })?;
-    match (Identity::from_file(&json), json["type"].as_str()) {
+    match (CredentialKind::from_file(&json), json["type"].as_str()) {
         (Some(identity), _) => match misplaced(&identity, platform, has_aws_keys) {
             Some(problem) => Err(format!("names a file {problem} ({path})")),
             None => Ok(path.into()),
         },
         (None, Some(kind)) => Err(format!(
             "names a file of type {kind:?} ({path}); IGA knows {}",
-            Identity::TYPES.join(", ")
+            CredentialKind::TYPES.join(", ")
         )),
         (None, None) => Err(format!(
             "names a JSON file without a type ({path}); it is no Google credentials file"
@@ -196,8 +196,12 @@ pub fn parse_credentials_file(
 
 /// What is wrong with a federation file on a platform where it can work by no means. Lambda has no metadata
 /// server; on Cloud Run, Google's own has the address that AWS's and Azure's have there.
-fn misplaced(identity: &Identity, platform: Platform, has_aws_keys: bool) -> Option<&'static str> {
-    let Identity::Federated { source, .. } = identity else {
+fn misplaced(
+    identity: &CredentialKind,
+    platform: Platform,
+    has_aws_keys: bool,
+) -> Option<&'static str> {
+    let CredentialKind::Federated { source, .. } = identity else {
         return None;
     };
     match (platform, source) {

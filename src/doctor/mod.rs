@@ -1,16 +1,16 @@
-//! `iga doctor`: checks all that an image needs, in the order in which it is needed, and says how to mend it.
+//! `iga doctor`: checks all that an image needs, in the order in which it is needed, and says how to remedy it.
 //!
 //! Its verdict is what a generation would meet. Nothing is paid for, nothing is left behind, and no secret is shown.
 
 use crate::app::App;
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
-use crate::google::client::InUse;
+use crate::google::client::CredentialSource;
 use crate::google::storage::{Access, CREATE_PERMISSION, Metadata, Storage, Written};
-use crate::google::vertex::Obstacle;
+use crate::google::vertex::ProbeError;
 use crate::health;
 use crate::model::{MODELS, Model};
-use remedy::{self as mend, Home};
+use remedy::Deployment;
 use std::cmp::Ordering;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -26,11 +26,12 @@ pub fn run(variable: Variables) -> bool {
     let env_file = config::load_env_file();
     let (mut config, problems) = Config::read(variable);
     config.timing.first_retry_wait = FIRST_RETRY_WAIT;
-    let home = Home { platform: config.platform, service: config::service_name(variable) };
+    let deployment =
+        Deployment { platform: config.platform, service: config::service_name(variable) };
     let mut doctor = Doctor {
         config,
         problems,
-        home,
+        deployment,
         member: "serviceAccount:ACCOUNT".to_owned(),
         healthy: true,
     };
@@ -71,14 +72,14 @@ struct Doctor {
     /// A setting with a problem has any value.
     config: Config,
     problems: Vec<Problem>,
-    home: Home,
+    deployment: Deployment,
     /// Whom roles are to be given to.
     member: String,
     healthy: bool,
 }
 
 /// What asking for a model came to.
-type Answer = Result<(), (Obstacle, Error)>;
+type Answer = Result<(), (ProbeError, Error)>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -89,7 +90,7 @@ enum Verdict {
 }
 
 impl Doctor {
-    fn say(&mut self, verdict: Verdict, subject: &str, text: &str, mend: Option<String>) {
+    fn say(&mut self, verdict: Verdict, subject: &str, text: &str, remedy: Option<String>) {
         let word = match verdict {
             Verdict::Ok => "ok",
             Verdict::Warn => "warn",
@@ -98,7 +99,7 @@ impl Doctor {
         };
         self.healthy &= verdict != Verdict::Fail;
         let mut lines = format!("{word:<5} {subject:<9} {}\n", in_one_line(text));
-        if let Some(command) = mend {
+        if let Some(command) = remedy {
             lines += &format!("{:16}{command}\n", "");
         }
         // Whoever has closed the pipe does not want to read it.
@@ -109,8 +110,8 @@ impl Doctor {
         self.say(Verdict::Ok, subject, text, None);
     }
 
-    fn fail(&mut self, subject: &str, text: &str, mend: Option<String>) {
-        self.say(Verdict::Fail, subject, text, mend);
+    fn fail(&mut self, subject: &str, text: &str, remedy: Option<String>) {
+        self.say(Verdict::Fail, subject, text, remedy);
     }
 
     fn skip(&mut self, subjects: &[&str], because: &str) {
@@ -132,18 +133,18 @@ impl Doctor {
 
     fn settings(&mut self) {
         for problem in self.problems.clone() {
-            let mend = match problem.name {
-                "GOOGLE_APPLICATION_CREDENTIALS" => self.mend_credentials(),
+            let remedy = match problem.name {
+                "GOOGLE_APPLICATION_CREDENTIALS" => self.remedy_credentials(),
                 name if problem.is_about_a_required_setting() => {
-                    mend::required(&self.home, name, &self.config.project_id)
+                    remedy::required(&self.deployment, name, &self.config.project_id)
                 }
-                name => self.home.unset(name),
+                name => self.deployment.unset(name),
             };
-            self.fail("settings", &problem.text, Some(mend));
+            self.fail("settings", &problem.text, Some(remedy));
         }
         for warning in std::mem::take(&mut self.config.warnings) {
             let name = warning.split(' ').next().unwrap_or_default();
-            self.say(Verdict::Warn, "settings", &warning, Some(self.home.unset(name)));
+            self.say(Verdict::Warn, "settings", &warning, Some(self.deployment.unset(name)));
         }
         if self.problems.is_empty() {
             let Config { project_id, model, bucket, prefix, .. } = &self.config;
@@ -155,11 +156,11 @@ impl Doctor {
         }
     }
 
-    fn mend_credentials(&self) -> String {
+    fn remedy_credentials(&self) -> String {
         match self.config.platform {
-            Platform::Plain => format!("unset GOOGLE_APPLICATION_CREDENTIALS; {}", mend::SIGN_IN),
-            Platform::CloudRun => self.home.unset("GOOGLE_APPLICATION_CREDENTIALS"),
-            Platform::Lambda => mend::identity(&self.home),
+            Platform::Plain => format!("unset GOOGLE_APPLICATION_CREDENTIALS; {}", remedy::SIGN_IN),
+            Platform::CloudRun => self.deployment.unset("GOOGLE_APPLICATION_CREDENTIALS"),
+            Platform::Lambda => remedy::identity(&self.deployment),
         }
     }
 
@@ -178,17 +179,17 @@ impl Doctor {
         self.bucket(&app.generator.storage).await;
     }
 
-    async fn identity(&mut self, app: &App) -> Option<InUse> {
+    async fn identity(&mut self, app: &App) -> Option<CredentialSource> {
         if !self.is_sound("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"]) {
             return None;
         }
-        match app.auth.in_use() {
-            Ok(InUse::File(path, identity)) => {
+        match app.auth.credential_source() {
+            Ok(CredentialSource::File(path, identity)) => {
                 self.ok("identity", &format!("{identity} ({})", path.display()));
-                self.member = mend::member(&identity);
-                Some(InUse::File(path, identity))
+                self.member = remedy::member(&identity);
+                Some(CredentialSource::File(path, identity))
             }
-            Ok(InUse::MetadataServer) => {
+            Ok(CredentialSource::MetadataServer) => {
                 match app.auth.metadata_email(Instant::now() + EMAIL_LIMIT).await {
                     Some(email) => {
                         self.ok("identity", &format!("service account {email} (metadata server)"));
@@ -199,10 +200,10 @@ impl Doctor {
                         self.say(Verdict::Warn, "identity", text, None);
                     }
                 }
-                Some(InUse::MetadataServer)
+                Some(CredentialSource::MetadataServer)
             }
             Err(error) => {
-                self.fail("identity", &said(&error), Some(self.mend_credentials()));
+                self.fail("identity", &said(&error), Some(self.remedy_credentials()));
                 None
             }
         }
@@ -220,27 +221,30 @@ impl Doctor {
         let (seconds, side) =
             (skew.abs().whole_seconds(), if skew.is_positive() { "ahead of" } else { "behind" });
         let text = format!("{seconds} s {side} Cloud Storage's");
-        let mend = Some(mend::SET_CLOCK.to_owned());
+        let remedy = Some(remedy::SET_CLOCK.to_owned());
         match seconds {
             0..=5 => self.ok("clock", "agrees with Cloud Storage's"),
             6..=30 => self.ok("clock", &text),
-            31..=300 => self.say(Verdict::Warn, "clock", &text, mend),
-            _ => self.fail("clock", &format!("{text}; tokens are refused beyond 5 min"), mend),
+            31..=300 => self.say(Verdict::Warn, "clock", &text, remedy),
+            _ => self.fail("clock", &format!("{text}; tokens are refused beyond 5 min"), remedy),
         }
     }
 
-    async fn token(&mut self, app: &App, identity: &InUse) -> bool {
+    async fn token(&mut self, app: &App, identity: &CredentialSource) -> bool {
         let Err(error) = app.auth.try_token(soon()).await else {
             self.ok("token", "an access token was given out");
             return true;
         };
-        let mend = match identity {
-            InUse::File(path, identity) => {
-                mend::token(&self.home, identity, &path.display().to_string(), &error.causes())
-            }
-            InUse::MetadataServer => mend::identity(&self.home),
+        let remedy = match identity {
+            CredentialSource::File(path, identity) => remedy::token(
+                &self.deployment,
+                identity,
+                &path.display().to_string(),
+                &error.causes(),
+            ),
+            CredentialSource::MetadataServer => remedy::identity(&self.deployment),
         };
-        self.fail("token", &said(&error), Some(mend));
+        self.fail("token", &said(&error), Some(remedy));
         false
     }
 
@@ -261,8 +265,9 @@ impl Doctor {
         for probe in probes {
             answers.extend(probe.await);
         }
-        let served =
-            answers.iter().position(|(_, answer)| !matches!(answer, Err((Obstacle::ModelGone, _))));
+        let served = answers
+            .iter()
+            .position(|(_, answer)| !matches!(answer, Err((ProbeError::ModelGone, _))));
         for (place, (target, answer)) in answers.iter().enumerate() {
             match served.map(|served| (place.cmp(&served), &answers[served].0)) {
                 Some((Ordering::Less, next)) => self.passed_over(target, next),
@@ -276,14 +281,15 @@ impl Doctor {
         let (id, location, next_id) = (target.model.id, &target.location, next.model.id);
         let text =
             format!("{id} is not served in {location}: a 404 at every start, then {next_id}");
-        let mend = (*target == self.config.model).then(|| mend::use_model(&self.home, next));
-        self.say(Verdict::Warn, "model", &text, mend);
+        let remedy =
+            (*target == self.config.model).then(|| remedy::use_model(&self.deployment, next));
+        self.say(Verdict::Warn, "model", &text, remedy);
     }
 
     /// The model that images come from.
     fn model(&mut self, target: &Target, answer: &Answer) {
         let name = format!("{} in {}", target.model.id, target.location);
-        let instead = || mend::use_model(&self.home, &self.instead_of(target));
+        let instead = || remedy::use_model(&self.deployment, &self.instead_of(target));
         match answer {
             // Should Vertex AI look at the prompt before the model, the table knows better.
             Ok(()) if target.model.retired => {
@@ -294,14 +300,14 @@ impl Doctor {
             Ok(()) => {
                 self.ok("model", &format!("{} answers in {}", target.model.id, target.location))
             }
-            Err((obstacle, error)) => {
+            Err((probe_error, error)) => {
                 let verdict =
-                    if *obstacle == Obstacle::Busy { Verdict::Warn } else { Verdict::Fail };
-                let mend = match obstacle {
-                    Obstacle::ModelGone | Obstacle::NoSuchLocation => Some(instead()),
-                    _ => self.mend_access(*obstacle),
+                    if *probe_error == ProbeError::Busy { Verdict::Warn } else { Verdict::Fail };
+                let remedy = match probe_error {
+                    ProbeError::ModelGone | ProbeError::NoSuchLocation => Some(instead()),
+                    _ => self.remedy_access(*probe_error),
                 };
-                self.say(verdict, "model", &format!("{name}: {}", said(error)), mend);
+                self.say(verdict, "model", &format!("{name}: {}", said(error)), remedy);
             }
         }
     }
@@ -309,20 +315,23 @@ impl Doctor {
     /// A model that is asked once the one before it is gone.
     fn fallback(&mut self, target: &Target, answer: &Answer) {
         let name = format!("fallback {} in {}", target.model.id, target.location);
-        let Err((obstacle, error)) = answer else {
+        let Err((probe_error, error)) = answer else {
             return self.ok(
                 "model",
                 &format!("fallback {} answers in {}", target.model.id, target.location),
             );
         };
-        let mend = match obstacle {
-            Obstacle::ModelGone | Obstacle::NoSuchLocation => {
+        let remedy = match probe_error {
+            ProbeError::ModelGone | ProbeError::NoSuchLocation => {
                 let kept = self.config.fallbacks.iter().filter(|fallback| *fallback != target);
-                Some(mend::use_fallbacks(&self.home, kept.chain([&self.instead_of(target)])))
+                Some(remedy::use_fallbacks(
+                    &self.deployment,
+                    kept.chain([&self.instead_of(target)]),
+                ))
             }
-            _ => self.mend_access(*obstacle),
+            _ => self.remedy_access(*probe_error),
         };
-        self.say(Verdict::Warn, "model", &format!("{name}: {}", said(error)), mend);
+        self.say(Verdict::Warn, "model", &format!("{name}: {}", said(error)), remedy);
     }
 
     /// The configured model and its fallbacks, each once, as far as their settings are valid.
@@ -342,14 +351,14 @@ impl Doctor {
     }
 
     /// None where only waiting helps.
-    fn mend_access(&self, obstacle: Obstacle) -> Option<String> {
+    fn remedy_access(&self, probe_error: ProbeError) -> Option<String> {
         let project = &self.config.project_id;
-        match obstacle {
-            Obstacle::Permission => Some(mend::project_role(project, &self.member)),
-            Obstacle::ApiDisabled => Some(mend::enable_api(project)),
-            Obstacle::BillingDisabled => Some(mend::link_billing(project)),
-            Obstacle::Busy | Obstacle::NoQuota => Some(mend::quota(project)),
-            Obstacle::ModelGone | Obstacle::NoSuchLocation | Obstacle::Other => None,
+        match probe_error {
+            ProbeError::Permission => Some(remedy::project_role(project, &self.member)),
+            ProbeError::ApiDisabled => Some(remedy::enable_api(project)),
+            ProbeError::BillingDisabled => Some(remedy::link_billing(project)),
+            ProbeError::Busy | ProbeError::NoQuota => Some(remedy::quota(project)),
+            ProbeError::ModelGone | ProbeError::NoSuchLocation | ProbeError::Other => None,
         }
     }
 
@@ -387,8 +396,8 @@ impl Doctor {
         let bucket = self.config.bucket.clone();
         let missing: Vec<_> = match access {
             Access::NoBucket(message) => {
-                let mend = mend::create_bucket(&self.config);
-                return self.fail("bucket", &format!("gs://{bucket}: {message}"), Some(mend));
+                let remedy = remedy::create_bucket(&self.config);
+                return self.fail("bucket", &format!("gs://{bucket}: {message}"), Some(remedy));
             }
             Access::Granted(granted) => PERMISSIONS
                 .iter()
@@ -412,21 +421,21 @@ impl Doctor {
             true => "roles/storage.objectCreator",
             false => "roles/storage.objectUser",
         };
-        let mend = mend::bucket_role(&bucket, &self.member, role);
+        let remedy = remedy::bucket_role(&bucket, &self.member, role);
         let lacks = format!("gs://{bucket}: the account lacks {}", missing.join(", "));
         match (lacks_create, shared) {
-            (true, _) => self.fail("bucket", &lacks, Some(mend)),
+            (true, _) => self.fail("bucket", &lacks, Some(remedy)),
             (false, true) => {
                 let text = format!(
                     "{lacks}, without which no request is answered while IGA_SHARED_RETRIES is on"
                 );
-                self.fail("bucket", &text, Some(mend));
+                self.fail("bucket", &text, Some(remedy));
             }
             (false, false) => {
                 let text = format!(
                     "{lacks}: images can be stored, but requests with an idempotency key fail"
                 );
-                self.say(Verdict::Warn, "bucket", &text, Some(mend));
+                self.say(Verdict::Warn, "bucket", &text, Some(remedy));
             }
         }
     }
@@ -452,7 +461,7 @@ impl Doctor {
                     "{place}: an object could not be deleted and is left behind: {}",
                     said(&error)
                 );
-                self.fail("bucket", &text, Some(mend::remove(&bucket, &name)));
+                self.fail("bucket", &text, Some(remedy::remove(&bucket, &name)));
             }
             (Err(error), _, _) => {
                 self.fail(
@@ -483,7 +492,7 @@ impl Doctor {
         }
         let address = SocketAddr::new(self.config.host, self.config.port);
         let another = address.port().checked_add(1).unwrap_or(8080).max(1024);
-        let another = self.home.set(&[(variable, &another.to_string())]);
+        let another = self.deployment.set(&[(variable, &another.to_string())]);
         match TcpListener::bind(address).map_err(|error| (error.kind(), error)) {
             Ok(_) => self.ok("port", &format!("{address} is free")),
             Err((ErrorKind::AddrInUse, _)) => match health::ask(config::reachable(address)) {
@@ -501,7 +510,7 @@ impl Doctor {
                 self.fail(
                     "port",
                     &format!("{address}: {error}"),
-                    Some(self.home.unset("IGA_HOST")),
+                    Some(self.deployment.unset("IGA_HOST")),
                 );
             }
             Err((_, error)) => self.fail("port", &format!("{address}: {error}"), Some(another)),

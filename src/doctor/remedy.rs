@@ -1,16 +1,16 @@
-//! The commands that mend what the doctor finds: one line each, ready for a shell.
+//! The commands that remedy what the doctor finds: one line each, ready for a shell.
 
 use crate::config::{Config, Platform, Target};
-use crate::google::credential_file::{Identity, Source, Step};
+use crate::google::credential_file::{CredentialKind, FederationStep, Source};
 
 /// Where the process gets its settings from.
-pub struct Home {
+pub struct Deployment {
     pub platform: Platform,
     /// What the platform calls the service or function.
     pub service: Option<String>,
 }
 
-impl Home {
+impl Deployment {
     pub fn set(&self, settings: &[(&str, &str)]) -> String {
         let joined = |separator: &str, equals: &str| {
             let pairs: Vec<_> =
@@ -51,7 +51,7 @@ impl Home {
 }
 
 /// For a required setting without a usable value.
-pub fn required(home: &Home, name: &str, project: &str) -> String {
+pub fn required(deployment: &Deployment, name: &str, project: &str) -> String {
     let bucket =
         if project.is_empty() { "my-project-iga".to_owned() } else { format!("{project}-iga") };
     let value = match name {
@@ -59,27 +59,30 @@ pub fn required(home: &Home, name: &str, project: &str) -> String {
         "IGA_VERTEXAI_LOCATION" | "GCP_LOCATION" => "global",
         _ => "$(gcloud config get-value project)",
     };
-    home.set(&[(name, value)])
+    deployment.set(&[(name, value)])
 }
 
-pub fn use_model(home: &Home, target: &Target) -> String {
-    home.set(&[
+pub fn use_model(deployment: &Deployment, target: &Target) -> String {
+    deployment.set(&[
         ("IGA_VERTEXAI_IMAGE_MODEL_ID", target.model.id),
         ("IGA_VERTEXAI_LOCATION", &target.location),
     ])
 }
 
-pub fn use_fallbacks<'a>(home: &Home, targets: impl Iterator<Item = &'a Target>) -> String {
+pub fn use_fallbacks<'a>(
+    deployment: &Deployment,
+    targets: impl Iterator<Item = &'a Target>,
+) -> String {
     let entries: Vec<_> =
         targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
-    home.set(&[("IGA_VERTEXAI_FALLBACK_MODELS", &entries.join(","))])
+    deployment.set(&[("IGA_VERTEXAI_FALLBACK_MODELS", &entries.join(","))])
 }
 
 /// For an environment in which no credentials are found.
-pub fn identity(home: &Home) -> String {
-    match home.platform {
+pub fn identity(deployment: &Deployment) -> String {
+    match deployment.platform {
         Platform::Plain => SIGN_IN.to_owned(),
-        Platform::CloudRun => format!("gcloud run services update {} --service-account=EMAIL", home.service()),
+        Platform::CloudRun => format!("gcloud run services update {} --service-account=EMAIL", deployment.service()),
         Platform::Lambda => {
             "scripts/setup-aws.sh --project PROJECT --bucket BUCKET --account AWS_ACCOUNT   # then deploy \
              google-credentials.json, which it writes"
@@ -89,27 +92,34 @@ pub fn identity(home: &Home) -> String {
 }
 
 /// For a credentials file that no token comes of; `cause` is what Google's library says.
-pub fn token(home: &Home, identity: &Identity, path: &str, cause: &str) -> String {
+pub fn token(
+    deployment: &Deployment,
+    identity: &CredentialKind,
+    path: &str,
+    cause: &str,
+) -> String {
     match identity {
-        Identity::ServiceAccount { email } => {
+        CredentialKind::ServiceAccount { email } => {
             format!("gcloud iam service-accounts keys create {path} --iam-account={email}")
         }
-        Identity::AuthorizedUser => SIGN_IN.to_owned(),
-        Identity::Impersonated { email } => {
+        CredentialKind::AuthorizedUser => SIGN_IN.to_owned(),
+        CredentialKind::Impersonated { email } => {
             act_as(email, "roles/iam.serviceAccountTokenCreator", USER)
         }
-        Identity::Federated { pool, email, .. } => match (Step::of(cause), email) {
-            (Step::ActAs, Some(email)) => {
+        CredentialKind::Federated { pool, email, .. } => match (FederationStep::of(cause), email) {
+            (FederationStep::Impersonation, Some(email)) => {
                 act_as(email, "roles/iam.workloadIdentityUser", &principal(identity))
             }
-            (Step::Exchange | Step::ActAs, _) => {
+            (FederationStep::TokenExchange | FederationStep::Impersonation, _) => {
                 format!(
                     "gcloud iam workload-identity-pools providers list --workload-identity-pool={pool}"
                 )
             }
             // A function has no other identity to fall back on.
-            (Step::Proof, _) if home.platform == Platform::Lambda => self::identity(home),
-            (Step::Proof, _) => home.unset("GOOGLE_APPLICATION_CREDENTIALS"),
+            (FederationStep::SubjectToken, _) if deployment.platform == Platform::Lambda => {
+                self::identity(deployment)
+            }
+            (FederationStep::SubjectToken, _) => deployment.unset("GOOGLE_APPLICATION_CREDENTIALS"),
         },
     }
 }
@@ -121,7 +131,7 @@ fn act_as(email: &str, role: &str, member: &str) -> String {
 }
 
 /// Whom roles are given to.
-pub fn member(identity: &Identity) -> String {
+pub fn member(identity: &CredentialKind) -> String {
     match identity.email() {
         Some(email) => format!("serviceAccount:{email}"),
         None => principal(identity),
@@ -129,17 +139,17 @@ pub fn member(identity: &Identity) -> String {
 }
 
 /// The identity itself, whomever it acts as. Not the whole pool: whoever else is in it would get the role too.
-fn principal(identity: &Identity) -> String {
+fn principal(identity: &CredentialKind) -> String {
     match identity {
-        Identity::Federated { source: Source::Aws { .. }, pool, .. } => format!(
+        CredentialKind::Federated { source: Source::Aws { .. }, pool, .. } => format!(
             "principalSet://iam.googleapis.com/{pool}/attribute.aws_role/arn:aws:sts::AWS_ACCOUNT:assumed-role/ROLE"
         ),
-        Identity::Federated { pool, .. } => {
+        CredentialKind::Federated { pool, .. } => {
             format!("principal://iam.googleapis.com/{pool}/subject/SUBJECT")
         }
-        Identity::ServiceAccount { .. }
-        | Identity::AuthorizedUser
-        | Identity::Impersonated { .. } => USER.to_owned(),
+        CredentialKind::ServiceAccount { .. }
+        | CredentialKind::AuthorizedUser
+        | CredentialKind::Impersonated { .. } => USER.to_owned(),
     }
 }
 

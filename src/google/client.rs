@@ -2,7 +2,7 @@
 
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
-use crate::google::credential_file::Identity;
+use crate::google::credential_file::CredentialKind;
 use crate::google::http::{Body, Client, text};
 use crate::retry::{self, Failure, within};
 use google_cloud_auth::credentials::{
@@ -32,8 +32,8 @@ pub struct Auth {
 }
 
 /// Where the credential in use comes from.
-pub enum InUse {
-    File(PathBuf, Identity),
+pub enum CredentialSource {
+    File(PathBuf, CredentialKind),
     MetadataServer,
 }
 
@@ -54,12 +54,12 @@ struct Authorization {
 }
 
 /// Drops a credential that did not prove good, were it by a panic of its library.
-struct Doubt<'a> {
+struct EvictOnDrop<'a> {
     auth: &'a Auth,
     credential: &'a Arc<Credentials>,
 }
 
-impl Drop for Doubt<'_> {
+impl Drop for EvictOnDrop<'_> {
     fn drop(&mut self) {
         self.auth.forget(self.credential);
     }
@@ -122,19 +122,19 @@ impl Auth {
     /// # Errors
     /// Why there is none, in the words of a request that fails for it.
     pub async fn try_token(&self, deadline: Instant) -> Result<(), Error> {
-        self.ask(deadline).await.map(drop).map_err(|failure| failure.error)
+        self.fetch_token(deadline).await.map(drop).map_err(|failure| failure.error)
     }
 
     /// Where the credential comes from.
     ///
     /// # Errors
     /// Where that is a file which cannot be one.
-    pub fn in_use(&self) -> Result<InUse, Error> {
+    pub fn credential_source(&self) -> Result<CredentialSource, Error> {
         match self.file() {
-            Some(path) => {
-                self.read(path).map(|(identity, _)| InUse::File(path.to_owned(), identity))
-            }
-            None => Ok(InUse::MetadataServer),
+            Some(path) => self
+                .read(path)
+                .map(|(identity, _)| CredentialSource::File(path.to_owned(), identity)),
+            None => Ok(CredentialSource::MetadataServer),
         }
     }
 
@@ -168,16 +168,16 @@ impl Auth {
     }
 
     async fn authorization(&self, deadline: Instant) -> Result<Authorization, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| self.ask(deadline)).await
+        retry::until(deadline, self.timing.first_retry_wait, |_| self.fetch_token(deadline)).await
     }
 
-    async fn ask(&self, deadline: Instant) -> Result<Authorization, Failure> {
+    async fn fetch_token(&self, deadline: Instant) -> Result<Authorization, Failure> {
         let credential = self.credential().map_err(Failure::never)?;
         let limit = within(deadline, self.timing.token_try);
-        let doubt = Doubt { auth: self, credential: &credential };
+        let eviction = EvictOnDrop { auth: self, credential: &credential };
         let error = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
             Ok(Ok(CacheableResource::New { data, .. })) => {
-                std::mem::forget(doubt);
+                std::mem::forget(eviction);
                 return Ok(Authorization { headers: data, credential });
             }
             Ok(Ok(CacheableResource::NotModified)) => None,
@@ -256,21 +256,24 @@ impl Auth {
     fn build_from(&self, path: &Path) -> Result<Credentials, Error> {
         let (identity, json) = self.read(path)?;
         let built = match identity {
-            Identity::AuthorizedUser => user_account::Builder::new(json).build(),
-            Identity::ServiceAccount { .. } => service_account::Builder::new(json).build(),
-            Identity::Impersonated { .. } => impersonated::Builder::new(json).build(),
-            Identity::Federated { .. } => external_account::Builder::new(json).build(),
+            CredentialKind::AuthorizedUser => user_account::Builder::new(json).build(),
+            CredentialKind::ServiceAccount { .. } => service_account::Builder::new(json).build(),
+            CredentialKind::Impersonated { .. } => impersonated::Builder::new(json).build(),
+            CredentialKind::Federated { .. } => external_account::Builder::new(json).build(),
         };
         built.map_err(|error| self.unusable(path, "is not complete").caused_by(error))
     }
 
-    fn read(&self, path: &Path) -> Result<(Identity, serde_json::Value), Error> {
+    fn read(&self, path: &Path) -> Result<(CredentialKind, serde_json::Value), Error> {
         let text = std::fs::read(path)
             .map_err(|error| self.unusable(path, "cannot be read").caused_by(error))?;
         let json = serde_json::from_slice(&text).map_err(|_| self.unusable(path, "is not JSON"))?;
-        match Identity::from_file(&json) {
+        match CredentialKind::from_file(&json) {
             Some(identity) => Ok((identity, json)),
-            None => Err(self.unusable(path, &format!("is none of {}", Identity::TYPES.join(", ")))),
+            None => {
+                Err(self
+                    .unusable(path, &format!("is none of {}", CredentialKind::TYPES.join(", "))))
+            }
         }
     }
 

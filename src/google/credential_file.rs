@@ -1,12 +1,12 @@
 //! Who IGA is to Google, as far as a credentials file tells: its kind and its names, never its secrets
-//! ("Application Default Credentials", "Workload Identity Federation").
+//! ("Application Default Credentials", "Workload CredentialKind Federation").
 
 use serde_json::Value;
 use std::fmt;
 
 /// The kinds of credentials file that [`crate::google::client`] can build a credential from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
+pub enum CredentialKind {
     ServiceAccount {
         email: String,
     },
@@ -41,44 +41,44 @@ pub enum Source {
 
 /// The steps of a federated identity on its way to an access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum FederationStep {
     /// It proves itself, with what its own cloud gives it.
-    Proof,
+    SubjectToken,
     /// Google's pool lets it in.
-    Exchange,
+    TokenExchange,
     /// It acts as a service account.
-    ActAs,
+    Impersonation,
 }
 
-impl Step {
+impl FederationStep {
     /// The step that failed, by the names that Google's library has for them.
-    pub fn of(cause: &str) -> Step {
+    pub fn of(cause: &str) -> FederationStep {
         match cause {
-            _ if cause.contains("failed to exchange token") => Step::Exchange,
-            _ if cause.contains("failed to fetch token") => Step::ActAs,
-            _ => Step::Proof,
+            _ if cause.contains("failed to exchange token") => FederationStep::TokenExchange,
+            _ if cause.contains("failed to fetch token") => FederationStep::Impersonation,
+            _ => FederationStep::SubjectToken,
         }
     }
 }
 
-impl Identity {
+impl CredentialKind {
     /// The value of `type` in each kind of file.
     pub const TYPES: [&str; 4] =
         ["authorized_user", "service_account", "impersonated_service_account", "external_account"];
 
     /// What the file says of itself; none where it is of no known type.
-    pub fn from_file(json: &Value) -> Option<Identity> {
+    pub fn from_file(json: &Value) -> Option<CredentialKind> {
         let text = |name: &str| json[name].as_str().unwrap_or_default();
         let acts_as = || email_in(text("service_account_impersonation_url"));
         match json["type"].as_str()? {
-            "authorized_user" => Some(Identity::AuthorizedUser),
+            "authorized_user" => Some(CredentialKind::AuthorizedUser),
             "service_account" => {
-                Some(Identity::ServiceAccount { email: text("client_email").to_owned() })
+                Some(CredentialKind::ServiceAccount { email: text("client_email").to_owned() })
             }
             "impersonated_service_account" => {
-                Some(Identity::Impersonated { email: acts_as().unwrap_or_default() })
+                Some(CredentialKind::Impersonated { email: acts_as().unwrap_or_default() })
             }
-            "external_account" => Some(Identity::Federated {
+            "external_account" => Some(CredentialKind::Federated {
                 source: Source::from_file(&json["credential_source"]),
                 pool: pool_in(text("audience")),
                 email: acts_as(),
@@ -90,9 +90,11 @@ impl Identity {
     /// The service account that requests are made as, if it is one.
     pub fn email(&self) -> Option<&str> {
         let email = match self {
-            Identity::ServiceAccount { email } | Identity::Impersonated { email } => Some(email),
-            Identity::Federated { email, .. } => email.as_ref(),
-            Identity::AuthorizedUser => None,
+            CredentialKind::ServiceAccount { email } | CredentialKind::Impersonated { email } => {
+                Some(email)
+            }
+            CredentialKind::Federated { email, .. } => email.as_ref(),
+            CredentialKind::AuthorizedUser => None,
         };
         email.map(String::as_str).filter(|email| !email.is_empty())
     }
@@ -102,42 +104,48 @@ impl Identity {
         let somewhere_else = "elsewhere GOOGLE_APPLICATION_CREDENTIALS must name a file made for that platform, and \
                               on Google Cloud none";
         match self {
-            Identity::ServiceAccount { .. } => "Download a new key.".to_owned(),
-            Identity::AuthorizedUser => {
+            CredentialKind::ServiceAccount { .. } => "Download a new key.".to_owned(),
+            CredentialKind::AuthorizedUser => {
                 "Sign in anew: gcloud auth application-default login.".to_owned()
             }
-            Identity::Impersonated { email } => {
+            CredentialKind::Impersonated { email } => {
                 format!("Whoever signed in needs roles/iam.serviceAccountTokenCreator on {email}.")
             }
-            Identity::Federated { pool, .. } if Step::of(cause) == Step::Exchange => {
+            CredentialKind::Federated { pool, .. }
+                if FederationStep::of(cause) == FederationStep::TokenExchange =>
+            {
                 format!(
                     "The pool {pool} does not let this identity in; see its provider's attribute condition."
                 )
             }
-            Identity::Federated { email: Some(email), .. } if Step::of(cause) == Step::ActAs => {
+            CredentialKind::Federated { email: Some(email), .. }
+                if FederationStep::of(cause) == FederationStep::Impersonation =>
+            {
                 format!("The federated identity needs roles/iam.workloadIdentityUser on {email}.")
             }
-            Identity::Federated { source: Source::Aws { only_on_ec2: true }, .. } => format!(
+            CredentialKind::Federated { source: Source::Aws { only_on_ec2: true }, .. } => format!(
                 "The file is made for EC2 (--enable-imdsv2), whose metadata server is not here. On AWS Lambda make it \
                  without that option; {somewhere_else}."
             ),
-            Identity::Federated { source: Source::Aws { only_on_ec2: false }, .. } => format!(
-                "The file is made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID, \
+            CredentialKind::Federated { source: Source::Aws { only_on_ec2: false }, .. } => {
+                format!(
+                    "The file is made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID, \
                  AWS_SECRET_ACCESS_KEY and AWS_REGION; {somewhere_else}."
-            ),
-            Identity::Federated { source: Source::Azure, .. } => {
+                )
+            }
+            CredentialKind::Federated { source: Source::Azure, .. } => {
                 format!(
                     "The file is made for Azure, whose metadata server is not here; {somewhere_else}."
                 )
             }
-            Identity::Federated { source: Source::Url(host), .. } => {
+            CredentialKind::Federated { source: Source::Url(host), .. } => {
                 format!("The file asks {host} for a token of its own cloud; {somewhere_else}.")
             }
-            Identity::Federated { source: Source::File(path), .. } => format!(
+            CredentialKind::Federated { source: Source::File(path), .. } => format!(
                 "The file wants a token of its own cloud in {path}. Where that is made, have it written there; \
                  {somewhere_else}."
             ),
-            Identity::Federated { source: Source::Executable, .. } => format!(
+            CredentialKind::Federated { source: Source::Executable, .. } => format!(
                 "The file has a program make the token of its own cloud, which needs \
                  GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1 and the program; {somewhere_else}."
             ),
@@ -145,18 +153,18 @@ impl Identity {
     }
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for CredentialKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Identity::ServiceAccount { email } => write!(f, "service account {email}"),
-            Identity::AuthorizedUser => f.write_str("a person's sign-in with gcloud"),
-            Identity::Impersonated { email } => {
+            CredentialKind::ServiceAccount { email } => write!(f, "service account {email}"),
+            CredentialKind::AuthorizedUser => f.write_str("a person's sign-in with gcloud"),
+            CredentialKind::Impersonated { email } => {
                 write!(f, "a person's sign-in, acting as service account {email}")
             }
-            Identity::Federated { source, email: Some(email), .. } => {
+            CredentialKind::Federated { source, email: Some(email), .. } => {
                 write!(f, "federated from {source}, acting as service account {email}")
             }
-            Identity::Federated { source, pool, email: None } => {
+            CredentialKind::Federated { source, pool, email: None } => {
                 write!(f, "federated from {source} in {pool}")
             }
         }
@@ -207,8 +215,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn federated(source: Value) -> Identity {
-        Identity::from_file(&json!({
+    fn federated(source: Value) -> CredentialKind {
+        CredentialKind::from_file(&json!({
             "type": "external_account",
             "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/x",
             "credential_source": source,
@@ -220,13 +228,13 @@ mod tests {
 
     #[test]
     fn every_type_is_told_with_its_names_and_without_its_secrets() {
-        for kind in Identity::TYPES {
+        for kind in CredentialKind::TYPES {
             let file = json!({"type": kind, "client_email": "a@b", "private_key": "SECRET", "refresh_token": "SECRET",
                 "service_account_impersonation_url": "https://x/v1/projects/-/serviceAccounts/c@d:generateAccessToken"});
-            let identity = Identity::from_file(&file).unwrap();
+            let identity = CredentialKind::from_file(&file).unwrap();
             assert!(!format!("{identity} {identity:?} {}", identity.advice("")).contains("SECRET"));
         }
-        assert_eq!(Identity::from_file(&json!({"type": "weird"})), None);
+        assert_eq!(CredentialKind::from_file(&json!({"type": "weird"})), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct Vertex {
 
 /// What keeps a model from making images, as far as somebody can mend it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum ProbeError {
     /// The model is retired, or not served in the location.
     ModelGone,
     NoSuchLocation,
@@ -82,19 +82,23 @@ impl Vertex {
     ///
     /// # Errors
     /// What stands in the way, and the error that a generation would end with.
-    pub async fn probe(&self, target: &Target, deadline: Instant) -> Result<(), (Obstacle, Error)> {
+    pub async fn probe(
+        &self,
+        target: &Target,
+        deadline: Instant,
+    ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
         let response = match self.post(&self.url(target), &body, deadline).await {
             Ok(response) => response,
-            Err(error) => return Err((Obstacle::Other, no_answer(error).error)),
+            Err(error) => return Err((ProbeError::Other, no_answer(error).error)),
         };
         let status = response.status().as_u16();
         if status == 200 {
             return Ok(());
         }
         let google = read_error(response, deadline).await;
-        match Obstacle::of(status, &google) {
-            Some(obstacle) => Err((obstacle, meaning(status, &google, target).error)),
+        match ProbeError::of(status, &google) {
+            Some(probe_error) => Err((probe_error, meaning(status, &google, target).error)),
             None => Ok(()),
         }
     }
@@ -296,14 +300,14 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
     }
 }
 
-impl Obstacle {
+impl ProbeError {
     /// None for the 400 that a missing prompt gets.
-    fn of(status: u16, google: &GoogleError) -> Option<Obstacle> {
+    fn of(status: u16, google: &GoogleError) -> Option<ProbeError> {
         let has = |reason: &str| google.reasons.iter().any(|given| given == reason);
         Some(match status {
-            400 | 403 if has("SERVICE_DISABLED") => Obstacle::ApiDisabled,
+            400 | 403 if has("SERVICE_DISABLED") => ProbeError::ApiDisabled,
             400 | 403 if has("BILLING_DISABLED") || google.wants_billing() => {
-                Obstacle::BillingDisabled
+                ProbeError::BillingDisabled
             }
             400 if google.json
                 && google.status != "FAILED_PRECONDITION"
@@ -311,12 +315,12 @@ impl Obstacle {
             {
                 return None;
             }
-            403 => Obstacle::Permission,
-            404 if google.json => Obstacle::ModelGone,
-            404 => Obstacle::NoSuchLocation,
-            429 if google.quota_is_zero => Obstacle::NoQuota,
-            429 => Obstacle::Busy,
-            _ => Obstacle::Other,
+            403 => ProbeError::Permission,
+            404 if google.json => ProbeError::ModelGone,
+            404 => ProbeError::NoSuchLocation,
+            429 if google.quota_is_zero => ProbeError::NoQuota,
+            429 => ProbeError::Busy,
+            _ => ProbeError::Other,
         })
     }
 }
@@ -479,36 +483,36 @@ mod tests {
             json!({"error": {"status": status, "message": message, "details": [{"reason": reason}]}}).to_string()
         };
         let contents = "Unable to submit request because at least one contents field is required.";
-        for (http, body, obstacle) in [
+        for (http, body, probe_error) in [
             (400, error("INVALID_ARGUMENT", contents, ""), None),
             (
                 400,
                 error("FAILED_PRECONDITION", "User location is not supported.", ""),
-                Some(Obstacle::Other),
+                Some(ProbeError::Other),
             ),
             (
                 400,
                 error("INVALID_ARGUMENT", "API key not valid.", "API_KEY_INVALID"),
-                Some(Obstacle::Other),
+                Some(ProbeError::Other),
             ),
-            (400, "<html>".to_owned(), Some(Obstacle::Other)),
+            (400, "<html>".to_owned(), Some(ProbeError::Other)),
             (
                 400,
                 error("X", "requires billing to be enabled", ""),
-                Some(Obstacle::BillingDisabled),
+                Some(ProbeError::BillingDisabled),
             ),
-            (403, error("X", "", "BILLING_DISABLED"), Some(Obstacle::BillingDisabled)),
-            (403, error("X", "", "SERVICE_DISABLED"), Some(Obstacle::ApiDisabled)),
-            (403, error("X", "", "IAM_PERMISSION_DENIED"), Some(Obstacle::Permission)),
-            (401, error("X", "", ""), Some(Obstacle::Other)),
-            (404, error("NOT_FOUND", "", ""), Some(Obstacle::ModelGone)),
-            (404, "<html>".to_owned(), Some(Obstacle::NoSuchLocation)),
-            (429, error("X", "", ""), Some(Obstacle::Busy)),
-            (503, error("X", "", ""), Some(Obstacle::Other)),
+            (403, error("X", "", "BILLING_DISABLED"), Some(ProbeError::BillingDisabled)),
+            (403, error("X", "", "SERVICE_DISABLED"), Some(ProbeError::ApiDisabled)),
+            (403, error("X", "", "IAM_PERMISSION_DENIED"), Some(ProbeError::Permission)),
+            (401, error("X", "", ""), Some(ProbeError::Other)),
+            (404, error("NOT_FOUND", "", ""), Some(ProbeError::ModelGone)),
+            (404, "<html>".to_owned(), Some(ProbeError::NoSuchLocation)),
+            (429, error("X", "", ""), Some(ProbeError::Busy)),
+            (503, error("X", "", ""), Some(ProbeError::Other)),
         ] {
             assert_eq!(
-                Obstacle::of(http, &GoogleError::parse(body.as_bytes())),
-                obstacle,
+                ProbeError::of(http, &GoogleError::parse(body.as_bytes())),
+                probe_error,
                 "{http} {body}"
             );
         }
