@@ -5,7 +5,7 @@
 use crate::app::App;
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
-use crate::google::client::CredentialSource;
+use crate::google::credentials::CredentialSource;
 use crate::google::storage::{Access, CREATE_PERMISSION, Metadata, Storage, Written};
 use crate::google::vertex::ProbeError;
 use crate::health;
@@ -40,7 +40,7 @@ pub fn run(variable: Variables) -> bool {
     }
     doctor.settings();
     let app = App::new(doctor.config.clone());
-    match app.auth.client.build() {
+    match app.client.http.build() {
         Ok(()) => {
             doctor.ok("tls", "CA certificates were found");
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -183,14 +183,14 @@ impl Doctor {
         if !self.is_sound("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"]) {
             return None;
         }
-        match app.auth.credential_source() {
+        match app.client.credentials.credential_source() {
             Ok(CredentialSource::File(path, identity)) => {
                 self.ok("identity", &format!("{identity} ({})", path.display()));
                 self.member = remedy::member(&identity);
                 Some(CredentialSource::File(path, identity))
             }
             Ok(CredentialSource::MetadataServer) => {
-                match app.auth.metadata_email(Instant::now() + EMAIL_LIMIT).await {
+                match app.client.metadata_email(Instant::now() + EMAIL_LIMIT).await {
                     Some(email) => {
                         self.ok("identity", &format!("service account {email} (metadata server)"));
                         self.member = format!("serviceAccount:{email}");
@@ -231,7 +231,7 @@ impl Doctor {
     }
 
     async fn token(&mut self, app: &App, identity: &CredentialSource) -> bool {
-        let Err(error) = app.auth.try_token(soon()).await else {
+        let Err(error) = app.client.credentials.try_token(soon()).await else {
             self.ok("token", "an access token was given out");
             return true;
         };

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 /// Built when it is first wanted. Reading the CA certificates takes longer than all else that a start does,
 /// so whoever starts a process lets [`build`](Client::build) go on beside it.
 #[derive(Default)]
-pub struct Client(OnceLock<Result<Pool<Connector, Body>, NoClient>>);
+pub struct HttpClient(OnceLock<Result<Pool<Connector, Body>, NoClient>>);
 
 /// What is sent: a small text at once, or an image's chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -39,7 +39,7 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 )]
 pub struct NoClient(#[source] rustls::Error);
 
-impl Client {
+impl HttpClient {
     /// # Errors
     /// Where the machine lacks what TLS needs.
     pub fn build(&self) -> Result<(), NoClient> {

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod credential_file;
+pub mod credentials;
 pub mod http;
 pub mod storage;
 pub mod vertex;

@@ -3,7 +3,7 @@
 
 use crate::config::Timing;
 use crate::error::{Error, Kind};
-use crate::google::client::{Auth, SendError};
+use crate::google::client::{Client, SendError};
 use crate::google::http::{next_chunk, text};
 use crate::image::{Blob, Image};
 use crate::retry::{self, Again, Failure, within};
@@ -31,7 +31,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
 pub struct Storage {
-    pub auth: Arc<Auth>,
+    pub client: Arc<Client>,
     /// Scheme, host and port.
     pub endpoint: String,
     pub bucket: String,
@@ -149,7 +149,7 @@ impl Storage {
         );
         let limit = self.timing.record_try;
         let response =
-            match self.auth.send(deadline, limit, || Request::get(&url).body(text(""))).await {
+            match self.client.send(deadline, limit, || Request::get(&url).body(text(""))).await {
                 Ok(response) => response,
                 Err(SendError::Unsent(error)) => return Err(error),
                 Err(error) => return Ok(Access::Unknown(no_answer(error).error)),
@@ -169,7 +169,7 @@ impl Storage {
     pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
         let request = Request::get(&self.endpoint).body(text(""));
         let response = self
-            .auth
+            .client
             .send_unsigned(deadline, request)
             .await
             .map_err(|error| no_answer(error).error)?;
@@ -272,7 +272,7 @@ impl Storage {
         let limit = self.timing.record_try;
         let delete = async || {
             let request = || Request::delete(&url).body(text(""));
-            let response = self.auth.send(deadline, limit, request).await.map_err(no_answer)?;
+            let response = self.client.send(deadline, limit, request).await.map_err(no_answer)?;
             match response.status().as_u16() {
                 // Google says 204, other servers 200.
                 200 | 204 | 404 | 412 => Ok(()),
@@ -298,7 +298,7 @@ impl Storage {
         let (name, generation) = (escaped(object.name), object.if_generation.unwrap_or("0"));
         let query = format!("uploadType=multipart&name={name}&ifGenerationMatch={generation}");
         let url = format!("{}/upload/storage/v1/b/{}/o?{query}", self.endpoint, self.bucket);
-        let response = self.auth.send(deadline, limit, || {
+        let response = self.client.send(deadline, limit, || {
             let body = Multipart::new(&resource, object.content_type, object.blob);
             Request::post(&url)
                 .header(CONTENT_TYPE, format!("multipart/related; boundary={}", body.boundary))
@@ -333,7 +333,7 @@ impl Storage {
         let url = self.object_url(name);
         let limit = self.timing.record_try;
         let response = self
-            .auth
+            .client
             .send(deadline, limit, || Request::get(&url).body(text("")))
             .await
             .map_err(no_answer)?;

@@ -4,7 +4,7 @@ use crate::budget::{Budget, Reservation};
 use crate::config::Target;
 use crate::error::{Error, Kind};
 use crate::extract::{ExtractError, ImageExtractor, Limits};
-use crate::google::client::{Auth, SendError};
+use crate::google::client::{Client, SendError};
 use crate::google::http::{next_chunk, text};
 use crate::image::Image;
 use crate::model::{Family, Outcome, Params};
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 pub struct Vertex {
-    pub auth: Arc<Auth>,
+    pub client: Arc<Client>,
     /// Instead of Google's hosts.
     pub endpoint: Option<String>,
     pub project_id: String,
@@ -142,7 +142,7 @@ impl Vertex {
                 .header("x-server-timeout", remaining.as_secs().max(1))
                 .body(text(body.clone()))
         };
-        self.auth.send(deadline, remaining, request).await
+        self.client.send(deadline, remaining, request).await
     }
 
     /// Reads a 200 to its end. From here on the image may have been paid: nothing is asked again.

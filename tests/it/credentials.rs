@@ -79,7 +79,7 @@ async fn without_any_source_the_answer_names_those_that_were_tried() {
     config.credentials = Default::default();
     config.credentials.gcloud_file = Some("/nowhere/application_default_credentials.json".into());
     let app = App::new(config);
-    let hint = app.auth.hint().expect("nothing was found");
+    let hint = app.client.credentials.hint().expect("nothing was found");
     assert!(
         hint.contains("GOOGLE_APPLICATION_CREDENTIALS (not set)") && hint.contains("/nowhere/"),
         "{hint}"
