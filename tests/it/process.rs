@@ -296,7 +296,7 @@ async fn joins_waits_and_deliveries_are_counted() {
     );
     assert_eq!(tags(&payer, "iga_joined_count"), [json!({"by_key": true})]);
     assert_eq!(tags(&payer, "iga_delivered_image_count").len(), 2);
-    assert_eq!(tags(&other, "iga_lease_wait_ms"), [json!({"outcome": "landed"})]);
+    assert_eq!(tags(&other, "iga_lease_wait_ms"), [json!({"outcome": "completed"})]);
     assert_eq!(
         (
             tags(&other, "iga_paid_generation_count").len(),
