@@ -1,6 +1,6 @@
-//! The floor for start-up and size: the smallest server on axum and tokio that answers at all.
+//! The baseline for start-up and size: the smallest HTTP server on axum and tokio.
 //!
-//! `floor` has tokio's default runtime; `floor one-thread` has that of one thread.
+//! `minimal_server` uses tokio's default runtime; `minimal_server one-thread` uses a single thread.
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -18,7 +18,7 @@ fn main() -> std::io::Result<()> {
 async fn serve() -> std::io::Result<()> {
     let router = Router::new()
         .route("/health", get(|| async { HEALTH }))
-        .route("/generate_image", post(|| async { ANSWER }));
+        .route("/generate_image", post(|| async { RESPONSE }));
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(0);
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
     axum::serve(listener, router).await
@@ -26,5 +26,5 @@ async fn serve() -> std::io::Result<()> {
 
 const HEALTH: &str = r#"{"status":"ok"}"#;
 
-const ANSWER: &str =
-    r#"{"image_url":"gs://bucket/picture.png","prompt_used":"","model_version":"vertex-ai-none"}"#;
+const RESPONSE: &str =
+    r#"{"image_url":"gs://bucket/image.png","prompt_used":"","model_version":"vertex-ai-none"}"#;

@@ -1,7 +1,8 @@
-//! The floor for CPU and latency: the least program that moves the same bytes. It knows the upstream's answer to
-//! the byte, so it needs no JSON, checks nothing, asks for no token, and uploads each piece as it arrives.
+//! The baseline for CPU and latency: the smallest program that moves the same bytes. It knows the exact layout of the
+//! upstream's response, so it parses no JSON. It checks nothing, fetches no token, and uploads each chunk as it
+//! arrives. It runs on tokio's default runtime, with one thread for each core.
 //!
-//! `pipe UPSTREAM PICTURE_BYTES` prints its address, then serves until it is killed.
+//! `pass_through UPSTREAM IMAGE_BYTES` prints its address, then serves until it is killed.
 
 use axum::Router;
 use axum::extract::State;
@@ -17,54 +18,59 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use iga_benches::{ANSWER_HEAD, Args, PREDICT_PATH, UPLOAD_PATH, client};
+use iga_benches::{Args, PREDICT_PATH, RESPONSE_HEAD, UPLOAD_PATH, client};
 use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::net::TcpListener;
 
 #[derive(Clone)]
-struct Pipe {
-    client: Client<HttpConnector, Either<Full<Bytes>, Decoding>>,
+struct PassThrough {
+    client: Client<HttpConnector, Either<Full<Bytes>, DecodingBody>>,
     upstream: String,
-    picture_bytes: usize,
+    image_bytes: usize,
     engine: &'static Simd,
 }
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let mut args = Args::new("pipe UPSTREAM PICTURE_BYTES");
-    let pipe = Pipe {
+    let mut args = Args::new("pass_through UPSTREAM IMAGE_BYTES");
+    let pass_through = PassThrough {
         upstream: format!("http://{}", args.text()),
-        picture_bytes: args.number(),
+        image_bytes: args.number(),
         client: client(),
         engine: Box::leak(Box::new(Simd::standard(Default::default()))),
     };
     let router = Router::new()
         .route("/health", get(|| async { r#"{"status":"ok"}"# }))
         .route("/generate_image", post(generate_image))
-        .with_state(pipe);
+        .with_state(pass_through);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     println!("{}", listener.local_addr()?);
     axum::serve(listener.tap_io(|stream| drop(stream.set_nodelay(true))), router).await
 }
 
-async fn generate_image(State(pipe): State<Pipe>) -> Result<&'static str, StatusCode> {
-    let asked = Full::from(r#"{"instances":[{"prompt":"a pipe"}],"parameters":{"sampleCount":1}}"#);
-    let answer = pipe.post(PREDICT_PATH, "application/json", Either::Left(asked)).await?;
-    let upload = Decoding::new(answer, pipe.picture_bytes, pipe.engine);
-    let path = format!("{UPLOAD_PATH}?uploadType=multipart&name=picture.png&ifGenerationMatch=0");
-    let stored = pipe.post(&path, "multipart/related; boundary=b", Either::Right(upload)).await?;
+async fn generate_image(
+    State(pass_through): State<PassThrough>,
+) -> Result<&'static str, StatusCode> {
+    let prompt =
+        Full::from(r#"{"instances":[{"prompt":"a lighthouse"}],"parameters":{"sampleCount":1}}"#);
+    let response =
+        pass_through.post(PREDICT_PATH, "application/json", Either::Left(prompt)).await?;
+    let upload = DecodingBody::new(response, pass_through.image_bytes, pass_through.engine);
+    let path = format!("{UPLOAD_PATH}?uploadType=multipart&name=image.png&ifGenerationMatch=0");
+    let stored =
+        pass_through.post(&path, "multipart/related; boundary=b", Either::Right(upload)).await?;
     stored.collect().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-    Ok(r#"{"image_url":"gs://benchmark/picture.png"}"#)
+    Ok(r#"{"image_url":"gs://benchmark/image.png"}"#)
 }
 
-impl Pipe {
+impl PassThrough {
     async fn post(
         &self,
         path: &str,
         content_type: &str,
-        body: Either<Full<Bytes>, Decoding>,
+        body: Either<Full<Bytes>, DecodingBody>,
     ) -> Result<Incoming, StatusCode> {
         let request = Request::builder()
             .method(Method::POST)
@@ -72,23 +78,24 @@ impl Pipe {
             .header(CONTENT_TYPE, content_type)
             .body(body)
             .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-        let answer = self.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-        if answer.status().is_success() {
-            Ok(answer.into_body())
+        let response = self.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+        if response.status().is_success() {
+            Ok(response.into_body())
         } else {
             Err(StatusCode::BAD_GATEWAY)
         }
     }
 }
 
-/// The upload's body, decoded out of the answer's while that arrives.
-struct Decoding {
-    answer: Incoming,
+/// The body of the upload: decodes the image from the model's response while the response arrives.
+struct DecodingBody {
+    response: Incoming,
     engine: &'static Simd,
-    /// Bytes of the answer before the picture that are still to come.
+    /// The remaining bytes before the image.
     skip: usize,
-    /// Base64 symbols that are still to come.
+    /// The remaining base64 symbols of the image.
     symbols: usize,
+    /// The symbols at the end of the last chunk that are not a group of four yet.
     pending: Bytes,
     next: Next,
     length: u64,
@@ -96,25 +103,25 @@ struct Decoding {
 
 enum Next {
     Head,
-    Picture,
+    Image,
     End,
 }
 
-impl Decoding {
-    fn new(answer: Incoming, picture_bytes: usize, engine: &'static Simd) -> Decoding {
-        Decoding {
-            answer,
+impl DecodingBody {
+    fn new(response: Incoming, image_bytes: usize, engine: &'static Simd) -> DecodingBody {
+        DecodingBody {
+            response,
             engine,
-            skip: ANSWER_HEAD.len(),
-            symbols: picture_bytes.div_ceil(3) * 4,
+            skip: RESPONSE_HEAD.len(),
+            symbols: image_bytes.div_ceil(3) * 4,
             pending: Bytes::new(),
             next: Next::Head,
-            length: (HEAD.len() + picture_bytes + TAIL.len()) as u64,
+            length: (HEAD.len() + image_bytes + TAIL.len()) as u64,
         }
     }
 
-    fn decode(&mut self, piece: Bytes) -> Bytes {
-        let mut input = piece;
+    fn decode(&mut self, chunk: Bytes) -> Bytes {
+        let mut input = chunk;
         let skipped = self.skip.min(input.len());
         input.advance(skipped);
         self.skip -= skipped;
@@ -131,7 +138,7 @@ impl Decoding {
     }
 }
 
-impl Body for Decoding {
+impl Body for DecodingBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -139,15 +146,15 @@ impl Body for Decoding {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let piece = match self.next {
+        let chunk = match self.next {
             Next::Head => {
-                self.next = Next::Picture;
+                self.next = Next::Image;
                 Bytes::from_static(HEAD.as_bytes())
             }
-            Next::Picture => match ready!(Pin::new(&mut self.answer).poll_frame(cx)) {
+            Next::Image => match ready!(Pin::new(&mut self.response).poll_frame(cx)) {
                 Some(frame) => {
-                    let piece = frame?.into_data().unwrap_or_default();
-                    self.decode(piece)
+                    let chunk = frame?.into_data().unwrap_or_default();
+                    self.decode(chunk)
                 }
                 None => {
                     self.next = Next::End;
@@ -156,7 +163,7 @@ impl Body for Decoding {
             },
             Next::End => return Poll::Ready(None),
         };
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -164,7 +171,7 @@ impl Body for Decoding {
     }
 }
 
-const HEAD: &str = "--b\r\nContent-Type: application/json\r\n\r\n{\"name\":\"picture.png\"}\r\n\
+const HEAD: &str = "--b\r\nContent-Type: application/json\r\n\r\n{\"name\":\"image.png\"}\r\n\
                     --b\r\nContent-Type: image/png\r\n\r\n";
 
 const TAIL: &str = "\r\n--b--\r\n";
