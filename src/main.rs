@@ -114,7 +114,7 @@ Options:
   -h, --help     shows this
   -V, --version  shows the version
 
-All settings are environment variables, see the README.
+All settings are environment variables, see docs/settings.md.
 ";
 
 /// A probe that is quick has its answer by then; a request that is quicker builds the client itself.

@@ -17,7 +17,7 @@ pub enum Preset {
     ByPlatform(&'static str),
 }
 
-/// Every setting, in the order of the README's table.
+/// Every setting, in the order of the table in docs/settings.md.
 pub const SETTINGS: &[Setting] = &[
     setting(
         PORT,

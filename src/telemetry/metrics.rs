@@ -1,4 +1,4 @@
-//! Metric lines: each function writes one, with the name, value and tags of the README's table.
+//! Metric lines: each function writes one, with the name, value and tags of the table in docs/operations.md.
 
 use std::time::Duration;
 use tracing::info;

@@ -139,9 +139,9 @@ async fn the_readmes_example_is_real() {
     let findings = run(&emulator, &mut command(&emulator, &settings)).await;
     let all_but_the_port = findings.well().text.split("ok    port").next().unwrap();
     let all_but_the_port = all_but_the_port.replace("iga@iga-local.", "iga@your-project.");
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/operations.md");
     assert!(
-        readme.contains(&format!("```console\n$ iga doctor\n{all_but_the_port}ok    port")),
+        page.contains(&format!("```console\n$ iga doctor\n{all_but_the_port}ok    port")),
         "{all_but_the_port}"
     );
 }

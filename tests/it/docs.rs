@@ -1,16 +1,20 @@
-//! The README's tables say what the code does.
+//! The tables of the docs say what the code does.
 
 use iga::config::Timing;
 use iga::config::settings::{Preset, SETTINGS, Setting};
 use iga::error::Kind;
 
-const README: &str = include_str!("../../README.md");
+const API: &str = include_str!("../../docs/api.md");
+const DEPENDENCIES: &str = include_str!("../../docs/dependencies.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const RELIABILITY: &str = include_str!("../../docs/reliability.md");
+const SETTINGS_PAGE: &str = include_str!("../../docs/settings.md");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
 const TELEMETRY: &str = include_str!("../../src/telemetry/metrics.rs");
 
 #[track_caller]
-fn has(row: &str) {
-    assert!(README.contains(row), "the README lacks:\n{row}");
+fn has(page: &str, row: &str) {
+    assert!(page.contains(row), "the page lacks:\n{row}");
 }
 
 fn row(setting: &Setting) -> String {
@@ -29,14 +33,14 @@ fn row(setting: &Setting) -> String {
 fn every_setting_is_in_the_table_and_no_other() {
     let head = "| variable | default | meaning |\n|---|---|---|\n";
     let table = SETTINGS.iter().map(row).collect::<String>();
-    has(&format!("\n{head}{table}\n"));
+    has(SETTINGS_PAGE, &format!("\n{head}{table}\n"));
 }
 
 #[test]
 fn every_error_is_in_the_table() {
     for kind in Kind::ALL {
         let row = kind.row();
-        has(&format!("| {} | `{}` | `{}` |\n", row.status, row.code, row.message));
+        has(API, &format!("| {} | `{}` | `{}` |\n", row.status, row.code, row.message));
     }
 }
 
@@ -49,18 +53,23 @@ fn every_metric_is_in_the_table() {
         .collect();
     assert!(names.len() >= 10, "{names:?}");
     for name in names {
-        has(&format!("| `{name}` | "));
+        has(OPERATIONS, &format!("| `{name}` | "));
     }
 }
 
 #[test]
 fn the_times_in_the_text_are_the_codes() {
     let lease_life = Timing::DEFAULT.lease_life.as_secs();
-    has(&format!("at least {} ms after that one began", Timing::DEFAULT.variant_age.as_millis()));
-    has(&format!("A lease that is not renewed ends after {lease_life} s by Cloud Storage's clock"));
-    has(&format!("3, and 1 for every {} s of generation", lease_life / 3));
-    let reliability = include_str!("../../docs/reliability.md");
-    assert!(reliability.contains(&format!("its lease ends after {lease_life} s,")));
+    has(
+        RELIABILITY,
+        &format!("at least {} ms after that one began", Timing::DEFAULT.variant_age.as_millis()),
+    );
+    has(
+        RELIABILITY,
+        &format!("A lease that is not renewed ends after {lease_life} s by Cloud Storage's clock"),
+    );
+    has(RELIABILITY, &format!("3, and 1 for every {} s of generation", lease_life / 3));
+    has(RELIABILITY, &format!("its lease ends after {lease_life} s,"));
 }
 
 #[test]
@@ -69,7 +78,7 @@ fn every_dependency_has_its_reason() {
         let shipped =
             MANIFEST.split(table).nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
         for name in shipped.lines().filter_map(|line| Some(line.split_once(" = ")?.0)) {
-            has(&format!("`{name}`"));
+            has(DEPENDENCIES, &format!("`{name}`"));
         }
     }
 }
