@@ -4,7 +4,7 @@
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::google::client::{Client, SendError};
-use crate::google::http::{next_chunk, text};
+use crate::google::http::{Via, next_chunk, text};
 use crate::image::{Blob, Image};
 use crate::retry::{self, Again, Failure, within};
 use crate::telemetry::metrics;
@@ -170,7 +170,7 @@ impl Storage {
         let request = Request::get(&self.endpoint).body(text(""));
         let response = self
             .client
-            .send_unsigned(deadline, request)
+            .send_unsigned(Via::Pool, deadline, request)
             .await
             .map_err(|error| no_answer(error).error)?;
         server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
