@@ -1,7 +1,7 @@
 //! Routes, and what every request gets: an id, a span, a guard against panics, one summary line.
 
 use crate::app::App;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Severity};
 use crate::handler::{self, RequestId, workflow_id};
 use crate::id::request_id;
 use crate::response::json;
@@ -94,7 +94,7 @@ fn summary(method: &Method, path: &str, response: &Response, start: Instant) {
         Some(error) => {
             let (code, details, causes) =
                 (error.kind.row().code, error.to_string(), error.causes());
-            if needs_someone(error.kind) {
+            if error.kind.row().severity == Severity::Error {
                 tracing::error!(
                     status,
                     latency_ms,
@@ -120,33 +120,6 @@ fn summary(method: &Method, path: &str, response: &Response, start: Instant) {
             error.map_or("success", |error| error.kind.row().tag),
             start.elapsed(),
         );
-    }
-}
-
-/// Whether someone should look: the service or its settings are at fault, not the request or the hour.
-fn needs_someone(kind: Kind) -> bool {
-    match kind {
-        Kind::PermissionDenied
-        | Kind::VertexApi
-        | Kind::ModelNotFound
-        | Kind::FileSave
-        | Kind::Internal => true,
-        Kind::PromptMissing
-        | Kind::MalformedJson
-        | Kind::InvalidPayload
-        | Kind::InvalidIdempotencyKey
-        | Kind::IdempotencyKeyReused
-        | Kind::SafetyBlocked
-        | Kind::InvalidArgument
-        | Kind::UnsupportedParameter
-        | Kind::NotFound
-        | Kind::MethodNotAllowed
-        | Kind::PayloadTooLarge
-        | Kind::UnsupportedMediaType
-        | Kind::ResourceExhausted
-        | Kind::VertexUnavailable
-        | Kind::EmptyImage
-        | Kind::Overloaded => false,
     }
 }
 

@@ -63,8 +63,10 @@ impl Vertex {
             async move {
                 let start = Instant::now();
                 let result = self.attempt(target, url, body, deadline).await;
-                let outcome =
-                    result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
+                let outcome = match &result {
+                    Ok(_) => "ok",
+                    Err(failure) => failure.error.kind.row().error_type,
+                };
                 metrics::vertex_called(target.model.id, attempt, outcome, start.elapsed());
                 result.inspect_err(|_| metrics::vertex_failed(outcome))
             }
@@ -283,7 +285,7 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
             "{} Vertex AI: {said}",
             target.model.not_served_hint(&target.location)
         ))),
-        404 => Failure::never(Kind::VertexApi.because(format!(
+        404 => Failure::never(Kind::PlaceNotFound.because(format!(
             "Vertex AI has no such address for location {}; is it spelt right? {said}",
             target.location
         ))),
@@ -322,33 +324,6 @@ impl ProbeError {
             429 => ProbeError::Busy,
             _ => ProbeError::Other,
         })
-    }
-}
-
-/// The `error_type` tag.
-fn error_type(error: &Error) -> &'static str {
-    match error.kind {
-        Kind::InvalidArgument => "invalid_argument",
-        Kind::PermissionDenied => "permission_denied",
-        Kind::ResourceExhausted => "resource_exhausted",
-        Kind::SafetyBlocked => "safety_blocked",
-        Kind::VertexUnavailable => "unavailable",
-        Kind::ModelNotFound => "not_found",
-        Kind::EmptyImage => "empty_image",
-        Kind::VertexApi
-        | Kind::PromptMissing
-        | Kind::MalformedJson
-        | Kind::InvalidPayload
-        | Kind::InvalidIdempotencyKey
-        | Kind::IdempotencyKeyReused
-        | Kind::UnsupportedParameter
-        | Kind::NotFound
-        | Kind::MethodNotAllowed
-        | Kind::PayloadTooLarge
-        | Kind::UnsupportedMediaType
-        | Kind::FileSave
-        | Kind::Internal
-        | Kind::Overloaded => "api_error",
     }
 }
 
@@ -578,7 +553,7 @@ mod tests {
         assert_eq!(meaning_of(429, &array).2, "Resource exhausted.");
         let (kind, _, details) =
             meaning_of(404, "<html>The requested URL was not found on this server</html>");
-        assert_eq!(kind, Kind::VertexApi);
+        assert_eq!(kind, Kind::PlaceNotFound);
         assert!(details.contains("location us-central1") && !details.contains("html"), "{details}");
         assert_eq!(meaning_of(503, "").2, "Service Unavailable: HTTP 503 without an explanation.");
     }
