@@ -630,7 +630,6 @@ fn is_a_row_of_the_contract(answer: &Answer) {
     let is_row = Kind::ALL
         .iter()
         .map(|kind| kind.row())
-        .iter()
         .any(|row| (row.status, row.code, row.message) == (answer.status, code, message));
     assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{answer:?}");
     assert_eq!(
