@@ -21,10 +21,8 @@ fn main() -> ExitCode {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => serve(),
         ["health"] => ask_health(),
-        ["doctor"] => match doctor::run(&variable) {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
-        },
+        ["doctor"] => diagnose(doctor::Format::Text),
+        ["doctor", "--json"] => diagnose(doctor::Format::Json),
         ["-h" | "--help"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -92,6 +90,13 @@ fn stopped(problem: String) -> ExitCode {
     fail(problem)
 }
 
+fn diagnose(format: doctor::Format) -> ExitCode {
+    match doctor::run(&variable, format) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
 /// Docker knows 0 and 1 only, so wrong settings are 1 as well.
 fn ask_health() -> ExitCode {
     let address = config::load_env_file().and_then(|()| config::own_address(&variable));
@@ -123,7 +128,8 @@ Without a command: serves HTTP, or under AWS Lambda its events.
 
 Commands:
   health         asks the service on this machine whether it answers; ends with 0 or 1
-  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1
+  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1;
+                 with --json prints one JSON object
 
 Options:
   -h, --help     shows this

@@ -32,7 +32,7 @@ fn row(setting: &Setting) -> String {
 #[test]
 fn every_setting_is_in_the_table_and_no_other() {
     let head = "| variable | default | meaning |\n|---|---|---|\n";
-    let table = SETTINGS.iter().map(row).collect::<String>();
+    let table = SETTINGS.iter().map(|setting| row(setting)).collect::<String>();
     has(SETTINGS_PAGE, &format!("\n{head}{table}\n"));
 }
 
