@@ -21,6 +21,7 @@ pub struct ImageSpec {
 pub enum ImageFormat {
     Png,
     Jpeg,
+    #[serde(rename = "webp")]
     WebP,
     Gif,
     Avif,

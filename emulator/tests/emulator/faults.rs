@@ -1,7 +1,7 @@
 //! Scripted faults.
 
 use http::{HeaderValue, Method};
-use iga_emulator::{Action, Fault, Stage};
+use iga_emulator::{Action, Fault, Stage, Write};
 use serde_json::json;
 
 use crate::support::*;
@@ -102,4 +102,69 @@ async fn other_processes_can_script_faults_and_read_results() {
     let nonsense = r#"{"stage": "model", "action": {"answer": {"status": 7}}}"#;
     assert_eq!(send(setup.request(Method::POST, "/_emulator/faults").body(nonsense)).await.0, 400);
     assert_eq!(send(setup.request(Method::GET, "/_emulator/objects")).await, (200, json!([])));
+}
+
+/// Every stage of a storage record, each of which can be told apart from the others.
+#[tokio::test]
+async fn the_stages_of_a_record_can_be_told_apart() {
+    let setup = Setup::new().await;
+    let lease = json!({"holder": "a"});
+    let receipt = json!({"holder": "a", "image": "fox.png"});
+    let record = |stage, action| Fault::new(stage, action).prefix("x.iga/").suffix("/k");
+    setup
+        .emulator
+        .script(record(Stage::UploadStart, Action::status(503)).write(Write::Create).skip(1));
+    setup.emulator.script(
+        record(Stage::UploadEnd, Action::Reset).write(Write::Overwrite).without_metadata("image"),
+    );
+    setup.emulator.script(record(Stage::UploadStart, Action::status(403)).with_metadata("image"));
+    setup.emulator.script(record(Stage::Stat, Action::status(500)));
+    setup.emulator.script(record(Stage::DeleteEnd, Action::Reset).with_metadata("holder"));
+
+    assert_eq!(send(setup.write_record("x.iga/other", lease.clone(), Some("0"))).await.0, 200);
+    let (status, written) = send(setup.write_record("x.iga/k", lease.clone(), Some("0"))).await;
+    assert_eq!(status, 200, "the first creation passes");
+    assert_eq!(send(setup.write_record("x.iga/k", lease.clone(), Some("0"))).await.0, 503);
+    let generation = written["generation"].as_str();
+    let renewal = setup.write_record("x.iga/k", lease.clone(), generation);
+    assert!(renewal.send().await.is_err(), "the renewal is applied, and its response lost");
+    let renewed = setup.emulator.object(BUCKET, "x.iga/k").expect("it is there");
+    assert_ne!(Some(renewed.metadata["generation"].as_str()), Some(generation));
+    assert_eq!(send(setup.write_record("x.iga/k", receipt, None)).await.0, 403);
+    assert_eq!(send(setup.stat("x.iga/k")).await.0, 500);
+    assert_eq!(send(setup.stat("x.iga/k")).await.0, 200);
+    assert!(setup.delete("x.iga/k").send().await.is_err(), "it is deleted, and the response lost");
+    assert!(setup.emulator.object(BUCKET, "x.iga/k").is_none());
+}
+
+#[tokio::test]
+async fn a_refusal_can_last_for_ever_and_name_its_permission() {
+    let setup = Setup::new().await;
+    let fault = r#"{"stage": "upload_start", "suffix": ".iga/writable", "times": null,
+                    "action": {"response": {"status": 403}}}"#;
+    assert_eq!(send(setup.request(Method::POST, "/_emulator/faults").body(fault)).await.0, 204);
+    for _ in 0..3 {
+        let (status, body) = send(setup.write_record("x.iga/writable", json!({}), Some("0"))).await;
+        assert_eq!((status, reason(&body)), (403, "forbidden"));
+        assert!(message(&body).contains("storage.objects.create"), "{body}");
+    }
+    assert_eq!(send(setup.write_record("x.iga/k", json!({}), Some("0"))).await.0, 200);
+}
+
+#[tokio::test]
+async fn lists_and_permissions_can_fail() {
+    let setup = Setup::new().await;
+    let list = format!("/storage/v1/b/{BUCKET}/o?prefix=x");
+    let permissions =
+        format!("/storage/v1/b/{BUCKET}/iam/testPermissions?permissions=storage.objects.create");
+    setup.emulator.script(Fault::new(Stage::List, Action::status(429)));
+    setup.emulator.script(Fault::new(Stage::Permissions, Action::json(json!({}))).always());
+    assert_eq!(send(setup.request(Method::GET, &list)).await.0, 429);
+    assert_eq!(send(setup.request(Method::GET, &list)).await.0, 200);
+    for _ in 0..2 {
+        assert_eq!(send(setup.request(Method::GET, &permissions)).await, (200, json!({})));
+    }
+    setup.emulator.clear_faults();
+    let (_, body) = send(setup.request(Method::GET, &permissions)).await;
+    assert_eq!(body["permissions"], json!(["storage.objects.create"]));
 }

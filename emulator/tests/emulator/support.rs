@@ -6,6 +6,8 @@ use http::Method;
 use iga_emulator::{Emulator, Options};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 pub const FLASH: &str = "gemini-3.1-flash-image";
 pub const BANANA: &str = "gemini-nano-banana-2.1";
@@ -81,6 +83,47 @@ impl Setup {
         self.request(Method::POST, &path).header("content-type", "image/png").body(bytes)
     }
 
+    /// A multipart upload of an object that is all metadata; `if_generation` is a precondition.
+    pub fn write_record(
+        &self,
+        name: &str,
+        metadata: Value,
+        if_generation: Option<&str>,
+    ) -> RequestBuilder {
+        let mut path = format!("/upload/storage/v1/b/{BUCKET}/o?uploadType=multipart");
+        path += &if_generation.map_or(String::new(), |at| format!("&ifGenerationMatch={at}"));
+        let metadata = json!({"name": name, "metadata": metadata});
+        let body = format!(
+            "--XYZ\r\nContent-Type: application/json\r\n\r\n{metadata}\r\n\
+             --XYZ\r\nContent-Type: text/plain\r\n\r\n\r\n--XYZ--\r\n"
+        );
+        let request = self.request(Method::POST, &path).body(body);
+        request.header("content-type", "multipart/related; boundary=XYZ")
+    }
+
+    pub fn stat(&self, name: &str) -> RequestBuilder {
+        self.request(Method::GET, &object_path(name))
+    }
+
+    pub fn delete(&self, name: &str) -> RequestBuilder {
+        self.request(Method::DELETE, &object_path(name))
+    }
+
+    /// Sends a request and returns all that arrives until the connection ends, head included.
+    pub async fn raw(&self, path: &str, body: &Value) -> (Vec<u8>, std::io::Result<usize>) {
+        let (host, token, body) = (self.emulator.host(), &self.token, body.to_string());
+        let mut stream = TcpStream::connect(&host).await.expect("the emulator listens");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\
+             Connection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).await.expect("the emulator reads");
+        let mut received = Vec::new();
+        let end = stream.read_to_end(&mut received).await;
+        (received, end)
+    }
+
     pub async fn session(&self, name: &str) -> String {
         let path = format!("/upload/storage/v1/b/{BUCKET}/o?uploadType=resumable&name={name}");
         let response = self
@@ -107,8 +150,23 @@ pub async fn send(request: RequestBuilder) -> (u16, Value) {
     (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
 }
 
+pub fn object_path(name: &str) -> String {
+    format!("/storage/v1/b/{BUCKET}/o/{}", name.replace('/', "%2F"))
+}
+
+/// The reason in Cloud Storage's error.
+pub fn reason(body: &Value) -> &str {
+    body["error"]["errors"][0]["reason"].as_str().unwrap_or_default()
+}
+
 pub fn message(body: &Value) -> &str {
     body["error"]["message"].as_str().unwrap_or_default()
+}
+
+/// The first image of a Gemini response.
+pub fn image_of(body: &Value) -> Vec<u8> {
+    let data = &body["candidates"][0]["content"]["parts"][0]["inlineData"]["data"];
+    STANDARD.decode(data.as_str().expect("a blob")).expect("base64")
 }
 
 /// Width and height of a PNG in base64.
