@@ -405,10 +405,15 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         match stage {
             Stage::Token | Stage::Model | Stage::Answer => fault,
             Stage::Read
+            | Stage::Stat
+            | Stage::Download
+            | Stage::List
+            | Stage::Permissions
             | Stage::UploadStart
             | Stage::UploadBody
             | Stage::UploadEnd
-            | Stage::Delete => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
+            | Stage::Delete
+            | Stage::DeleteEnd => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
         }
     };
     (0..count).map(|_| any()).collect()
