@@ -1,4 +1,4 @@
-"""The parts of the measurements: programs, upstream, callers, certificates, network, memory limit."""
+"""The parts of the measurements: programs, upstream, callers, TLS, network, memory limit."""
 
 import contextlib
 import ctypes
@@ -66,7 +66,9 @@ class Subject:
         if memory_limit:
             command = memory_limit.wrap(command)
         with tempfile.TemporaryFile() as log:
-            with started(command, stdout=log, stderr=log, env=environment, cwd=self.directory) as process:
+            with started(
+                command, stdout=log, stderr=log, env=environment, cwd=self.directory
+            ) as process:
                 running = Running(process, f"http://127.0.0.1:{port}", log)
                 running.wait_until_healthy()
                 yield running
@@ -98,7 +100,12 @@ class PassThrough(Subject):
     name = "pass-through"
 
     def command(self, port, upstream):
-        return [program("pass_through"), upstream.model, upstream.storage, str(upstream.image_bytes)]
+        return [
+            program("pass_through"),
+            upstream.model,
+            upstream.storage,
+            str(upstream.image_bytes),
+        ]
 
 
 class Peer(Subject):
@@ -162,7 +169,9 @@ class Running:
 
     def peak_mib(self):
         statuses = [Path(f"/proc/{pid}/status").read_text().splitlines() for pid in self.pids()]
-        peaks = [line.split()[1] for lines in statuses for line in lines if line.startswith("VmHWM")]
+        peaks = [
+            line.split()[1] for lines in statuses for line in lines if line.startswith("VmHWM")
+        ]
         return sum(map(int, peaks)) / KIB
 
     def log_bytes(self):
@@ -175,10 +184,14 @@ class Running:
         spent = self.cpu_seconds() - before
         if done["ok"] < requests:
             sys.exit(f"{self.process.args}: {done['ok']} of {requests} requests succeeded")
-        return {**done, "cpu_ms": spent * 1e3 / requests, "per_second": done["ok"] / done["seconds"]}
+        return {
+            **done,
+            "cpu_ms": spent * 1e3 / requests,
+            "per_second": done["ok"] / done["seconds"],
+        }
 
     def load_to_the_limit(self, requests, callers, upstream, **options):
-        """Asks for images, some of which may fail. One that the model made and no caller got is lost."""
+        """Asks for images that may fail. One that the model made and no caller got is lost."""
         before = upstream.counts()
         done = load("images", self.url, requests, callers, **options)
         lost = upstream.counts()["generated"] - before["generated"] - done["ok"]
@@ -214,8 +227,9 @@ class Upstream:
         self.metadata, self.model, self.storage = urls["metadata"], urls["model"], urls["storage"]
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.credentials = directory / "credentials.json"
-        user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
-        self.credentials.write_text(json.dumps({**user, "token_uri": f"{urls['token']}/token"}))
+        subject = directory / "subject"
+        subject.write_text("subject")
+        self.credentials.write_text(json.dumps(federation(subject, f"{urls['token']}/token")))
         return self
 
     def __exit__(self, *exception):
@@ -224,6 +238,18 @@ class Upstream:
     def counts(self):
         with without_proxy.open(f"{self.metadata}/counts", timeout=10) as response:
             return json.load(response)
+
+
+def federation(subject, token_url):
+    """Credentials that all clients exchange for an access token at `token_url`."""
+    return {
+        "type": "external_account",
+        # Without a project: Python's client would ask Google for the name of it.
+        "audience": "//iam.googleapis.com/locations/global/workloadIdentityPools/p/providers/p",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": token_url,
+        "credential_source": {"file": str(subject)},
+    }
 
 
 def load(mode, url, requests, callers, **options):
@@ -289,7 +315,8 @@ class Tls:
         names = ",".join(f"IP:{address}" for address in addresses)
         config.write_text(
             "[req]\ndistinguished_name = name\nx509_extensions = extensions\nprompt = no\n"
-            f"[name]\nCN = benchmark\n[extensions]\nbasicConstraints = CA:FALSE\nsubjectAltName = {names}\n"
+            "[name]\nCN = benchmark\n[extensions]\nbasicConstraints = CA:FALSE\n"
+            f"subjectAltName = {names}\n"
         )
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         files = ["-config", config, "-keyout", self.directory / "key.pem", "-out", certificate]
@@ -335,7 +362,7 @@ def far_address(link):
 
 
 class MemoryLimit:
-    """A control group with a limit, of version 1 or 2. The process counts in it with its kernel buffers."""
+    """A control group, of version 1 or 2, that limits memory, with the buffers of the kernel."""
 
     def __init__(self, mib):
         first = Path("/sys/fs/cgroup/memory")
@@ -372,7 +399,9 @@ class MemoryLimit:
 def build():
     programs = ["iga", "iga_without_log", "minimal_server", "pass_through"]
     for name in [*programs, "upstream", "load", "stopwatch", "distance"]:
-        subprocess.run([REPOSITORY / "scripts/build-static.sh", platform.machine(), name], check=True)
+        subprocess.run(
+            [REPOSITORY / "scripts/build-static.sh", platform.machine(), name], check=True
+        )
 
 
 def program(name):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures IGA beside its baselines, in one run, and writes docs/performance/results.json.
 
-Usage: benches/run.py                  all measurements, about 45 minutes on two otherwise idle cores
-       benches/run.py --only NAME      repeats one measurement, with its baselines, and keeps the others
-       benches/run.py --quick FILE     runs each measurement once and small, without peers, and writes FILE
+Usage: benches/run.py               all measurements, about 45 minutes on two otherwise idle cores
+       benches/run.py --only NAME   repeats one measurement and keeps the results of the others
+       benches/run.py --quick FILE  runs each measurement once and small, without peers, into FILE
 
 The quick run checks that the harness works. benches/report.py turns the results into the tables
 and charts of docs/performance.md.
@@ -365,8 +365,10 @@ class Table:
 
 
 def taking_part(subjects, number, peer_rounds):
-    """The subjects of this round: the peers are slow, so they take part in the first rounds only."""
-    return [subject for subject in subjects if number < peer_rounds or not isinstance(subject, Peer)]
+    """The subjects of this round: the peers are slow and take part in the first rounds only."""
+    return [
+        subject for subject in subjects if number < peer_rounds or not isinstance(subject, Peer)
+    ]
 
 
 def without_peers(subjects):

@@ -149,9 +149,14 @@ async fn counts(State(fake): State<Arc<Fake>>) -> impl IntoResponse {
     (JSON, json!({"generated": generated, "stored": stored}).to_string())
 }
 
-/// An access token: from the metadata server, or for the refresh token of a user.
+/// An access token: from the metadata server, or in exchange for a token of another provider.
 async fn token() -> impl IntoResponse {
-    let token = json!({"access_token": "benchmark", "expires_in": 3599, "token_type": "Bearer"});
+    let token = json!({
+        "access_token": "benchmark",
+        "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "expires_in": 3599,
+        "token_type": "Bearer",
+    });
     (METADATA_FLAVOR, JSON, token.to_string())
 }
 
