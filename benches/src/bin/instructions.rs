@@ -6,11 +6,12 @@
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use iga::client::BUFFER_BYTES;
-use iga::image::{Budget, Picture};
-use iga::lift::{Lift, Limits};
+use iga::budget::Budget;
+use iga::extract::{ImageExtractor, Limits};
+use iga::google::http::BUFFER_BYTES;
+use iga::google::storage::Multipart;
+use iga::image::Image;
 use iga::model::Family;
-use iga::storage::Multipart;
 use iga_benches::{Args, RESPONSE_HEAD, RESPONSE_TAIL, image};
 use serde_json::json;
 use std::hint::black_box;
@@ -27,15 +28,15 @@ async fn main() {
 }
 
 async fn extract_and_upload(response: &Bytes, budget: &Budget) -> usize {
-    let mut share = budget.share(IMAGE_BYTES).await;
-    let mut lift = Lift::new(Limits::DEFAULT, Family::Imagen.best_so_far());
+    let mut share = budget.reserve(IMAGE_BYTES).await;
+    let mut lift = ImageExtractor::new(Limits::DEFAULT, Family::Imagen.best_so_far());
     for chunk in response.chunks(BUFFER_BYTES) {
         lift.feed(chunk).expect("the response is valid");
         share.grow_to(lift.held_bytes()).await;
     }
     let mut lifted = lift.finish().expect("the response is complete");
-    let blob = lifted.pictures.remove(0).expect("the image was kept");
-    let image = Picture::new(blob, share).expect("the image begins like a PNG");
+    let blob = lifted.images.remove(0).expect("the image was kept");
+    let image = Image::new(blob, share).expect("the image begins like a PNG");
     let resource = json!({"name": "image.png"});
     let mut body = Multipart::new(&resource, image.format.content_type(), &image.blob);
     let mut sent = 0;
