@@ -38,4 +38,5 @@ pub mod response;
 pub mod retry;
 pub mod router;
 pub mod runtime;
+pub mod targets;
 pub mod telemetry;
