@@ -1,7 +1,7 @@
 //! The story of one image: resolve the model, call it, lift the image out, store it.
 
 use crate::config::Target;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::google::storage::{Metadata, Storage};
 use crate::google::vertex::Vertex;
 use crate::image::Image;
