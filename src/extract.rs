@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_string_under_a_image_key_is_lifted() {
+    fn only_a_string_under_an_image_key_is_lifted() {
         let text = r#"{"x": ["data", "aGVsbG8="], "data": 5, "mydata": "aGVsbG8=", "y": {"data": {"z": "aGVsbG8="}}}"#;
         let extracted = extract_whole(text).unwrap();
         assert_eq!(extracted.skeleton, text.as_bytes());

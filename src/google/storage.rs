@@ -236,7 +236,7 @@ impl Storage {
             name,
             content_type: "application/octet-stream",
             blob: &nothing,
-            metadata: metadata,
+            metadata,
             if_generation,
         };
         let write = async || match self.insert(&object, deadline, self.timing.record_try).await? {

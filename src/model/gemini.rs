@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_image_says_why() {
+    fn an_answer_without_an_image_says_why() {
         for reason in [
             "IMAGE_OTHER",
             "OTHER",

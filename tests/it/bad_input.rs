@@ -1,6 +1,6 @@
 //! What callers get wrong, by accident or otherwise: a clear error, nothing asked of anyone, nothing lost.
 
-use crate::service::{CURRENT, PROMPT, Service, answer};
+use crate::support::service::{CURRENT, PROMPT, Service, answer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

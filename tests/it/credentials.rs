@@ -1,7 +1,7 @@
 //! Application Default Credentials of every kind, and their absence.
 
-use crate::process::Process;
-use crate::service::{CURRENT, Service, answer, client, config, emulator};
+use crate::support::process::Process;
+use crate::support::service::{CURRENT, Service, answer, client, config, emulator};
 use iga::app::App;
 use iga::runtime;
 use iga_emulator::{Action, Emulator, Fault, Stage};

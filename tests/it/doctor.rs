@@ -1,7 +1,7 @@
 //! `iga doctor`: the real binary against the emulator, with each fault.
 
-use crate::process::{Process, command};
-use crate::service::{BUCKET, CURRENT, emulator, emulator_with};
+use crate::support::process::{Process, command};
+use crate::support::service::{BUCKET, CURRENT, emulator, emulator_with};
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use serde_json::{Value, json};
 use std::net::TcpListener;

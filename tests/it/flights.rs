@@ -1,6 +1,8 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached};
+use crate::support::service::{
+    Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached,
+};
 use iga_emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -16,6 +16,6 @@ mod process;
 mod queue;
 mod random;
 mod retries;
-mod service;
 mod storage;
+mod support;
 mod third_party;

@@ -2,7 +2,7 @@
 //!
 //! The table stands in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
 
-use crate::service::{CURRENT, PROMPT, Service, answer, config, emulator};
+use crate::support::service::{CURRENT, PROMPT, Service, answer, config, emulator};
 use iga::telemetry;
 use iga_emulator::{Action, Fault, Stage, StoredObject};
 use serde_json::{Value, json};

@@ -1,6 +1,8 @@
 //! Both families of models: what is sent, which image is chosen, what becomes of refusals and of retirement.
 
-use crate::service::{Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with};
+use crate::support::service::{
+    Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with,
+};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga_emulator::Options;

@@ -1,93 +1,18 @@
-//! The built binary as a process: settings, log lines, signals.
+//! The built binary as a process: start, log lines, signals.
 
-use crate::service::{BUCKET, CURRENT, PROMPT, answer, client, emulator, emulator_with, reached};
-use iga_emulator::{Emulator, Options};
+use crate::support::process::{Process, command, post};
+use crate::support::service::{CURRENT, PROMPT, answer, emulator, emulator_with, reached};
+use iga_emulator::Options;
 use serde_json::{Value, json};
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
-use tokio::task::JoinHandle;
-
-/// A running `iga`, on a free port.
-pub struct Process {
-    pub child: Child,
-    pub url: String,
-    /// Reads on from the start: a process whose log nobody reads would stand still before long.
-    logged: JoinHandle<Vec<Value>>,
-}
-
-impl Process {
-    pub async fn start(emulator: &Emulator, settings: &[(&str, &str)]) -> Process {
-        let mut child =
-            command(emulator, settings).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let listening = loop {
-            let line = lines.next_line().await.unwrap().expect("it listens before it ends");
-            let line: Value = serde_json::from_str(&line).unwrap();
-            if line["message"] == "listening" {
-                break line;
-            }
-        };
-        let url = format!("http://{}", listening["address"].as_str().unwrap());
-        Process { child, url, logged: tokio::spawn(logged(lines)) }
-    }
-
-    pub fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args([&format!("-{name}"), &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
-    /// Waits for its end; what it logged since it listened.
-    pub async fn end(mut self) -> (ExitStatus, Vec<Value>) {
-        let logged = self.logged.await.unwrap();
-        (self.child.wait().await.unwrap(), logged)
-    }
-}
-
-async fn logged(mut lines: Lines<BufReader<ChildStdout>>) -> Vec<Value> {
-    let mut logged = Vec::new();
-    while let Some(line) = lines.next_line().await.unwrap() {
-        logged.push(serde_json::from_str(&line).expect("every line is JSON"));
-    }
-    logged
-}
-
-/// `iga` with exactly these settings and an empty environment otherwise.
-pub fn command(emulator: &Emulator, settings: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
-    command.env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);
-    command.envs([
-        ("STORAGE_EMULATOR_HOST", emulator.url()),
-        ("IGA_VERTEXAI_ENDPOINT", emulator.url()),
-    ]);
-    command.envs([("GCE_METADATA_HOST", emulator.host())]);
-    command.envs([
-        ("GCS_BUCKET_NAME", BUCKET),
-        ("GCP_PROJECT_ID", "test-project"),
-        ("GCP_LOCATION", "us-central1"),
-    ]);
-    command.envs([("IGA_HOST", "127.0.0.1"), ("PORT", "0")]);
-    command.envs(settings.iter().copied());
-    command
-}
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
 async fn refused(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().await.unwrap();
     assert!(output.stdout.is_empty(), "nothing is logged before the settings are known to be good");
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
-}
-
-fn post(process: &Process, body: &Value) -> reqwest::RequestBuilder {
-    let request = client().post(format!("{}/generate_image", process.url));
-    request.header("content-type", "application/json").body(body.to_string())
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Each seed is one story. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a story
 //! that goes wrong is printed.
 
-use crate::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
+use crate::support::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::app::App;

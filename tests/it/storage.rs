@@ -1,6 +1,6 @@
 //! Cloud Storage: put once, confirmed whole, tried again while that can help.
 
-use crate::service::{BUCKET, CURRENT, Service, emulator_with};
+use crate::support::service::{BUCKET, CURRENT, Service, emulator_with};
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 
 #[tokio::test]
