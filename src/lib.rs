@@ -28,6 +28,7 @@ pub mod flight;
 pub mod generate;
 pub mod google;
 pub mod handler;
+pub mod headers;
 pub mod health;
 pub mod id;
 pub mod image;

@@ -2,7 +2,8 @@
 
 use crate::app::App;
 use crate::error::{Error, Kind};
-use crate::handler::{self, RequestId, workflow_id};
+use crate::handler::{self, RequestId};
+use crate::headers::workflow_id;
 use crate::id::request_id;
 use crate::response::json;
 use crate::telemetry::trace::Trace;
