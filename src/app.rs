@@ -7,6 +7,7 @@ use crate::generate::Generator;
 use crate::google::client::Client;
 use crate::google::storage::Storage;
 use crate::google::vertex::Vertex;
+use crate::targets::Targets;
 use std::sync::Arc;
 
 pub struct App {
@@ -37,8 +38,8 @@ impl App {
             writable: Default::default(),
         });
         let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
-        let generator =
-            Arc::new(Generator { vertex, storage, targets, current: Default::default() });
+        let targets = Targets::new(targets);
+        let generator = Arc::new(Generator { vertex, storage, targets });
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,

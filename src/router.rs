@@ -3,7 +3,8 @@
 use crate::app::App;
 use crate::config::Platform;
 use crate::error::{Error, Kind};
-use crate::handler::{self, RequestId, workflow_id};
+use crate::handler::{self, RequestId};
+use crate::headers::workflow_id;
 use crate::id::request_id;
 use crate::response::json;
 use crate::telemetry;
