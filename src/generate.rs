@@ -16,9 +16,9 @@ pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
     /// The configured model, then its fallbacks. Never empty.
-    pub targets: Vec<Target>,
+    targets: Vec<Target>,
     /// The first of `targets` that is not known to be gone.
-    pub current: AtomicUsize,
+    current: AtomicUsize,
 }
 
 /// An image that Cloud Storage has confirmed.
@@ -46,6 +46,11 @@ pub struct Unstored {
 }
 
 impl Generator {
+    /// `targets` holds the configured model, then its fallbacks; it is not empty.
+    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Vec<Target>) -> Generator {
+        Generator { vertex, storage, targets, current: AtomicUsize::new(0) }
+    }
+
     /// Has one image made, which is then to be stored.
     pub async fn generate(
         &self,
@@ -82,12 +87,12 @@ impl Generator {
     ) -> Result<(Image, &'static Model), Error> {
         if let Some(model) = request.model {
             let location = self.location_of(model);
-            return self.call(&Target { model, location }, request, deadline).await;
+            return self.image_from(&Target { model, location }, request, deadline).await;
         }
         let mut place = self.current.load(Ordering::Relaxed);
         loop {
             let target = &self.targets[place];
-            let gone = match self.call(target, request, deadline).await {
+            let gone = match self.image_from(target, request, deadline).await {
                 Err(error) if error.kind == Kind::ModelNotFound => error,
                 result => return result,
             };
@@ -112,7 +117,7 @@ impl Generator {
         }
     }
 
-    async fn call(
+    async fn image_from(
         &self,
         target: &Target,
         request: &GenerateRequest,

@@ -166,7 +166,7 @@ impl Doctor {
 
     async fn examine(&mut self, app: &App) {
         let identity = self.identity(app).await;
-        self.clock(&app.generator.storage).await;
+        self.clock(&app.storage).await;
         let Some(identity) = identity else {
             self.skip(&["token", "model", "bucket"], "there is no identity");
             return;
@@ -176,7 +176,7 @@ impl Doctor {
             return;
         }
         self.models(app).await;
-        self.bucket(&app.generator.storage).await;
+        self.bucket(&app.storage).await;
     }
 
     async fn identity(&mut self, app: &App) -> Option<CredentialSource> {
