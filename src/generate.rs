@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
-    pub targets: Targets,
+    targets: Targets,
 }
 
 /// An image that Cloud Storage has confirmed.
@@ -43,6 +43,11 @@ pub struct Unstored {
 }
 
 impl Generator {
+    /// `targets` holds the configured model, then its fallbacks; it is not empty.
+    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
+        Generator { vertex, storage, targets }
+    }
+
     /// Has one image made, which is then to be stored.
     pub async fn generate(
         &self,
@@ -79,12 +84,12 @@ impl Generator {
     ) -> Result<(Image, &'static Model), Error> {
         if let Some(model) = request.model {
             let location = self.location_of(model);
-            return self.call(&Target { model, location }, request, deadline).await;
+            return self.image_from(&Target { model, location }, request, deadline).await;
         }
-        self.targets.ask(|target| self.call(target, request, deadline)).await
+        self.targets.ask(|target| self.image_from(target, request, deadline)).await
     }
 
-    async fn call(
+    async fn image_from(
         &self,
         target: &Target,
         request: &GenerateRequest,
