@@ -4,6 +4,7 @@ mod bad_input;
 mod contract;
 mod cpoa;
 mod credentials;
+mod deployment;
 mod doctor;
 mod flights;
 mod health;
