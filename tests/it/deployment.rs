@@ -1,5 +1,5 @@
-//! The deployment files and the README's commands: `Config` accepts their settings, and their
-//! limits fit these settings.
+//! The deployment files and the README's commands: `Config` accepts their settings, their limits
+//! fit these settings, and they keep the service private and confined.
 
 use crate::service::Service;
 use iga::config::{Config, SETTINGS};
@@ -45,8 +45,8 @@ fn file(name: &str) -> String {
     std::fs::read_to_string(name).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn yaml(name: &str) -> Value {
-    let mut document: Value = serde_norway::from_str(&file(name)).unwrap();
+fn yaml(text: &str) -> Value {
+    let mut document: Value = serde_norway::from_str(text).unwrap();
     document.apply_merge().unwrap();
     document
 }
@@ -94,7 +94,7 @@ fn credentials_file() -> tempfile::NamedTempFile {
 // ---- Cloud Run
 
 fn service() -> Value {
-    yaml("service.yaml")["spec"]["template"].clone()
+    yaml(&file("service.yaml"))["spec"]["template"].clone()
 }
 
 fn service_variables() -> Variables {
@@ -220,7 +220,7 @@ const PARAMETERS: &[(&str, &str)] = &[("GoogleProject", "your-project"), ("Bucke
 
 /// The function's environment, with these parameters beside the defaults.
 fn template_variables(parameters: &[(&str, &str)]) -> Variables {
-    let template = yaml("template.yaml");
+    let template = yaml(&file("template.yaml"));
     let given = pairs(&[PARAMETERS, parameters].concat());
     let value = |value: &Value| match value {
         Value::Tagged(tagged) if tagged.tag == "Ref" => {
@@ -243,7 +243,7 @@ const LAMBDA: &[(&str, &str)] =
 fn template_yaml_fits_its_settings() {
     let variables = template_variables(&[]);
     let config = config(&variables, LAMBDA);
-    let properties = &yaml("template.yaml")["Resources"]["IgaFunction"]["Properties"];
+    let properties = &yaml(&file("template.yaml"))["Resources"]["IgaFunction"]["Properties"];
     let limits = Limits {
         memory_mib: number(&properties["MemorySize"]) as usize,
         timeout_s: number(&properties["Timeout"]),
@@ -263,10 +263,18 @@ fn template_yaml_fits_its_settings() {
     assert_eq!(variables["GOOGLE_APPLICATION_CREDENTIALS"], "/var/task/google-credentials.json");
 }
 
+#[test]
+fn a_deployment_asks_for_what_has_no_default() {
+    let template = yaml(&file("template.yaml"));
+    let parameters = entries(&template["Parameters"]);
+    let asked = parameters.filter(|(_, parameter)| parameter["Default"].is_null());
+    assert!(asked.map(|(name, _)| name).eq(PARAMETERS.iter().map(|(name, _)| *name)));
+}
+
 /// `Model` is missing here: its pattern cannot know which models there are.
 #[test]
 fn what_a_template_parameter_allows_is_a_valid_setting() {
-    let template = yaml("template.yaml");
+    let template = yaml(&file("template.yaml"));
     let mut runner = TestRunner::deterministic();
     for name in ["GoogleProject", "Location", "Bucket", "Prefix"] {
         let parameter = &template["Parameters"][name];
@@ -287,7 +295,7 @@ fn what_a_template_parameter_allows_is_a_valid_setting() {
 
 /// The environment of a compose service, with these lines in `.env`.
 fn compose_variables(service: &str, env_file: &Variables) -> Variables {
-    let document = yaml("docker-compose.yml");
+    let document = yaml(&file("docker-compose.yml"));
     let variables = entries(&document["services"][service]["environment"]);
     let set = variables.filter_map(|(name, value)| match value {
         Value::Null => Some((name.clone(), env_file.get(&name)?.clone())),
@@ -341,7 +349,7 @@ fn compose_passes_every_setting_on() {
 
 #[test]
 fn compose_with_google_mounts_the_credentials_where_the_service_reads_them() {
-    let document = yaml("docker-compose.yml");
+    let document = yaml(&file("docker-compose.yml"));
     let service = &document["services"]["iga_service"];
     for file in [&[][..], &[("GOOGLE_APPLICATION_CREDENTIALS", "/elsewhere/key.json")]] {
         let env_file = pairs(&[GOOGLE, file].concat());
@@ -358,7 +366,7 @@ fn compose_with_google_mounts_the_credentials_where_the_service_reads_them() {
 
 #[test]
 fn compose_with_the_emulator_needs_and_takes_nothing_of_google() {
-    let document = yaml("docker-compose.yml");
+    let document = yaml(&file("docker-compose.yml"));
     let services = &document["services"];
     let command = services["iga_emulator"]["command"].as_sequence().unwrap();
     let option =
@@ -410,4 +418,154 @@ fn the_image_and_cloud_build_use_one_compiler() {
     assert!(!image.is_empty() && build.len() >= 3);
     assert!(image.iter().chain(&build).all(|version| *version == image[0]), "{image:?} {build:?}");
     assert!(Some(image[0]) >= minor(env!("CARGO_PKG_RUST_VERSION")));
+}
+
+// ---- Security
+
+/// The security properties that these files break.
+fn broken_properties(file: impl Fn(&str) -> String) -> Vec<&'static str> {
+    let [service, build, template, compose] =
+        ["service.yaml", "cloudbuild.yaml", "template.yaml", "docker-compose.yml"]
+            .map(|name| yaml(&file(name)));
+    let function = &template["Resources"]["IgaFunction"]["Properties"];
+    let properties = [
+        (
+            "Cloud Run admits internal callers with roles/run.invoker only",
+            service["metadata"]["annotations"] == yaml("run.googleapis.com/ingress: internal")
+                && !file("service.yaml").contains("invoker-iam-disabled"),
+        ),
+        (
+            "the service and builds have accounts of their own",
+            service["spec"]["template"]["spec"]["serviceAccountName"] == SERVICE_ACCOUNT
+                && build["serviceAccount"] == BUILD_ACCOUNT,
+        ),
+        (
+            "a build deploys after all checks, and leaves access as it is",
+            entries_without(&build["steps"], &["waitFor", "allowFailure", "allowExitCodes"])
+                && !file("cloudbuild.yaml").contains("unauthenticated"),
+        ),
+        (
+            "a signed request to the URL is the only way to the function",
+            function["FunctionUrlConfig"] == yaml("AuthType: AWS_IAM")
+                && function["Events"].is_null()
+                && template["Resources"].as_mapping().map(|resources| resources.len()) == Some(3),
+        ),
+        (
+            "the function's role can write one log",
+            template["Resources"]["IgaRole"]["Properties"] == yaml(ROLE)
+                && function["Role"] == yaml("!GetAtt IgaRole.Arn")
+                && function["Policies"].is_null(),
+        ),
+        ("containers are confined", entries(&compose["services"]).all(|(_, at)| is_confined(at))),
+        (
+            "the images hold a program without root and without a shell",
+            has_bare_images(&file("Dockerfile")),
+        ),
+    ];
+    properties.into_iter().filter(|(_, holds)| !holds).map(|(property, _)| property).collect()
+}
+
+const SERVICE_ACCOUNT: &str = "iga@your-project.iam.gserviceaccount.com";
+const BUILD_ACCOUNT: &str =
+    "projects/${PROJECT_ID}/serviceAccounts/iga-build@${PROJECT_ID}.iam.gserviceaccount.com";
+const ROLE: &str = "
+RoleName: !Ref RoleName
+AssumeRolePolicyDocument:
+  Version: '2012-10-17'
+  Statement:
+    - {Effect: Allow, Principal: {Service: lambda.amazonaws.com}, Action: sts:AssumeRole}
+Policies:
+  - PolicyName: logs
+    PolicyDocument:
+      Version: '2012-10-17'
+      Statement:
+        - Effect: Allow
+          Action: [logs:CreateLogStream, logs:PutLogEvents]
+          Resource: !GetAtt IgaLogs.Arn
+";
+
+fn entries_without(list: &Value, names: &[&str]) -> bool {
+    let list = list.as_sequence().unwrap();
+    list.iter().all(|entry| names.iter().all(|name| entry[*name].is_null()))
+}
+
+/// A read-only root, no capabilities, not root, published to this machine only.
+fn is_confined(service: &Value) -> bool {
+    let ports = service["ports"].as_sequence().into_iter().flatten();
+    let network = service["network_mode"].as_str().unwrap_or_default();
+    let user = service["user"].as_str().unwrap_or("${IGA_USER:-65532}");
+    service["read_only"] == true
+        && service["cap_drop"] == yaml("[ALL]")
+        && service["security_opt"] == yaml("[no-new-privileges:true]")
+        && entries_without(
+            &vec![service.clone()].into(),
+            &["privileged", "cap_add", "devices", "pid"],
+        )
+        && ports.map(text).all(|port| port.starts_with("127.0.0.1:"))
+        && ["", "service:iga_emulator"].contains(&network)
+        && user == "${IGA_USER:-65532}"
+}
+
+/// The last stage and `local`: a base without root, and nothing but what the build stages made.
+fn has_bare_images(dockerfile: &str) -> bool {
+    let stages: Vec<&str> = dockerfile.split("\nFROM ").collect();
+    let local = stages.iter().find(|stage| stage.lines().next().unwrap().ends_with(" AS local"));
+    [local, stages.last()].into_iter().all(|stage| {
+        let (base, steps) = stage.unwrap().split_once('\n').unwrap();
+        base.starts_with("gcr.io/distroless/static-")
+            && base.split(' ').next().unwrap().ends_with(":nonroot")
+            && steps.lines().filter(|step| !step.is_empty()).all(|step| {
+                ["COPY --from=build", "EXPOSE ", "ENTRYPOINT [\"/iga"]
+                    .iter()
+                    .any(|allowed| step.starts_with(allowed))
+            })
+    })
+}
+
+#[test]
+fn the_files_keep_the_service_private_and_confined() {
+    assert!(broken_properties(file).is_empty(), "{:?}", broken_properties(file));
+}
+
+/// Each of these changes breaks a property.
+const EXPOSURES: &[(&str, &str, &str)] = &[
+    ("service.yaml", "ingress: internal", "ingress: all"),
+    (
+        "service.yaml",
+        "ingress: internal",
+        "ingress: internal\n    run.googleapis.com/invoker-iam-disabled: 'true'",
+    ),
+    ("service.yaml", "serviceAccountName: iga@", "serviceAccountName: iga-build@"),
+    ("cloudbuild.yaml", "serviceAccount: projects", "# serviceAccount: projects"),
+    ("cloudbuild.yaml", " --quiet", " --quiet --allow-unauthenticated"),
+    ("cloudbuild.yaml", "  - id: deploy\n", "  - id: deploy\n    waitFor: ['-']\n"),
+    ("template.yaml", "AuthType: AWS_IAM", "AuthType: NONE"),
+    ("template.yaml", "      Role: !GetAtt IgaRole.Arn\n", ""),
+    ("template.yaml", "Service: lambda.amazonaws.com", "Service: ec2.amazonaws.com"),
+    ("template.yaml", "[logs:CreateLogStream, logs:PutLogEvents]", "logs:*"),
+    ("template.yaml", "Resource: !GetAtt IgaLogs.Arn", "Resource: '*'"),
+    ("docker-compose.yml", "read_only: true", "read_only: false"),
+    ("docker-compose.yml", "cap_drop: [ALL]", "cap_drop: [NET_RAW]"),
+    ("docker-compose.yml", "no-new-privileges:true", "no-new-privileges:false"),
+    ("docker-compose.yml", "${IGA_USER:-65532}", "${IGA_USER:-0}"),
+    ("docker-compose.yml", "127.0.0.1:${IGA_PORT:-5007}", "${IGA_PORT:-5007}"),
+    ("docker-compose.yml", "network_mode: service:iga_emulator", "network_mode: host"),
+    (
+        "Dockerfile",
+        "static-debian13:nonroot\nCOPY --from=build /",
+        "static-debian13\nCOPY --from=build /",
+    ),
+    ("Dockerfile", "\nEXPOSE", "\nUSER root\nEXPOSE"),
+    ("Dockerfile", "\nEXPOSE", "\nCOPY gcp-credentials.json /\nEXPOSE"),
+    ("Dockerfile", "ENTRYPOINT [\"/iga\"]", "ENTRYPOINT /iga"),
+];
+
+#[test]
+fn every_exposure_is_found() {
+    for (name, old, new) in EXPOSURES {
+        let changed = file(name).replace(old, new);
+        assert_ne!(changed, file(name), "{name} has no {old:?}");
+        let read = |of: &str| if of == *name { changed.clone() } else { file(of) };
+        assert_eq!(broken_properties(read).len(), 1, "{name}: {new:?}");
+    }
 }

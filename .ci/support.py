@@ -1,0 +1,111 @@
+"""What the gate's scripts share: places, processes that end with a check, HTTP on loopback, the emulator."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TOOLS = Path(os.environ.get("IGA_CI_TOOLS", REPOSITORY / "target/ci"))
+BUCKET = "iga-images"
+# AWS's tools need a region, though they connect to nothing.
+os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "SAM_CLI_TELEMETRY": "0", "LC_ALL": "C.UTF-8"}
+without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def not_checked(sentence):
+    """Prints what this machine cannot check; `.ci/run` repeats it at its end."""
+    print(f"NOT CHECKED: {sentence}", flush=True)
+    if record := os.environ.get("IGA_CI_NOT_CHECKED"):
+        with open(record, "a") as file:
+            file.write(f"{sentence}\n")
+
+
+def same(found, expected):
+    assert found == expected, f"{found!r} is not {expected!r}"
+
+
+def tracked():
+    """The names of the files in git."""
+    command = ["git", "ls-files", "--cached"]
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
+
+
+def copy_tracked(to):
+    """Files keep their times, so that cargo compiles only what changed."""
+    for name in tracked():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, to / name)
+
+
+def start(stack, command, **options):
+    """A process that ends with the stack."""
+    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, **options))
+    stack.callback(process.kill)
+    return process
+
+
+def until(condition, what):
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within a minute: {what}"
+        time.sleep(0.02)
+    return found
+
+
+def ask(process, url, body=None, headers={}):
+    """The status and the JSON of a response, as soon as the process listens."""
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, body and json.dumps(body).encode(), headers)
+
+    def response():
+        try:
+            with without_proxy.open(request, timeout=120) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except urllib.error.URLError as error:
+            # If the connection is refused, nothing was sent.
+            if not isinstance(error.reason, ConnectionRefusedError) or process.poll() is not None:
+                raise
+
+    return until(response, f"{url} responds")
+
+
+def expect_image(directory, bucket, response):
+    """The response names an image, and the emulator has stored it in its directory."""
+    status, body = response
+    assert status == 200, response
+    found, name = body["image_url"].removeprefix("gs://").split("/", 1)
+    same(found, bucket)
+    image = (directory / bucket / name).read_bytes()
+    assert image.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")), image[:16]
+
+
+class Emulator:
+    """Google's services, as `iga-local emulator` emulates them."""
+
+    def __init__(self, stack, program, directory, *options):
+        self.program, self.directory = program, directory
+        command = [program, "--dir", directory, "emulator", "--port", "0", "--bucket", BUCKET, *options]
+        self.process = start(stack, command, stdout=subprocess.PIPE, text=True)
+        self.url = self.process.stdout.readline().strip()
+        assert self.url.startswith("http://127.0.0.1:"), self.url
+        self.address = self.url.removeprefix("http://")
+
+    def settings(self, **changes):
+        """The settings with which IGA uses it."""
+        settings = {"GCP_PROJECT_ID": "a-project", "GCP_LOCATION": "us-central1", "GCS_BUCKET_NAME": BUCKET}
+        settings |= {"STORAGE_EMULATOR_HOST": self.url, "IGA_VERTEXAI_ENDPOINT": self.url}
+        return {**settings, "GCE_METADATA_HOST": self.address, **changes}
+
+    def counters(self):
+        return ask(self.process, f"{self.url}/_emulator/counters")[1]
+
+    def expect_image(self, response):
+        expect_image(self.directory, BUCKET, response)
