@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Measures IGA beside its baselines, in one run, and writes docs/performance/results.json.
 
-Usage: benches/run.py                  everything, some 20 minutes on two cores that nothing else uses
-       benches/run.py --only NAME      one of the measurements anew, with its baselines; the others stay
-       benches/run.py --quick FILE     every measurement once and small, without peers, into FILE: does it all still run?
+Usage: benches/run.py                  all measurements, about 20 minutes on two otherwise idle cores
+       benches/run.py --only NAME      repeats one measurement, with its baselines, and keeps the others
+       benches/run.py --quick FILE     runs each measurement once and small, without peers, and writes FILE
 
-benches/report.py makes the tables and pictures of docs/performance.md of it.
+The quick run checks that the harness works. benches/report.py turns the results into the tables and charts of
+docs/performance.md.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Plan:
-    """How much of everything."""
+    """How often and how much each measurement runs."""
 
     rounds, peer_rounds = 5, 3
     starts, peer_starts = 41, 5
-    pictures, peer_pictures = 1000, 200
+    images, peer_images = 1000, 200
     sizes = [64 * KIB, 512 * KIB, USUAL, 4 * MIB, 8 * MIB, 14 * MIB, 20 * MIB]
-    # Callers, bytes of a picture, latency in ms, pictures in all.
+    # Callers, bytes of an image, latency of the model in ms, number of images.
     in_transfer, in_flight = (80, 8 * MIB, 0, 240), (1000, USUAL, 2000, 2000)
     concurrencies = [1, 4, 16, 80, 250, 1000]
     budgets_mib = [2, 8, 32, 128]
@@ -44,7 +45,7 @@ class Plan:
 class Quick(Plan):
     rounds = peer_rounds = 1
     starts = 2
-    pictures = 20
+    images = 20
     sizes = [64 * KIB, USUAL]
     in_transfer, in_flight = (8, 8 * MIB, 0, 16), (40, USUAL, 100, 40)
     concurrencies = [1, 40]
@@ -53,7 +54,7 @@ class Quick(Plan):
 
 def main(arguments):
     plan, file, results = Plan, REPOSITORY / "docs/performance/results.json", {}
-    measures = [sizes_on_disk, starts, pictures, memory, by_size, by_concurrency, by_budget, ceiling]
+    measures = [sizes_on_disk, starts, images, memory, by_size, by_concurrency, by_budget, ceiling]
     match arguments:
         case []:
             pass
@@ -65,7 +66,7 @@ def main(arguments):
         case _:
             sys.exit(__doc__)
     build()
-    subjects = [Iga(), Pipe(), *(peers() if plan is Plan else [])]
+    subjects = [Iga(), PassThrough(), *(peers() if plan is Plan else [])]
     results |= {"machine": machine(), "programs": [subject.name for subject in subjects]}
     for measure in measures:
         print(f"== {measure.__name__}", flush=True)
@@ -74,11 +75,11 @@ def main(arguments):
     print(file)
 
 
-# ---- what is measured
+# ---- the measurements
 
 
 def sizes_on_disk(plan, subjects):
-    sizes = {"iga": program("iga").stat().st_size, "floor": program("floor").stat().st_size}
+    sizes = {"iga": program("iga").stat().st_size, "minimal server": program("minimal_server").stat().st_size}
     for subject in subjects:
         if isinstance(subject, Peer):
             sizes[subject.name] = sum(file.lstat().st_size for file in subject.packages().rglob("*") if file.is_file())
@@ -86,20 +87,20 @@ def sizes_on_disk(plan, subjects):
 
 
 def starts(plan, subjects):
-    """Milliseconds from exec to the first 200, of /health and of a picture."""
+    """Milliseconds from exec to the first 200: for /health and for an image."""
     found = Table()
     with Upstream(64 * KIB) as upstream:
         for number in range(plan.starts):
-            for subject in [Floor(), OneThreadFloor(), *taking_part(subjects, number, plan.peer_starts)]:
-                if isinstance(subject, Pipe):
+            for subject in [MinimalServer(), MinimalServerOneThread(), *taking_part(subjects, number, plan.peer_starts)]:
+                if isinstance(subject, PassThrough):
                     continue
-                for what in ["health", "picture"]:
+                for what in ["health", "image"]:
                     found.add(subject, what, stopwatch(subject, what, upstream))
-    return found.lines
+    return found.rows
 
 
-def pictures(plan, subjects):
-    """CPU milliseconds for a picture, latency and idle memory, for so many callers at once."""
+def images(plan, subjects):
+    """Idle memory; then CPU for each image, latency and speed at three levels of concurrency."""
     found = Table()
     with Upstream(USUAL) as upstream:
         for number in range(plan.rounds):
@@ -108,47 +109,47 @@ def pictures(plan, subjects):
                     found.add(subject, "idle_mib", process.peak_mib())
                     process.load(20, 4)
                     for callers in [1, 16, 80]:
-                        asked = plan.peer_pictures if isinstance(subject, Peer) else plan.pictures
-                        done = process.load(asked, callers)
+                        requests = plan.peer_images if isinstance(subject, Peer) else plan.images
+                        done = process.load(requests, callers)
                         for name in ["cpu_ms", "p50_ms", "p99_ms", "per_second"]:
                             found.add(subject, f"{name} {callers}", done[name])
-    return found.lines
+    return found.rows
 
 
 def memory(plan, subjects):
-    """Peak MiB of a process that has just started; and what the callers saw."""
+    """Peak memory of a fresh process under load, and the number of failed requests."""
     found = Table()
-    for row, (callers, picture_bytes, latency_ms, asked) in [
+    for row, (callers, image_bytes, latency_ms, requests) in [
         ("in_transfer", plan.in_transfer),
         ("in_flight", plan.in_flight),
     ]:
-        with Upstream(picture_bytes, latency_ms) as upstream:
+        with Upstream(image_bytes, latency_ms) as upstream:
             for number in range(plan.peer_rounds):
                 for subject in taking_part(subjects, number, 1):
                     with subject.running(upstream, IGA_MAX_GENERATIONS=str(callers)) as process:
-                        done = process.load(callers if isinstance(subject, Peer) else asked, callers, may_fail=True)
+                        done = process.load(callers if isinstance(subject, Peer) else requests, callers, may_fail=True)
                         found.add(subject, f"{row} mib", process.peak_mib())
                         found.add(subject, f"{row} failed", done["failed"])
-    return found.lines
+    return found.rows
 
 
 def by_size(plan, subjects):
-    """CPU and peak memory against the picture's size, 16 callers."""
+    """CPU and peak memory against the size of the image, with 16 callers."""
     found = Table()
-    for picture_bytes in plan.sizes:
-        with Upstream(picture_bytes) as upstream:
+    for image_bytes in plan.sizes:
+        with Upstream(image_bytes) as upstream:
             for number in range(plan.peer_rounds):
                 for subject in taking_part(subjects, number, 1):
                     with subject.running(upstream) as process:
                         process.load(16, 16)
                         done = process.load(48 if isinstance(subject, Peer) else 160, 16)
-                        found.add(subject, f"cpu_ms {picture_bytes}", done["cpu_ms"])
-                        found.add(subject, f"mib {picture_bytes}", process.peak_mib())
-    return found.lines
+                        found.add(subject, f"cpu_ms {image_bytes}", done["cpu_ms"])
+                        found.add(subject, f"mib {image_bytes}", process.peak_mib())
+    return found.rows
 
 
 def by_concurrency(plan, subjects):
-    """CPU and peak memory against the callers at once, 200 ms of latency."""
+    """CPU and peak memory against the number of callers; the model takes 200 ms."""
     found = Table()
     with Upstream(USUAL, 200) as upstream:
         for callers in plan.concurrencies:
@@ -158,11 +159,11 @@ def by_concurrency(plan, subjects):
                         done = process.load(max(50, 3 * callers), callers)
                         found.add(subject, f"cpu_ms {callers}", done["cpu_ms"])
                         found.add(subject, f"mib {callers}", process.peak_mib())
-    return found.lines
+    return found.rows
 
 
 def by_budget(plan, subjects):
-    """CPU and speed of 80 callers against the transfer budget, which only IGA has."""
+    """CPU and speed with 80 callers against the transfer budget, which only IGA has."""
     found = Table()
     with Upstream(USUAL) as upstream:
         for number in range(plan.rounds):
@@ -170,41 +171,41 @@ def by_budget(plan, subjects):
                 for budget_mib in plan.budgets_mib if isinstance(subject, Iga) else [0]:
                     with subject.running(upstream, IGA_TRANSFER_BUDGET_MIB=str(budget_mib)) as process:
                         process.load(20, 4)
-                        done = process.load(plan.pictures, 80)
+                        done = process.load(plan.images, 80)
                         for name in ["cpu_ms", "per_second"]:
                             found.add(subject, f"{name} {budget_mib}", done[name])
-    return found.lines
+    return found.rows
 
 
 def ceiling(plan, subjects):
-    """What the callers and the upstream do without anything between them, pictures a second."""
+    """Images per second and p50 of the callers and the upstream without a service between them."""
     with Upstream(USUAL) as upstream:
-        runs = [load("ceiling", upstream.address, plan.pictures, callers, str(USUAL)) for callers in [1, 16, 80]]
+        runs = [load("ceiling", upstream.address, plan.images, callers, str(USUAL)) for callers in [1, 16, 80]]
     return {str(callers): [run["ok"] / run["seconds"], run["p50_ms"]] for callers, run in zip([1, 16, 80], runs)}
 
 
 class Table:
-    """Figures by program and name, one for every round."""
+    """Figures by name and program, one for each round."""
 
     def __init__(self):
-        self.lines = {}
+        self.rows = {}
 
     def add(self, subject, name, figure):
-        figures = self.lines.setdefault(name, {}).setdefault(subject.name, [])
+        figures = self.rows.setdefault(name, {}).setdefault(subject.name, [])
         figures.append(figure)
-        print(f"{subject.name:8} {name:20} {figure:10.2f}", flush=True)
+        print(f"{subject.name:26} {name:20} {figure:10.2f}", flush=True)
 
 
 def taking_part(subjects, number, peer_rounds):
-    """Those of this round: the peers, which are slow, are in the first ones only."""
+    """The subjects of this round: the peers are slow, so they take part in the first rounds only."""
     return [subject for subject in subjects if number < peer_rounds or not isinstance(subject, Peer)]
 
 
-# ---- who is measured
+# ---- the subjects
 
 
 class Subject:
-    """A program that answers /generate_image."""
+    """A program that serves /generate_image."""
 
     directory = REPOSITORY
 
@@ -226,7 +227,7 @@ class Subject:
             "STORAGE_EMULATOR_HOST": f"http://{upstream.address}",
             "GCE_METADATA_HOST": upstream.address,
             "GCE_METADATA_IP": upstream.address,
-            # As the base image sets it.
+            # The base image of the container sets it.
             "SSL_CERT_FILE": BUNDLE,
         }
 
@@ -234,8 +235,9 @@ class Subject:
     def running(self, upstream, **settings):
         port = free_port()
         environment = {**self.environment(port, upstream), **settings}
-        command, speaks = self.command(port, upstream), isinstance(self, Pipe)
-        with started(command, speaks, env=environment, cwd=self.directory) as process:
+        command = self.command(port, upstream)
+        prints_address = isinstance(self, PassThrough)
+        with started(command, prints_address, env=environment, cwd=self.directory) as process:
             running = Running(process, self.address(process, port))
             running.wait_until_healthy()
             yield running
@@ -248,22 +250,25 @@ class Iga(Subject):
     name = "iga"
 
 
-class Floor(Subject):
-    name = "floor"
-
-
-class OneThreadFloor(Subject):
-    name = "floor, one thread"
+class MinimalServer(Subject):
+    name = "minimal server"
 
     def command(self, port, upstream):
-        return [program("floor"), "one-thread"]
+        return [program("minimal_server")]
 
 
-class Pipe(Subject):
-    name = "pipe"
+class MinimalServerOneThread(Subject):
+    name = "minimal server, one thread"
 
     def command(self, port, upstream):
-        return [program("pipe"), upstream.address, str(upstream.picture_bytes)]
+        return [program("minimal_server"), "one-thread"]
+
+
+class PassThrough(Subject):
+    name = "pass-through"
+
+    def command(self, port, upstream):
+        return [program("pass_through"), upstream.address, str(upstream.image_bytes)]
 
     def address(self, process, port):
         return process.stdout.readline().decode().strip()
@@ -276,13 +281,13 @@ class Peer(Subject):
         self.python = TARGET / "benches" / name / "bin"
 
     def install(self):
-        """Whether its packages could be had."""
+        """Installs its packages. Returns whether that succeeded."""
         if not self.python.exists():
             subprocess.run([sys.executable, "-m", "venv", self.python.parent], check=True)
         install = [self.python / "pip", "install", "--quiet", "--requirement", self.directory / "requirements.txt"]
         result = subprocess.run(install, capture_output=True, text=True)
         if result.returncode:
-            print(f"NOT MEASURED: {self.name}, whose packages cannot be installed:\n{result.stderr}", flush=True)
+            print(f"NOT MEASURED: {self.name}. Its packages cannot be installed:\n{result.stderr}", flush=True)
         return not result.returncode
 
     def packages(self):
@@ -300,7 +305,7 @@ def peers():
 
 
 class Running:
-    """A process under load, those that it started included."""
+    """A running subject, with the processes that it started."""
 
     def __init__(self, process, address):
         self.process, self.address = process, address
@@ -312,7 +317,7 @@ class Running:
                 directly.open(f"http://{self.address}/health", timeout=10).close()
                 return
             if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{self.process.args} does not answer")
+                sys.exit(f"{self.process.args} does not respond")
             time.sleep(0.01)
 
     def pids(self):
@@ -320,41 +325,42 @@ class Running:
         return [self.process.pid, *map(int, children)]
 
     def cpu_seconds(self):
-        # The clock of another process, user and system time: clock_getcpuclockid(3).
+        # The CPU clock of another process, user and system time: clock_getcpuclockid(3).
         return sum(time.clock_gettime(~pid << 3 | 2) for pid in self.pids())
 
     def peak_mib(self):
         lines = "".join(Path(f"/proc/{pid}/status").read_text() for pid in self.pids()).splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / KIB
 
-    def load(self, asked, callers, may_fail=False):
+    def load(self, requests, callers, may_fail=False):
         before = self.cpu_seconds()
-        done = load("pictures", self.address, asked, callers)
+        done = load("images", self.address, requests, callers)
         spent = self.cpu_seconds() - before
         if done["failed"] and not may_fail:
-            sys.exit(f"{self.process.args}: {done['failed']} of {asked} pictures failed")
-        return {**done, "cpu_ms": spent * 1e3 / asked, "per_second": done["ok"] / done["seconds"]}
+            sys.exit(f"{self.process.args}: {done['failed']} of {requests} requests failed")
+        return {**done, "cpu_ms": spent * 1e3 / requests, "per_second": done["ok"] / done["seconds"]}
 
 
 class Upstream:
-    """The fake of Google's services, with pictures of one size."""
+    """The fake of Google's services. All its images have one size."""
 
-    def __init__(self, picture_bytes, latency_ms=0):
-        self.picture_bytes, self.latency_ms = picture_bytes, latency_ms
+    def __init__(self, image_bytes, latency_ms=0):
+        self.image_bytes = image_bytes
+        self.latency_ms = latency_ms
 
     def __enter__(self):
-        command = [program("upstream"), str(self.picture_bytes), str(self.latency_ms)]
+        command = [program("upstream"), str(self.image_bytes), str(self.latency_ms)]
         self.stack = contextlib.ExitStack()
         process = self.stack.enter_context(started(command))
         self.address = process.stdout.readline().decode().strip()
         return self
 
-    def __exit__(self, *problem):
+    def __exit__(self, *exception):
         self.stack.close()
 
 
-def load(what, address, asked, callers, *more):
-    command = [program("load"), what, address, str(asked), str(callers), *more]
+def load(mode, address, requests, callers, *more):
+    command = [program("load"), mode, address, str(requests), str(callers), *more]
     result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     if result.returncode:
         sys.exit(result.stderr)
@@ -372,10 +378,10 @@ def stopwatch(subject, what, upstream):
 
 
 @contextlib.contextmanager
-def started(command, speaks=True, **options):
-    """A process that is ended; what it logs, unless it speaks to us, goes into a file, at the file's cost."""
+def started(command, prints_address=True, **options):
+    """A process, ended on exit. Its stdout is a pipe if it prints an address; otherwise a log file, which costs CPU."""
     with tempfile.TemporaryFile() as log:
-        out = subprocess.PIPE if speaks else log
+        out = subprocess.PIPE if prints_address else log
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, **options)
         try:
             yield process
@@ -386,7 +392,7 @@ def started(command, speaks=True, **options):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if speaks:
+            if prints_address:
                 process.stdout.close()
 
 
@@ -396,11 +402,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-# ---- what they are built from
+# ---- building
 
 
 def build():
-    for name in ["iga", "floor", "pipe", "upstream", "load", "stopwatch"]:
+    for name in ["iga", "minimal_server", "pass_through", "upstream", "load", "stopwatch"]:
         subprocess.run([REPOSITORY / "scripts/build-static.sh", platform.machine(), name], check=True)
 
 

@@ -1,35 +1,35 @@
 //! The parts, put together from the settings. Nothing is fetched: credentials and connections come with the first request.
 
-use crate::auth::Auth;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
-use crate::image::Budget;
-use crate::storage::Storage;
-use crate::vertex::Vertex;
+use crate::google::client::Client;
+use crate::google::storage::Storage;
+use crate::google::vertex::Vertex;
 use std::sync::Arc;
 
 pub struct App {
     pub config: Config,
     pub flights: Arc<Flights>,
     pub generator: Arc<Generator>,
-    pub auth: Arc<Auth>,
+    pub client: Arc<Client>,
 }
 
 impl App {
     pub fn new(config: Config) -> Arc<App> {
         // One provider for all TLS of the process; a second App, as in tests, finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let auth = Arc::new(Auth::new(config.credentials.clone(), config.timing));
+        let client = Arc::new(Client::new(config.credentials.clone(), config.timing));
         let vertex = Vertex {
-            auth: Arc::clone(&auth),
+            client: Arc::clone(&client),
             endpoint: config.vertex_endpoint.clone(),
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
         };
         let storage = Arc::new(Storage {
-            auth: Arc::clone(&auth),
+            client: Arc::clone(&client),
             endpoint: config.storage_endpoint.clone(),
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
@@ -47,6 +47,6 @@ impl App {
             timing: config.timing,
         };
         let flights = Arc::new(Flights::new(Arc::clone(&generator), rules));
-        Arc::new(App { config, flights, generator, auth })
+        Arc::new(App { config, flights, generator, client })
     }
 }

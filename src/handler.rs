@@ -1,11 +1,11 @@
 //! The single handler function: `POST /generate_image`.
 
-use crate::answer;
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::generate::Origin;
 use crate::request::{GenerateRequest, idempotency_key};
-use crate::telemetry;
+use crate::response;
+use crate::telemetry::{self, metrics};
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -26,7 +26,7 @@ pub struct RequestId(pub String);
 #[derive(Debug, Clone, Copy)]
 pub struct PlatformDeadline(pub Instant);
 
-/// Prompt in, picture stored, its URI out.
+/// Prompt in, image stored, its URI out.
 pub async fn generate_image(
     State(app): State<Arc<App>>,
     Extension(RequestId(request_id)): Extension<RequestId>,
@@ -46,13 +46,13 @@ pub async fn generate_image(
         platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
-    telemetry::picture_delivered();
+    metrics::image_delivered();
     let body = AnswerBody {
         image_url: format!("gs://{}/{}", app.config.bucket, generated.object),
         prompt_used: prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
-    Ok(answer::json(200, &body))
+    Ok(response::json(200, &body))
 }
 
 #[derive(Serialize)]
@@ -79,10 +79,10 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
                 return Err(Kind::MalformedJson
                     .because(format!("The body ended early, at line 1 column {received}.")));
             };
-            let piece = frame.into_data().unwrap_or_default();
-            received += piece.len();
+            let chunk = frame.into_data().unwrap_or_default();
+            received += chunk.len();
             if received <= MAX_BODY_BYTES {
-                held.extend_from_slice(&piece);
+                held.extend_from_slice(&chunk);
             } else if received <= MAX_DISCARDED_BYTES {
                 held = Vec::new();
             } else {

@@ -47,10 +47,10 @@ fn serve() -> ExitCode {
     telemetry::install(config.debug);
     let app = App::new(config);
     app.config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    if let Some(hint) = app.auth.hint() {
+    if let Some(hint) = app.client.credentials.hint() {
         tracing::warn!("{hint}");
     }
-    // One thread moves more pictures than any model makes; more of them wake each other (docs/performance.md).
+    // One thread moves more images than any model makes; more of them wake each other (docs/performance.md).
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),
@@ -60,10 +60,10 @@ fn serve() -> ExitCode {
 /// Serves. To build the HTTP client takes longer than all else at a start, so the platform's probe is answered first;
 /// whoever wants the client before then builds it.
 async fn run(app: Arc<App>) -> ExitCode {
-    let auth = Arc::clone(&app.auth);
+    let client = Arc::clone(&app.client);
     let client = async {
         tokio::time::sleep(AFTER_THE_PROBE).await;
-        spawn_blocking(move || auth.client.build()).await
+        spawn_blocking(move || client.http.build()).await
     };
     tokio::select! {
         biased;
@@ -114,7 +114,7 @@ Options:
   -h, --help     shows this
   -V, --version  shows the version
 
-All settings are environment variables, see the README.
+All settings are environment variables, see docs/settings.md.
 ";
 
 /// A probe that is quick has its answer by then; a request that is quicker builds the client itself.

@@ -1,11 +1,12 @@
 //! Routes, and what every request gets: an id, a span, a guard against panics, one summary line.
 
-use crate::answer::json;
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::handler::{self, RequestId, workflow_id};
 use crate::id::request_id;
-use crate::telemetry::{self, Trace};
+use crate::response::json;
+use crate::telemetry::trace::Trace;
+use crate::telemetry::{self, metrics};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::ALLOW;
@@ -115,7 +116,7 @@ fn summary(method: &Method, path: &str, response: &Response, start: Instant) {
         }
     }
     if path == GENERATE_IMAGE {
-        telemetry::request_done(
+        metrics::request_done(
             error.map_or("success", |error| error.kind.row().tag),
             start.elapsed(),
         );

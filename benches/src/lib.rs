@@ -1,4 +1,4 @@
-//! What the programs of the harness agree on: the answer with its one picture, and their arguments.
+//! Shared by the programs of the harness: the model's response, the paths of its API, an HTTP client, arguments.
 
 use bytes::Bytes;
 use hyper::body::Body;
@@ -7,23 +7,24 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use std::process::exit;
 
-/// The service's own, for every program here but the floor: what is measured is the moving of bytes.
+/// The same allocator as in the service, so that a comparison shows what the programs do. The minimal server does not
+/// use this library and has the standard allocator.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What stands before the picture in the upstream's answer ("Imagen API", response body).
-pub const ANSWER_HEAD: &str = r#"{"predictions":[{"mimeType":"image/png","bytesBase64Encoded":""#;
+/// The model's response up to the image ("Imagen API", response body).
+pub const RESPONSE_HEAD: &str = r#"{"predictions":[{"mimeType":"image/png","bytesBase64Encoded":""#;
 
-/// What stands after it.
-pub const ANSWER_TAIL: &str = r#""}]}"#;
+/// The model's response after the image.
+pub const RESPONSE_TAIL: &str = r#""}]}"#;
 
-/// The path of the model that is asked; nothing depends on it but the programs' agreement.
+/// The path of the model that `load` and the pass-through call. IGA and the peers build their own.
 pub const PREDICT_PATH: &str = "/v1/projects/benchmark/locations/us-central1/publishers/google/models/imagen-4.0-generate-001:predict";
 
 pub const UPLOAD_PATH: &str = "/upload/storage/v1/b/benchmark/o";
 
-/// A client that sends at once what it is given.
+/// An HTTP client with `TCP_NODELAY`.
 pub fn client<B>() -> Client<HttpConnector, B>
 where
     B: Body<Data = Bytes> + Send,
@@ -34,7 +35,7 @@ where
 }
 
 /// Bytes that begin like a PNG and do not compress.
-pub fn picture(len: usize) -> Vec<u8> {
+pub fn image(len: usize) -> Vec<u8> {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     let noise = std::iter::repeat_with(move || {
         state ^= state << 13;
@@ -45,7 +46,7 @@ pub fn picture(len: usize) -> Vec<u8> {
     b"\x89PNG\r\n\x1a\n".iter().copied().chain(noise).take(len).collect()
 }
 
-/// The arguments of a program, in order; it ends with its usage where they are wrong.
+/// Reads a program's arguments in order. A missing or wrong argument prints the usage and exits with code 2.
 pub struct Args {
     usage: &'static str,
     rest: std::iter::Skip<std::env::Args>,
@@ -57,23 +58,25 @@ impl Args {
     }
 
     pub fn text(&mut self) -> String {
-        self.rest.next().unwrap_or_else(|| self.explain())
+        self.rest.next().unwrap_or_else(|| self.exit_with_usage())
     }
 
     pub fn number(&mut self) -> usize {
-        self.text().parse().unwrap_or_else(|_| self.explain())
+        self.text().parse().unwrap_or_else(|_| self.exit_with_usage())
     }
 
     pub fn number_or(&mut self, default: usize) -> usize {
-        self.rest.next().map_or(default, |text| text.parse().unwrap_or_else(|_| self.explain()))
+        self.rest
+            .next()
+            .map_or(default, |text| text.parse().unwrap_or_else(|_| self.exit_with_usage()))
     }
 
-    /// All that are left.
+    /// The arguments that have not been read.
     pub fn rest(self) -> impl Iterator<Item = String> {
         self.rest
     }
 
-    fn explain(&self) -> ! {
+    fn exit_with_usage(&self) -> ! {
         eprintln!("usage: {}", self.usage);
         exit(2)
     }

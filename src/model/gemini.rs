@@ -1,10 +1,10 @@
 //! Gemini's `:generateContent`: request body out, answer in ("Generate and edit images with Gemini").
 
-use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, picture_at};
+use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, image_at};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The request for one picture and no text. `add_watermark` has no place here: these models always watermark.
+/// The request for one image and no text. `add_watermark` has no place here: these models always watermark.
 pub fn body(prompt: &str, params: &Params) -> Value {
     let mut image_config = json!({"aspectRatio": params.aspect_ratio});
     if let Some(size) = params.image_size.map(ImageSize::as_str) {
@@ -28,19 +28,19 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}], "generationConfig": generation_config})
 }
 
-/// The final picture, else why there is none.
+/// The final image, else why there is none.
 pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
     let answer: Answer = serde_json::from_slice(skeleton)?;
-    if let Some(picture) = answer.final_picture().or_else(|| answer.draft_of_a_finished_answer()) {
-        return Ok(Outcome::Picture(picture));
+    if let Some(image) = answer.final_image().or_else(|| answer.draft_of_a_finished_answer()) {
+        return Ok(Outcome::Image(image));
     }
     Ok(answer.refusal())
 }
 
-/// The last picture that is not a draft, else the last draft.
+/// The last image that is not a draft, else the last draft.
 pub fn best_so_far(skeleton: &[u8]) -> Option<usize> {
     let answer: Answer = serde_json::from_slice(skeleton).ok()?;
-    answer.final_picture().or_else(|| answer.pictures().last())
+    answer.final_image().or_else(|| answer.images().last())
 }
 
 #[derive(Deserialize)]
@@ -99,20 +99,20 @@ impl Answer {
         self.candidates().flat_map(Candidate::parts)
     }
 
-    fn pictures(&self) -> impl Iterator<Item = usize> {
-        self.parts().filter_map(Part::picture)
+    fn images(&self) -> impl Iterator<Item = usize> {
+        self.parts().filter_map(Part::image)
     }
 
-    /// Drafts carry `thought`, or nothing at all: the last unflagged picture is the final one. A
-    /// signature says nothing, final pictures carry it too.
-    fn final_picture(&self) -> Option<usize> {
-        self.parts().filter(|part| part.thought != Some(true)).filter_map(Part::picture).last()
+    /// Drafts carry `thought`, or nothing at all: the last unflagged image is the final one. A
+    /// signature says nothing, final images carry it too.
+    fn final_image(&self) -> Option<usize> {
+        self.parts().filter(|part| part.thought != Some(true)).filter_map(Part::image).last()
     }
 
-    /// Rarely every picture is flagged; after a normal end the last draft equals the final picture.
+    /// Rarely every image is flagged; after a normal end the last draft equals the final image.
     fn draft_of_a_finished_answer(&self) -> Option<usize> {
         let finished = self.candidates().filter(|c| c.finish_reason.as_deref() == Some("STOP"));
-        finished.flat_map(Candidate::parts).filter_map(Part::picture).last()
+        finished.flat_map(Candidate::parts).filter_map(Part::image).last()
     }
 
     fn refusal(&self) -> Outcome {
@@ -150,7 +150,7 @@ impl Candidate {
         }
         if let Some(uri) = self.parts().find_map(|p| p.file_data.as_ref()?.file_uri.as_deref()) {
             return Outcome::Empty(format!(
-                "The model stored the picture elsewhere ({uri}) instead of sending it."
+                "The model stored the image elsewhere ({uri}) instead of sending it."
             ));
         }
         match (reason, words.as_str()) {
@@ -161,8 +161,8 @@ impl Candidate {
 }
 
 impl Part {
-    fn picture(&self) -> Option<usize> {
-        picture_at(self.inline_data.as_ref()?.data.as_deref())
+    fn image(&self) -> Option<usize> {
+        image_at(self.inline_data.as_ref()?.data.as_deref())
     }
 }
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_picture_that_is_not_a_draft_is_chosen() {
+    fn the_last_image_that_is_not_a_draft_is_chosen() {
         for (parts, chosen) in [
             (format!("{TEXT},{FIRST}"), 0),
             (FIRST.to_owned(), 0),
@@ -246,18 +246,18 @@ mod tests {
             (format!("{FIRST},{DRAFT_AFTER}"), 0),
             (format!("{DRAFT},{DRAFT_AFTER}"), 1),
         ] {
-            assert_eq!(outcome(&candidate(&parts, "STOP")), Outcome::Picture(chosen), "{parts}");
+            assert_eq!(outcome(&candidate(&parts, "STOP")), Outcome::Image(chosen), "{parts}");
         }
     }
 
     #[test]
-    fn a_draft_alone_is_no_picture_when_the_answer_was_filtered() {
+    fn a_draft_alone_is_no_image_when_the_answer_was_filtered() {
         assert!(matches!(outcome(&candidate(DRAFT, "IMAGE_SAFETY")), Outcome::Blocked(_)));
     }
 
     #[test]
-    fn a_usable_picture_is_taken_whatever_the_finish_reason() {
-        assert_eq!(outcome(&candidate(FIRST, "MAX_TOKENS")), Outcome::Picture(0));
+    fn a_usable_image_is_taken_whatever_the_finish_reason() {
+        assert_eq!(outcome(&candidate(FIRST, "MAX_TOKENS")), Outcome::Image(0));
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_picture_says_why() {
+    fn an_answer_without_an_image_says_why() {
         for reason in [
             "IMAGE_OTHER",
             "OTHER",

@@ -1,10 +1,10 @@
 //! Imagen's `:predict`: request body out, answer in ("Imagen API reference").
 
-use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, picture_at};
+use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, image_at};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The request for one picture.
+/// The request for one image.
 pub fn body(prompt: &str, params: &Params) -> Value {
     let mut parameters = json!({
         "sampleCount": 1,
@@ -35,17 +35,17 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"instances": [{"prompt": prompt}], "parameters": parameters})
 }
 
-/// The first picture, else the reasons that were given, else a block without a reason: an answer
+/// The first image, else the reasons that were given, else a block without a reason: an answer
 /// with no predictions is how the API says that everything was filtered.
 pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
     let answer: Answer = serde_json::from_slice(skeleton)?;
-    if let Some(picture) = answer.picture() {
-        return Ok(Outcome::Picture(picture));
+    if let Some(image) = answer.image() {
+        return Ok(Outcome::Image(image));
     }
     let predictions = answer.predictions.unwrap_or_default();
     if let Some(uri) = predictions.iter().find_map(|p| p.gcs_uri.as_ref()) {
         return Ok(Outcome::Empty(format!(
-            "The model stored the picture elsewhere ({uri}) instead of sending it."
+            "The model stored the image elsewhere ({uri}) instead of sending it."
         )));
     }
     if predictions.iter().any(|p| p.bytes_base64_encoded.is_some()) {
@@ -53,14 +53,14 @@ pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
     }
     let reasons: Vec<_> = predictions.into_iter().filter_map(|p| p.rai_filtered_reason).collect();
     Ok(Outcome::Blocked(match reasons.is_empty() {
-        true => "The picture was filtered out; the model gave no reason.".to_owned(),
+        true => "The image was filtered out; the model gave no reason.".to_owned(),
         false => reasons.join(" "),
     }))
 }
 
-/// One picture is asked for, so the first is the one.
+/// One image is asked for, so the first is the one.
 pub fn best_so_far(skeleton: &[u8]) -> Option<usize> {
-    serde_json::from_slice::<Answer>(skeleton).ok()?.picture()
+    serde_json::from_slice::<Answer>(skeleton).ok()?.image()
 }
 
 #[derive(Deserialize)]
@@ -77,11 +77,8 @@ struct Prediction {
 }
 
 impl Answer {
-    fn picture(&self) -> Option<usize> {
-        self.predictions
-            .iter()
-            .flatten()
-            .find_map(|p| picture_at(p.bytes_base64_encoded.as_deref()))
+    fn image(&self) -> Option<usize> {
+        self.predictions.iter().flatten().find_map(|p| image_at(p.bytes_base64_encoded.as_deref()))
     }
 }
 
@@ -123,17 +120,17 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_found_beside_a_reason_and_in_any_field_order() {
+    fn an_image_is_found_beside_a_reason_and_in_any_field_order() {
         let answer = r##"{"predictions": [{"mimeType": "image/png", "bytesBase64Encoded": "#0", "prompt": "vivid"},
                         {"raiFilteredReason": "filtered out 2"}], "deployedModelId": "1"}"##;
-        assert_eq!(outcome(answer), Outcome::Picture(0));
+        assert_eq!(outcome(answer), Outcome::Image(0));
     }
 
     #[test]
-    fn the_positive_prompt_entry_is_not_a_picture() {
+    fn the_positive_prompt_entry_is_not_a_image() {
         let answer = r##"{"predictions": [{"contentType": "Positive Prompt", "safetyAttributes": {"scores": [0.1, 1]}},
                         {"bytesBase64Encoded": "#0"}]}"##;
-        assert_eq!(outcome(answer), Outcome::Picture(0));
+        assert_eq!(outcome(answer), Outcome::Image(0));
     }
 
     #[test]
@@ -154,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_stored_elsewhere_is_none_of_ours() {
+    fn an_image_stored_elsewhere_is_none_of_ours() {
         let answer = r#"{"predictions": [{"mimeType": "image/jpeg", "gcsUri": "gs://b/x.jpg"}]}"#;
         assert!(matches!(outcome(answer), Outcome::Empty(text) if text.contains("gs://b/x.jpg")));
     }

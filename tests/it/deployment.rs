@@ -1,8 +1,9 @@
-//! The deployment files and the README's commands: `Config` accepts their settings, their limits
+//! The deployment files and the commands of the pages: `Config` accepts their settings, their limits
 //! fit these settings, and they keep the service private and confined.
 
-use crate::service::Service;
-use iga::config::{Config, SETTINGS};
+use crate::support::service::Service;
+use iga::config::Config;
+use iga::config::settings::SETTINGS;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::string::string_regex;
 use proptest::test_runner::TestRunner;
@@ -146,8 +147,8 @@ async fn the_startup_probe_asks_the_port_and_a_path_of_the_service() {
 }
 
 #[test]
-fn the_readme_deploys_to_cloud_run_what_service_yaml_declares() {
-    let commands = readme_commands("gcloud run deploy");
+fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
+    let commands = page_commands("gcloud run deploy");
     assert_eq!(commands.len(), 1);
     let flags: Vec<(&str, &str)> = commands[0]
         .iter()
@@ -186,11 +187,11 @@ fn the_readme_deploys_to_cloud_run_what_service_yaml_declares() {
     assert_eq!(format!("{}:latest", flag("image", "")), text(&container["image"]));
 }
 
-/// The words of every command in the README that begins with `start`, as a shell reads it.
-fn readme_commands(start: &str) -> Vec<Vec<String>> {
+/// The words of every command on the page that begins with `start`, as a shell reads it.
+fn page_commands(start: &str) -> Vec<Vec<String>> {
     let program = start.split(' ').next().unwrap();
-    let readme = file("README.md");
-    let mut lines = readme.lines();
+    let page = file("docs/deploy.md");
+    let mut lines = page.lines();
     let mut commands = Vec::new();
     while let Some(line) = lines.by_ref().find(|line| line.starts_with(start)) {
         let mut command = line.to_owned();

@@ -1,7 +1,7 @@
 //! `iga health`, and the command line around it.
 
-use crate::process::{Process, command};
-use crate::service::emulator;
+use crate::support::process::{Process, command};
+use crate::support::service::emulator;
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Command, Output};

@@ -1,10 +1,10 @@
-//! Callers: asks for pictures, so many at once, and says how long each took.
+//! The callers: sends requests with a fixed concurrency and measures how long each takes.
 //!
-//! - `load pictures ADDRESS REQUESTS CONCURRENCY`: asks a service for pictures, each with a prompt of its own.
-//! - `load ceiling ADDRESS REQUESTS CONCURRENCY PICTURE_BYTES`: asks the upstream itself, reads its answers and
-//!   uploads a picture that it has ready: what the upstream and these callers could do at most.
+//! - `load images ADDRESS REQUESTS CONCURRENCY` asks a service for images, each with its own prompt.
+//! - `load ceiling ADDRESS REQUESTS CONCURRENCY IMAGE_BYTES` calls the upstream directly: it reads the model's
+//!   response and uploads a prepared image. No service can be faster than this.
 //!
-//! Prints one JSON object; times in milliseconds.
+//! Prints one JSON object.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -12,7 +12,7 @@ use hyper::Request;
 use hyper::header::CONTENT_TYPE;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use iga_benches::{Args, PREDICT_PATH, UPLOAD_PATH, client, picture};
+use iga_benches::{Args, PREDICT_PATH, UPLOAD_PATH, client, image};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,42 +21,45 @@ use std::time::{Duration, Instant};
 struct Load {
     client: Client<HttpConnector, Full<Bytes>>,
     address: String,
-    what: What,
+    mode: Mode,
     requests: usize,
     begun: AtomicUsize,
 }
 
-enum What {
-    Pictures,
+enum Mode {
+    Images,
     Ceiling(Bytes),
 }
 
 #[tokio::main]
 async fn main() {
-    let mut args = Args::new("load pictures|ceiling ADDRESS REQUESTS CONCURRENCY [PICTURE_BYTES]");
-    let what = args.text();
+    let mut args = Args::new("load images|ceiling ADDRESS REQUESTS CONCURRENCY [IMAGE_BYTES]");
+    let mode = args.text();
     let address = format!("http://{}", args.text());
-    let (requests, concurrency) = (args.number(), args.number());
-    let what = match what.as_str() {
-        "ceiling" => What::Ceiling([HEAD, &picture(args.number()), TAIL].concat().into()),
-        _ => What::Pictures,
+    let requests = args.number();
+    let concurrency = args.number();
+    let mode = match mode.as_str() {
+        "ceiling" => Mode::Ceiling([HEAD, &image(args.number()), TAIL].concat().into()),
+        _ => Mode::Images,
     };
     let client = client();
-    let load = Arc::new(Load { client, address, what, requests, begun: AtomicUsize::new(0) });
+    let load = Arc::new(Load { client, address, mode, requests, begun: AtomicUsize::new(0) });
     let start = Instant::now();
     let callers: Vec<_> =
         (0..concurrency).map(|_| tokio::spawn(Arc::clone(&load).call_until_done())).collect();
-    let mut took = Vec::new();
+    let mut durations = Vec::new();
     for caller in callers {
-        took.extend(caller.await.expect("a caller does not panic"));
+        durations.extend(caller.await.expect("a caller does not panic"));
     }
     let seconds = start.elapsed().as_secs_f64();
-    took.sort();
-    let at = |share: f64| took.get((took.len() as f64 * share) as usize).or(took.last()).map(ms);
+    durations.sort();
+    let percentile = |share: f64| {
+        durations.get((durations.len() as f64 * share) as usize).or(durations.last()).map(ms)
+    };
     println!(
         "{}",
-        json!({"ok": took.len(), "failed": requests - took.len(), "seconds": seconds,
-               "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)})
+        json!({"ok": durations.len(), "failed": requests - durations.len(), "seconds": seconds,
+               "p50_ms": percentile(0.5), "p99_ms": percentile(0.99), "max_ms": percentile(1.0)})
     );
 }
 
@@ -65,27 +68,27 @@ fn ms(duration: &Duration) -> f64 {
 }
 
 impl Load {
-    /// One caller after another on one connection; how long those took that succeeded.
+    /// Sends one request after another until all have begun. Returns the durations of those that succeeded.
     async fn call_until_done(self: Arc<Self>) -> Vec<Duration> {
-        let mut took = Vec::new();
+        let mut durations = Vec::new();
         loop {
             let number = self.begun.fetch_add(1, Ordering::Relaxed);
             if number >= self.requests {
-                return took;
+                return durations;
             }
             let start = Instant::now();
             match self.call(number).await {
-                Ok(()) => took.push(start.elapsed()),
-                Err(problem) => eprintln!("{problem}"),
+                Ok(()) => durations.push(start.elapsed()),
+                Err(error) => eprintln!("{error}"),
             }
         }
     }
 
     async fn call(&self, number: usize) -> Result<(), String> {
-        // No two runs ask for the same: the service would answer with what it has.
+        // The prompt is new in every request and run: IGA answers a repeated one with the image that it has.
         let prompt = format!("a lighthouse at dusk, number {number} of {}", std::process::id());
-        match &self.what {
-            What::Pictures => {
+        match &self.mode {
+            Mode::Images => {
                 self.post(
                     "/generate_image",
                     "application/json",
@@ -93,7 +96,7 @@ impl Load {
                 )
                 .await
             }
-            What::Ceiling(upload) => {
+            Mode::Ceiling(upload) => {
                 let body = json!({"instances": [{"prompt": prompt}]}).to_string();
                 self.post(PREDICT_PATH, "application/json", body.into()).await?;
                 let path = format!("{UPLOAD_PATH}?uploadType=multipart");
@@ -107,14 +110,14 @@ impl Load {
             .header(CONTENT_TYPE, content_type)
             .body(Full::new(body))
             .map_err(|error| error.to_string())?;
-        let answer = self.client.request(request).await.map_err(|error| error.to_string())?;
-        let status = answer.status();
-        let mut body = answer.into_body();
+        let response = self.client.request(request).await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        let mut body = response.into_body();
         let mut beginning = Bytes::new();
         while let Some(frame) = body.frame().await {
-            let piece = frame.map_err(|error| error.to_string())?.into_data().unwrap_or_default();
+            let chunk = frame.map_err(|error| error.to_string())?.into_data().unwrap_or_default();
             if beginning.is_empty() {
-                beginning = piece.slice(..piece.len().min(400));
+                beginning = chunk.slice(..chunk.len().min(400));
             }
         }
         if status.is_success() {

@@ -1,8 +1,8 @@
-//! A fast fake of Google's services: its answers are computed before the first request, and of an upload it keeps
-//! nothing but the checksum. What is uploaded must be the picture that was sent, byte for byte.
+//! A fast fake of Google's services. It computes its responses before the first request and keeps only the checksum
+//! of an upload. An upload must be the image of the model's response, byte for byte.
 //!
-//! `upstream PICTURE_BYTES [LATENCY_MS]` prints its address, then serves until it is killed. The latency is the
-//! model's alone.
+//! `upstream IMAGE_BYTES [LATENCY_MS]` prints its address, then serves until it is killed. Only the model has the
+//! latency.
 
 use axum::Router;
 use axum::body::Body;
@@ -16,7 +16,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
-use iga_benches::{ANSWER_HEAD, ANSWER_TAIL, Args, picture};
+use iga_benches::{Args, RESPONSE_HEAD, RESPONSE_TAIL, image};
 use memchr::memmem;
 use serde_json::json;
 use std::net::Ipv4Addr;
@@ -26,24 +26,24 @@ use tokio::net::TcpListener;
 #[derive(Clone)]
 struct Fake {
     latency: Duration,
-    answer: Bytes,
-    picture_bytes: usize,
+    response: Bytes,
+    image_bytes: usize,
     crc32c: u32,
 }
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let mut args = Args::new("upstream PICTURE_BYTES [LATENCY_MS]");
-    let picture = picture(args.number());
+    let mut args = Args::new("upstream IMAGE_BYTES [LATENCY_MS]");
+    let image = image(args.number());
     let latency = Duration::from_millis(args.number_or(0) as u64);
-    let answer = [ANSWER_HEAD, &BASE64_STANDARD.encode(&picture), ANSWER_TAIL].concat();
+    let response = [RESPONSE_HEAD, &BASE64_STANDARD.encode(&image), RESPONSE_TAIL].concat();
     let fake = Fake {
         latency,
-        answer: answer.into(),
-        picture_bytes: picture.len(),
-        crc32c: crc32c::crc32c(&picture),
+        response: response.into(),
+        image_bytes: image.len(),
+        crc32c: crc32c::crc32c(&image),
     };
-    drop(picture);
+    drop(image);
     let router = Router::new()
         .route("/", get(|| async { METADATA_FLAVOR }))
         .route("/computeMetadata/v1/instance/service-accounts/{account}/token", get(token))
@@ -66,7 +66,7 @@ async fn token() -> impl IntoResponse {
     (METADATA_FLAVOR, JSON, token.to_string())
 }
 
-/// Of all else the metadata server tells, clients ask for the account's name and its scopes.
+/// Any other metadata: clients ask for the name of the account and its scopes.
 async fn metadata() -> impl IntoResponse {
     let account = json!({"aliases": ["default"], "email": "benchmark@example.com", "scopes": []});
     (METADATA_FLAVOR, JSON, account.to_string())
@@ -80,14 +80,14 @@ async fn predict(State(fake): State<Fake>, body: Body) -> Result<Response, Statu
     if !fake.latency.is_zero() {
         tokio::time::sleep(fake.latency).await;
     }
-    Ok((JSON, fake.answer).into_response())
+    Ok((JSON, fake.response).into_response())
 }
 
 async fn permissions() -> impl IntoResponse {
     (JSON, r#"{"permissions":["storage.objects.create"]}"#)
 }
 
-/// A multipart upload, or the beginning of a resumable one ("Uploads and downloads", Cloud Storage).
+/// A multipart upload, or the start of a resumable one ("Uploads and downloads", Cloud Storage).
 async fn upload(
     State(fake): State<Fake>,
     RawQuery(query): RawQuery,
@@ -101,22 +101,22 @@ async fn upload(
             [(LOCATION, format!("http://{host}/upload/storage/v1/b/benchmark/o"))].into_response()
         );
     }
-    // The media stand after the second empty line: that of the metadata's part, then that of their own.
+    // Two empty lines come before the media: one in the part of the metadata, one in the part of the media.
     let mut body = Upload { body, read: Bytes::new() };
     for _ in 0..2 {
-        body.skip_to(b"\r\n\r\n").await?;
+        body.skip_past(b"\r\n\r\n").await?;
     }
     body.check(&fake).await
 }
 
-/// The rest of a resumable upload, in one piece.
+/// The media of a resumable upload, in one request.
 async fn put(State(fake): State<Fake>, body: Body) -> Result<Response, StatusCode> {
     Upload { body, read: Bytes::new() }.check(&fake).await
 }
 
 struct Upload {
     body: Body,
-    /// What has been received and not looked at.
+    /// Bytes received but not processed yet.
     read: Bytes,
 }
 
@@ -128,27 +128,28 @@ impl Upload {
             .await
             .ok_or(StatusCode::BAD_REQUEST)?
             .map_err(|_| StatusCode::BAD_REQUEST)?;
-        let piece = frame.into_data().unwrap_or_default();
+        let chunk = frame.into_data().unwrap_or_default();
         self.read = match self.read.is_empty() {
-            true => piece,
-            false => BytesMut::from_iter(self.read.iter().chain(&piece)).freeze(),
+            true => chunk,
+            false => BytesMut::from_iter(self.read.iter().chain(&chunk)).freeze(),
         };
         Ok(())
     }
 
-    async fn skip_to(&mut self, mark: &[u8]) -> Result<(), StatusCode> {
+    async fn skip_past(&mut self, mark: &[u8]) -> Result<(), StatusCode> {
         loop {
-            if let Some(place) = memmem::find(&self.read, mark) {
-                self.read.advance(place + mark.len());
+            if let Some(position) = memmem::find(&self.read, mark) {
+                self.read.advance(position + mark.len());
                 return Ok(());
             }
             self.more().await?;
         }
     }
 
-    /// Reads to the end; of what comes, the first `picture_bytes` must be the picture.
+    /// Reads the body to its end. Its first `image_bytes` bytes must be the image.
     async fn check(mut self, fake: &Fake) -> Result<Response, StatusCode> {
-        let (mut missing, mut crc32c) = (fake.picture_bytes, 0);
+        let mut missing = fake.image_bytes;
+        let mut crc32c = 0;
         loop {
             let part = self.read.split_to(missing.min(self.read.len()));
             crc32c = crc32c::crc32c_append(crc32c, &part);
@@ -166,11 +167,11 @@ impl Upload {
         }
         let object = json!({
             "kind": "storage#object",
-            "name": "picture.png",
+            "name": "image.png",
             "bucket": "benchmark",
             "generation": "1",
             "metageneration": "1",
-            "size": fake.picture_bytes.to_string(),
+            "size": fake.image_bytes.to_string(),
             "crc32c": BASE64_STANDARD.encode(crc32c.to_be_bytes()),
             "updated": "2026-01-01T00:00:00.000Z",
         });
