@@ -19,17 +19,19 @@ from support import copy_tracked
 
 def main(directory):
     root, image = directory / "root", directory / "image"
+    root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as files:
         copy_tracked(files := Path(files))
         found, names = stages(files), context(files)
         for rest in [rest for steps in found.values() for step, rest in steps if step == "COPY"]:
             copied(rest, names)
-        keep_only_dependencies(root)
+        # What an engine has in its cache when only the sources have changed: compiled crates.
+        subprocess.run(["find", root, *"-mindepth 2 -maxdepth 2 ! -name target -exec rm -rf {} +".split()], check=True)
         *_, dependencies, ours = perform(found["build"], root, files, names)
     assert ours == {"iga"}, f"after an edit of the sources cargo compiles {sorted(ours)}, not iga alone"
     print(f"Dependencies: {len(dependencies)} crates compiled. Sources: only iga compiled.")
     shutil.rmtree(image, ignore_errors=True)
-    image.mkdir(parents=True)
+    image.mkdir()
     for rest in [rest for step, rest in list(found.values())[-1] if step == "COPY"]:
         _, source, _ = shlex.split(rest)
         (program,) = root.glob(source.lstrip("/"))
@@ -66,15 +68,6 @@ def copied(rest, names):
         assert below or itself, f"COPY {rest}: {source} is not in the build context"
         found |= below | itself
     return found
-
-
-def keep_only_dependencies(root):
-    """What an engine has in its cache when only the sources have changed, or nothing at all."""
-    for path in root.glob("*/*"):
-        if path.name != "target":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for fingerprint in root.glob("*/target/*/release/.fingerprint/iga-*"):
-        shutil.rmtree(fingerprint)
 
 
 def perform(steps, root, files, names):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the shipped binary under AWS's runtime interface emulator, against the emulator of Google's services.
 
-Usage: lambda.py IGA IGA_LOCAL AWS_LAMBDA_RIE [SETTINGS]
+Usage: lambda.py IGA IGA_LOCAL [SETTINGS]
 
 SETTINGS is a JSON file with the environment of template.yaml. IGA is then the binary of a package: it uses the
 google-credentials.json beside it and the AWS credentials that every function has.
@@ -11,13 +11,13 @@ import base64
 import contextlib
 import json
 import os
+import platform
 import shutil
-import socket
 import sys
 import tempfile
 from pathlib import Path
 
-from support import REPOSITORY, Emulator, ask, same, start
+from support import REPOSITORY, TOOLS, Emulator, ask, free_address, same, start
 
 PLAIN, BASE64, BALANCER = "generate_image.json", "generate_image_base64.json", "generate_image_alb.json"
 MISSING = {
@@ -27,7 +27,7 @@ MISSING = {
 }
 
 
-def main(iga, iga_local, rie, settings=None):
+def main(iga, iga_local, settings=None):
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         task, log = Path(directory, "task"), Path(directory, "log")
         task.mkdir()
@@ -36,7 +36,7 @@ def main(iga, iga_local, rie, settings=None):
         environment = emulator.settings()
         if settings:
             environment = template_environment(json.loads(Path(settings).read_text()), Path(iga).parent, task, emulator)
-        function = Function(stack, rie, task, environment, log)
+        function = Function(stack, task, environment, log)
         try:
             check(function, emulator)
         except BaseException:
@@ -92,12 +92,17 @@ def template_environment(settings, package, task, emulator):
 class Function:
     """The binary in its task directory, as Lambda starts it."""
 
-    def __init__(self, stack, rie, task, environment, log):
+    def __init__(self, stack, task, environment, log):
         address = free_address()
         self.url = f"http://{address}/2015-03-31/functions/function/invocations"
         function = {"NAME": "iga", "VERSION": "$LATEST", "MEMORY_SIZE": "512", "TIMEOUT": "60"}
         environment = {f"AWS_LAMBDA_FUNCTION_{name}": value for name, value in function.items()} | environment
         environment |= {"PATH": os.environ["PATH"], "HOME": str(task.parent), "NO_PROXY": "127.0.0.1"}
+        # AWS's emulator is a file of the package of the SAM command line.
+        machine = platform.machine().replace("aarch64", "arm64")
+        (file,) = TOOLS.glob(f"sam-venv/lib/python3*/site-packages/samcli/local/rapid/aws-lambda-rie-{machine}")
+        rie = Path(shutil.copy(file, task.parent))
+        rie.chmod(0o755)
         command = [rie, "--runtime-interface-emulator-address", address, "--runtime-api-address", free_address()]
         with log.open("wb") as output:
             self.process = start(stack, [*command, "./bootstrap"], cwd=task, env=environment, stdout=output, stderr=output)
@@ -109,12 +114,6 @@ class Function:
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         (process,) = [pid for file in children for pid in file.read_text().split()]
         return process
-
-
-def free_address():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return "127.0.0.1:%d" % listener.getsockname()[1]
 
 
 if __name__ == "__main__":

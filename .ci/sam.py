@@ -18,7 +18,6 @@ from support import BUCKET, copy_tracked, not_checked
 
 CREDENTIALS = "google-credentials.json"
 PROVIDER = "projects/123456789/locations/global/workloadIdentityPools/iga-aws/providers/iga-lambda"
-METADATA = "http://169.254.169.254/latest/meta-data"
 
 
 def main(directory):
@@ -45,19 +44,13 @@ def make_credentials(source):
         subprocess.run([*command, f"--output-file={CREDENTIALS}"], cwd=source, check=True)
         return
     not_checked(f"gcloud makes such a {CREDENTIALS}; gcloud is not installed")
-    aws = {
-        "environment_id": "aws1",
-        "region_url": f"{METADATA}/placement/availability-zone",
-        "url": f"{METADATA}/iam/security-credentials",
-        "regional_cred_verification_url": "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
-    }
+    endpoint = "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15"
     credentials = {
-        "universe_domain": "googleapis.com",
         "type": "external_account",
         "audience": f"//iam.googleapis.com/{PROVIDER}",
         "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",
         "token_url": "https://sts.googleapis.com/v1/token",
-        "credential_source": aws,
+        "credential_source": {"environment_id": "aws1", "regional_cred_verification_url": endpoint},
     }
     (source / CREDENTIALS).write_text(json.dumps(credentials))
 

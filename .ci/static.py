@@ -6,7 +6,6 @@ Usage: unshare --mount static.py IGA IGA_LOCAL, as root of that mount namespace
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ import threading
 from pathlib import Path
 
 import trustme
-from support import Emulator, ask, same, start, until
+from support import Emulator, ask, free_address, same, start, until
 
 NONROOT = 65532
 BUNDLE = "etc/ssl/certs/ca-certificates.crt"
@@ -106,8 +105,7 @@ def check_that_certificates_are_needed(root, emulator):
 
 def check_stop_signal_as_pid_1(stack, root, emulator):
     slow = Emulator(stack, emulator.program, emulator.directory, "--latency-ms", "1500")
-    iga = Iga(stack, root, slow, isolated=["unshare", "--pid", "--fork", "--mount-proc"])
-    stack.callback(iga.kill_pid_1)
+    iga = Iga(stack, root, slow, isolated=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
     responses = []
     request = threading.Thread(target=lambda: responses.append(iga.generate()))
     request.start()
@@ -127,7 +125,7 @@ def inside(root):
 def environment(emulator, **changes):
     """As an engine sets it; `unshare` and `chroot` are found by the PATH."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return emulator.settings(PATH=path, SSL_CERT_FILE=f"/{BUNDLE}", PORT="0", **changes)
+    return emulator.settings(PATH=path, SSL_CERT_FILE=f"/{BUNDLE}", **changes)
 
 
 class Iga:
@@ -135,29 +133,20 @@ class Iga:
 
     def __init__(self, stack, root, emulator, isolated=[], **changes):
         self.file = stack.enter_context(tempfile.NamedTemporaryFile())
+        address = free_address()
+        self.url = f"http://{address}"
+        settings = environment(emulator, PORT=address.split(":")[1], **changes)
         output = {"stdout": self.file, "stderr": self.file}
-        self.process = start(stack, [*isolated, *inside(root)], env=environment(emulator, **changes), **output)
-        self.url = "http://" + until(self.address, "it listens")
+        self.process = start(stack, [*isolated, *inside(root)], env=settings, **output)
 
     def log(self):
         return Path(self.file.name).read_text()
-
-    def address(self):
-        assert self.process.poll() is None, self.log()
-        lines = [json.loads(line) for line in self.log().splitlines(keepends=True) if line.endswith("\n")]
-        addresses = (line["address"] for line in lines if line["message"] == "listening")
-        return next((address.replace("0.0.0.0", "127.0.0.1") for address in addresses), None)
 
     def pid_1(self):
         (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         same((status["Name"].strip(), status["NSpid"].split()[-1]), ("iga", "1"))
         return int(pid)
-
-    def kill_pid_1(self):
-        """If a check failed, the process would outlive the `unshare` that waits for it."""
-        if self.process.poll() is None:
-            os.kill(self.pid_1(), signal.SIGKILL)
 
     def generate(self, headers={}):
         return ask(self.process, f"{self.url}/generate_image", {"prompt": "A paper boat"}, headers)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -31,8 +32,7 @@ def same(found, expected):
 
 def tracked():
     """The names of the files in git."""
-    command = ["git", "ls-files", "--cached"]
-    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
     return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
 
 
@@ -48,6 +48,12 @@ def start(stack, command, **options):
     process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, **options))
     stack.callback(process.kill)
     return process
+
+
+def free_address():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return "127.0.0.1:%d" % listener.getsockname()[1]
 
 
 def until(condition, what):
