@@ -33,9 +33,8 @@ def main(iga, iga_local):
         words = services["iga_emulator"]["command"]
         volume, bucket = (words[words.index(option) + 1] for option in ["--dir", "--bucket"])
         words = [f"{directory}{volume}" if word == volume else word for word in words]
-        log = stack.enter_context(Path(directory, "log").open("wb"))
-        start(stack, [iga_local, *words], cwd=directory, stdout=log, stderr=log)
-        service = start(stack, [iga], cwd=directory, env=local, stdout=log, stderr=log)
+        start(stack, [iga_local, *words], cwd=directory)
+        service = start(stack, [iga], cwd=directory, env=local)
         response = ask(service, "http://127.0.0.1:5007/generate_image", {"prompt": "A paper boat"})
         expect_image(Path(f"{directory}{volume}"), bucket, response)
         print(f"--profile local: {response[1]['image_url']} is stored")

@@ -1,15 +1,12 @@
 #!/usr/bin/env python3
-"""Checks the deployment files without an account: by the tools of their formats, and for security properties.
+"""Checks, without an account, what the pages and scripts for deployment do, and that no key leaves this machine.
 
-Usage: files.py              runs the tools and checks the properties
-       files.py --mutations  breaks the properties in a copy, as mutations.py says; each mutation must be found
+Usage: files.py              also writes what the linters of the deployment files need
+       files.py --mutations  breaks each property in a copy, as mutations.py says; the checks must find it
 """
 
-import concurrent.futures
-import contextlib
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -18,12 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cfnlint.api import ManualArgs, lint
 from image import context
 from mutations import MUTATIONS
 from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
-from support import REPOSITORY, TOOLS, copy_tracked, not_checked, same, tracked
+from support import REPOSITORY, TOOLS, copy_tracked, not_checked, same
 
 logging.disable()
 ACCOUNT, NUMBER = "123456789012", "123456789"
@@ -36,41 +32,23 @@ SETUP_AWS = ["scripts/setup-aws.sh", "--project", "example-1", "--bucket", "exam
 def main(arguments):
     if arguments == ["--mutations"]:
         return check_mutations()
-    run_tools()
-    with copy_of_files() as files:
-        for check in CHECKS:
-            check(files)
-            print(f"{check.__doc__} ok")
-        lint_gcloud_commands(files)
+    write_for_linters()
+    check_copy("README.md", "", "")
+    print(*(f"{check.__doc__} ok" for check in CHECKS), sep="\n")
 
 
-# ---- the tools of the formats
+# ---- for the linters
 
 
-def run_tools():
-    """All of them run, so that one run shows all problems."""
-    problems = [tool("hadolint", "Dockerfile")]
-    problems.append(tool("shellcheck", ".ci/run", *(name for name in tracked() if name.endswith(".sh"))))
-    for name, schema in {"cloudbuild.yaml": "vendor.cloudbuild", "docker-compose.yml": "vendor.compose-spec"}.items():
-        problems.append(tool("check-jsonschema", "--builtin-schema", schema, name))
-    for name, message in {"service.yaml": ("run.v1", "Service"), "cloudbuild.yaml": ("cloudbuild.v1", "Build")}.items():
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            file.write(google_schema(*message))
-            file.flush()
-            problems.append(tool("check-jsonschema", "--schemafile", file.name, name))
-    for options in [[], ["--lint"]]:
-        problems.append(tool("sam", "validate", *options, "--template", "template.yaml", environment="sam-venv"))
-    # SAM's own parameters are used up in the expanded template, thus W2001.
-    config = ManualArgs(ignore_checks=["W2001"], regions=["us-east-1"])
-    problems += [f"cfn-lint: {found.rule.id} {found.message}" for found in lint(json.dumps(expanded()), config=config)]
-    if any(problems):
-        sys.exit("\n".join(filter(None, problems)))
-
-
-def tool(name, *arguments, environment="venv"):
-    result = subprocess.run([TOOLS / environment / "bin" / name, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
-    print(f"{name} {shlex.join(arguments)}: {'problems' if result.returncode else 'ok'}", flush=True)
-    return f"{name}: {result.stdout}{result.stderr}" if result.returncode else None
+def write_for_linters():
+    """The schemas of Google's files, and template.yaml as SAM deploys it."""
+    for name, api, message in [("service", "run.v1", "Service"), ("cloudbuild", "cloudbuild.v1", "Build")]:
+        (TOOLS / f"{name}.schema.json").write_text(google_schema(api, message))
+    template = yaml_parse((REPOSITORY / "template.yaml").read_text())
+    template["Resources"]["IgaFunction"]["Properties"]["CodeUri"] = "s3://bucket/key"
+    place = {"AWS::Region": "us-east-1", "AWS::AccountId": ACCOUNT, "AWS::Partition": "aws"}
+    no_managed_policies = type("NoManagedPolicies", (), {"load": dict})()
+    (TOOLS / "template.json").write_text(json.dumps(transform(template, place, no_managed_policies)))
 
 
 def google_schema(api, message):
@@ -84,26 +62,16 @@ def google_schema(api, message):
     return f'{{"$schema": "{draft}", "$ref": "#/schemas/{message}", "schemas": {schemas}}}'
 
 
-def expanded():
-    """template.yaml as SAM deploys it."""
-    template = yaml_parse((REPOSITORY / "template.yaml").read_text())
-    template["Resources"]["IgaFunction"]["Properties"]["CodeUri"] = "s3://bucket/key"
-    place = {"AWS::Region": "us-east-1", "AWS::AccountId": ACCOUNT, "AWS::Partition": "aws"}
-    no_managed_policies = type("NoManagedPolicies", (), {"load": dict})()
-    return json.loads(json.dumps(transform(template, place, no_managed_policies)))
-
-
 def lint_gcloud_commands(files):
-    """gcloud's own parser must know the commands and options."""
+    """gcloud: its own parser knows the commands and options of pages and scripts."""
     if not shutil.which("gcloud"):
-        return not_checked("gcloud knows the commands and options in scripts and pages; gcloud is not installed")
+        return not_checked("the commands and options of gcloud in pages and scripts; gcloud is not installed")
     commands = sorted({shlex.join(words).replace(" replace - ", " replace service.yaml ") for words in commands_of_pages(files)})
     (files / "commands.json").write_text(json.dumps([{"command_string": command} for command in commands]))
     command = ["gcloud", "meta", "lint-gcloud-commands", "--commands-file=commands.json"]
     judged = json.loads(subprocess.run(command, cwd=files, check=True, stdout=subprocess.PIPE).stdout)
-    same(len(judged), len(commands))
-    same([f"{found['command_string']}: {found['error_message']}" for found in judged if not found["success"]], [])
-    print(f"{len(commands)} gcloud commands: ok")
+    wrong = [f"{found['command_string']}: {found['error_message']}" for found in judged if not found["success"]]
+    same((len(judged), wrong), (len(commands), []))
 
 
 # ---- commands, recorded by stand-ins
@@ -121,7 +89,7 @@ esac
 
 
 def recorded(files, *command, exists=""):
-    """The gcloud commands and the output of a command; stand-ins only write down their arguments."""
+    """The gcloud commands that a command runs; stand-ins only write down their arguments."""
     with tempfile.TemporaryDirectory() as home:
         for name in ["gcloud", "sam", "curl", "cargo", "docker"]:
             Path(home, name).write_text(STAND_IN)
@@ -132,7 +100,7 @@ def recorded(files, *command, exists=""):
         result = subprocess.run(command, cwd=files, env=environment, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, f"{shlex.join(command)}: {result.stdout}{result.stderr}"
         lines = [line.split("\x1f")[:-1] for line in Path(home, "log").read_text().splitlines()]
-        return [words for words in lines if words[0] == "gcloud"], result.stdout
+        return [words for words in lines if words[0] == "gcloud"]
 
 
 def commands_of_pages(files):
@@ -140,7 +108,7 @@ def commands_of_pages(files):
     pages = [files / "README.md", *files.glob("docs/*.md")]
     blocks = [block for page in pages for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", page.read_text())]
     blocks = [block for block in blocks if re.search(r"gcloud|scripts/setup", block)]
-    return [words for block in blocks for words in recorded(files, "bash", "-euc", block)[0]]
+    return [words for block in blocks for words in recorded(files, "bash", "-euc", block)]
 
 
 def option(words, name):
@@ -169,9 +137,6 @@ def check_pages(files):
         assert "--no-invoker-iam-check" not in words or "--ingress=internal" in words, text
     deployments = [words for words in commands if words[:3] == ["gcloud", "run", "deploy"]]
     assert deployments and all("--no-allow-unauthenticated" in words for words in deployments), deployments
-    for words in deployments:
-        assert re.match("iga@", option(words, "service-account") or ""), words
-        assert "--source=." not in words or "/iga-build@" in (option(words, "build-service-account") or ""), words
 
 
 PERMISSIONS = {
@@ -208,21 +173,15 @@ def check_setup_aws(files):
     for words in providers:
         same(option(words, "attribute-condition"), f"attribute.aws_role == '{AWS_ROLE}'")
     same([option(words, "account-id") for words in providers], [ACCOUNT, ACCOUNT])
-    role = yaml_parse((files / "template.yaml").read_text())["Parameters"]["RoleName"]["Default"]
-    same(role, AWS_ROLE.rpartition("/")[2])
+    template = yaml_parse((files / "template.yaml").read_text())
+    assert AWS_ROLE.endswith("/" + template["Parameters"]["RoleName"]["Default"]), "template.yaml has another role"
 
 
 def commands_of_setup(files, command):
-    """The commands in an empty project. --print prints the same and runs none; a second run creates nothing."""
-
-    def changes(commands):
-        texts = [shlex.join(words) for words in commands if "describe" not in words]
-        return [re.sub("--lifecycle-file=.*", "", text) for text in texts]
-
-    commands, _ = recorded(files, *command)
-    none, printed = recorded(files, command[0], "--print", *command[1:])
-    same((none, changes(recorded(files, "bash", "-euc", printed)[0])), ([], changes(commands)))
-    again, _ = recorded(files, *command, exists="yes")
+    """The commands in an empty project. --print runs none, and a second run creates nothing."""
+    commands = recorded(files, *command)
+    same(recorded(files, command[0], "--print", *command[1:]), [])
+    again = recorded(files, *command, exists="yes")
     same([words for words in again if {"create", "create-aws"} & set(words)], [])
     for words in commands + again:
         if words[1:3] == ["iam", "roles"] and option(words, "permissions"):
@@ -241,36 +200,30 @@ def grants(commands):
     return found
 
 
-CHECKS = [check_keys, check_pages, check_setup_google, check_setup_aws]
+CHECKS = [check_keys, check_pages, check_setup_google, check_setup_aws, lint_gcloud_commands]
 
 
-@contextlib.contextmanager
-def copy_of_files():
+def check_copy(name, old, new):
+    """Runs the checks on a copy of the repository with one change."""
     with tempfile.TemporaryDirectory() as directory:
-        copy_tracked(Path(directory))
+        copy_tracked(files := Path(directory))
         subprocess.run(["git", "init", "--quiet", directory], check=True)
-        yield Path(directory)
+        text = (files / name).read_text()
+        if old not in text:
+            sys.exit(f"{name} does not hold {old!r}")
+        (files / name).write_text(text.replace(old, new))
+        for check in CHECKS:
+            check(files)
 
 
 def check_mutations():
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(problem_after, MUTATIONS))
-    for (name, what, *_), problem in zip(MUTATIONS, found):
-        print(f"{name}: {what}: {(problem or 'NOT FOUND').splitlines()[0][:120]}")
-    assert all(found), "a mutation is not found"
-
-
-def problem_after(mutation):
-    name, what, old, new = mutation
-    with copy_of_files() as files:
-        text = (files / name).read_text()
-        assert text.count(old) == 1, f"{what}: {name} does not hold {old!r} once"
-        (files / name).write_text(text.replace(old, new))
+    for name, fault, old, new in MUTATIONS:
         try:
-            for check in CHECKS:
-                check(files)
-        except AssertionError as error:
-            return str(error)
+            check_copy(name, old, new)
+        except AssertionError as problem:
+            print(f"{name}: {fault}: {str(problem)[:100]}", flush=True)
+        else:
+            sys.exit(f"{name}: {fault}: NOT FOUND")
 
 
 if __name__ == "__main__":

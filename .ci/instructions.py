@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Counts, with callgrind, the instructions that one image of 8 MiB costs from the model's response to the upload.
 
-Usage: instructions.py PROGRAM [--record]; --record writes benches/instructions.txt instead of comparing with it
+It compares the count with benches/instructions.txt.
 """
 
+import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from support import REPOSITORY, not_checked
@@ -15,15 +15,15 @@ RECORD = REPOSITORY / "benches/instructions.txt"
 TOLERANCE = 0.05
 
 
-def main(program, *flags):
+def main():
     if "avx2" not in Path("/proc/cpuinfo").read_text().split():
         return not_checked("the count of instructions; it was recorded on a processor with AVX2")
+    build = [REPOSITORY / "scripts/build-static.sh", platform.machine(), "instructions"]
+    program = subprocess.run(build, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     count = counted(program, 3) - counted(program, 2)
-    if flags == ("--record",):
-        RECORD.write_text(f"{count}\n")
     change = count / int(RECORD.read_text()) - 1
     print(f"one image of 8 MiB: {count:,} instructions, {change:+.2%} against the record")
-    assert abs(change) <= TOLERANCE, f"More than {TOLERANCE:.0%}. To accept it: .ci/instructions.py {program} --record"
+    assert abs(change) <= TOLERANCE, f"more than {TOLERANCE:.0%}; to accept it write {count} to {RECORD}"
 
 
 def counted(program, images):
@@ -33,4 +33,4 @@ def counted(program, images):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

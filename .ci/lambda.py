@@ -29,19 +29,14 @@ MISSING = {
 
 def main(iga, iga_local, settings=None):
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        task, log = Path(directory, "task"), Path(directory, "log")
+        task = Path(directory, "task")
         task.mkdir()
         shutil.copy(iga, task / "bootstrap")
         emulator = Emulator(stack, iga_local, Path(directory, "objects"))
         environment = emulator.settings()
         if settings:
             environment = template_environment(json.loads(Path(settings).read_text()), Path(iga).parent, task, emulator)
-        function = Function(stack, task, environment, log)
-        try:
-            check(function, emulator)
-        except BaseException:
-            print(log.read_text(), file=sys.stderr)
-            raise
+        check(Function(stack, task, environment), emulator)
 
 
 def check(function, emulator):
@@ -92,7 +87,7 @@ def template_environment(settings, package, task, emulator):
 class Function:
     """The binary in its task directory, as Lambda starts it."""
 
-    def __init__(self, stack, task, environment, log):
+    def __init__(self, stack, task, environment):
         address = free_address()
         self.url = f"http://{address}/2015-03-31/functions/function/invocations"
         function = {"NAME": "iga", "VERSION": "$LATEST", "MEMORY_SIZE": "512", "TIMEOUT": "60"}
@@ -104,8 +99,7 @@ class Function:
         rie = Path(shutil.copy(file, task.parent))
         rie.chmod(0o755)
         command = [rie, "--runtime-interface-emulator-address", address, "--runtime-api-address", free_address()]
-        with log.open("wb") as output:
-            self.process = start(stack, [*command, "./bootstrap"], cwd=task, env=environment, stdout=output, stderr=output)
+        self.process = start(stack, [*command, "./bootstrap"], cwd=task, env=environment)
 
     def invoke(self, sent):
         return ask(self.process, self.url, sent)[1]

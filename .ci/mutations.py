@@ -10,7 +10,6 @@ MUTATIONS = [
     (PAGE, "everybody may call", '"serviceAccount:your-caller@$PROJECT.iam.gserviceaccount.com"', "allUsers"),
     (PAGE, "no check, from the internet", " --ingress=internal --no-invoker-iam-check", " --no-invoker-iam-check"),
     (PAGE, "a broad role", "--role=roles/run.invoker", "--role=roles/run.admin"),
-    (PAGE, "the default account", ' --service-account="iga@', ' --service-account="default@'),
     (GOOGLE, "all of Vertex AI", '"projects/$project/roles/igaModels"', "roles/aiplatform.user"),
     (GOOGLE, "one permission more", "igaModels aiplatform.endpoints.predict", "igaModels aiplatform.endpoints.predict,x.y.z"),
     (GOOGLE, "every bucket", 'on_bucket "$bucket" "$runtime" roles/storage.objectCreator', 'on_project "$runtime" roles/storage.objectCreator'),

@@ -43,7 +43,7 @@ def make_credentials(source):
     if shutil.which("gcloud"):
         subprocess.run([*command, f"--output-file={CREDENTIALS}"], cwd=source, check=True)
         return
-    not_checked(f"gcloud makes such a {CREDENTIALS}; gcloud is not installed")
+    not_checked(f"that gcloud makes such a {CREDENTIALS}; gcloud is not installed")
     endpoint = "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15"
     credentials = {
         "type": "external_account",

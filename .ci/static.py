@@ -4,13 +4,12 @@
 Usage: unshare --mount static.py IGA IGA_LOCAL, as root of that mount namespace
 """
 
-import asyncio
 import contextlib
 import os
 import re
 import shutil
 import signal
-import ssl
+import socket
 import subprocess
 import sys
 import tempfile
@@ -154,27 +153,13 @@ class Iga:
 
 def tls_front(stack, authority, emulator):
     """The URL of a server that speaks TLS in front of the emulator's plain HTTP."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    stack.callback(loop.call_soon_threadsafe, loop.stop)
-    # Clients that refuse the certificate are expected, and the loop may end before a connection.
-    loop.set_exception_handler(lambda loop, problem: None)
-
-    async def pump(source, sink):
-        with contextlib.suppress(OSError, RuntimeError), contextlib.closing(sink):
-            while data := await source.read(1 << 16):
-                sink.write(data)
-                await sink.drain()
-
-    async def serve(client, response):
-        upstream, request = await asyncio.open_connection(*emulator.address.split(":"))
-        await asyncio.gather(pump(client, request), pump(upstream, response))
-
-    listening = asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    server = asyncio.run_coroutine_threadsafe(listening, loop).result(60)
-    return "https://localhost:%d" % server.sockets[0].getsockname()[1]
+    pem = authority.issue_cert("localhost").private_key_and_cert_chain_pem
+    certificate = stack.enter_context(pem.tempfile())
+    port = free_address().split(":")[1]
+    listener = f"OPENSSL-LISTEN:{port},bind=127.0.0.1,fork,cert={certificate},verify=0"
+    start(stack, ["socat", listener, f"TCP:{emulator.address}"], stderr=subprocess.DEVNULL)
+    until(lambda: socket.socket().connect_ex(("127.0.0.1", int(port))) == 0, "socat listens")
+    return f"https://localhost:{port}"
 
 
 if __name__ == "__main__":

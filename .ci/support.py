@@ -13,32 +13,24 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = Path(os.environ.get("IGA_CI_TOOLS", REPOSITORY / "target/ci"))
 BUCKET = "iga-images"
-# AWS's tools need a region, though they connect to nothing.
-os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "SAM_CLI_TELEMETRY": "0", "LC_ALL": "C.UTF-8"}
 without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def not_checked(sentence):
     """Prints what this machine cannot check; `.ci/run` repeats it at its end."""
     print(f"NOT CHECKED: {sentence}", flush=True)
-    if record := os.environ.get("IGA_CI_NOT_CHECKED"):
-        with open(record, "a") as file:
-            file.write(f"{sentence}\n")
+    with open(TOOLS / "not-checked", "a") as file:
+        print(sentence, file=file)
 
 
 def same(found, expected):
     assert found == expected, f"{found!r} is not {expected!r}"
 
 
-def tracked():
-    """The names of the files in git."""
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
-    return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
-
-
 def copy_tracked(to):
-    """Files keep their times, so that cargo compiles only what changed."""
-    for name in tracked():
+    """The files in git. They keep their times, so that cargo compiles only what changed."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    for name in [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, to / name)
 
