@@ -17,8 +17,6 @@ from pathlib import Path
 import yaml
 from support import REPOSITORY, ask, expect_image, start
 
-REQUIRED = ["GCP_PROJECT_ID", "GCP_LOCATION", "GCS_BUCKET_NAME", "GOOGLE_APPLICATION_CREDENTIALS"]
-
 
 def main(iga, iga_local):
     with socket.socket() as any_socket:
@@ -27,9 +25,9 @@ def main(iga, iga_local):
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         google, local = (environment(services[name]) for name in ["iga_service", "iga_local"])
         refused = subprocess.run([iga], cwd=directory, env=google, capture_output=True, text=True, timeout=60)
-        assert refused.returncode == 2 and all(name in refused.stderr for name in REQUIRED), refused
+        missing = ["GCP_PROJECT_ID", "GCP_LOCATION", "GCS_BUCKET_NAME", "GOOGLE_APPLICATION_CREDENTIALS"]
+        assert refused.returncode == 2 and all(name in refused.stderr for name in missing), refused
         print(f"iga_service without settings ends with 2:\n{refused.stderr.strip()}")
-
         words = services["iga_emulator"]["command"]
         volume, bucket = (words[words.index(option) + 1] for option in ["--dir", "--bucket"])
         words = [f"{directory}{volume}" if word == volume else word for word in words]

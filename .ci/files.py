@@ -24,9 +24,7 @@ from support import REPOSITORY, TOOLS, copy_tracked, not_checked, same
 logging.disable()
 ACCOUNT, NUMBER = "123456789012", "123456789"
 SETTINGS = {"PROJECT": "example-1", "REGION": "europe-west4", "BUCKET": "example-bucket"}
-SETUP_GOOGLE = ["scripts/setup-google.sh", *SETTINGS.values()]
 SECRETS = [".env", "gcp-credentials.json", "google-credentials.json"]
-SETUP_AWS = ["scripts/setup-aws.sh", "--project", "example-1", "--bucket", "example-bucket", "--account", ACCOUNT]
 
 
 def main(arguments):
@@ -161,12 +159,14 @@ AWS_ROLE = f"arn:aws:sts::{ACCOUNT}:assumed-role/iga-lambda"
 def check_setup_google(files):
     """scripts/setup-google.sh: the service and builds get the roles that they need, and no more."""
     iga, build = (f"serviceAccount:{name}@example-1.iam.gserviceaccount.com" for name in ["iga", "iga-build"])
-    same(grants(commands_of_setup(files, SETUP_GOOGLE)), {iga: SERVICE, build: BUILDS})
+    commands = commands_of_setup(files, ["scripts/setup-google.sh", *SETTINGS.values()])
+    same(grants(commands), {iga: SERVICE, build: BUILDS})
 
 
 def check_setup_aws(files):
     """scripts/setup-aws.sh: one role of one AWS account gets the roles that the service needs."""
-    commands = commands_of_setup(files, SETUP_AWS)
+    options = f"--project example-1 --bucket example-bucket --account {ACCOUNT}"
+    commands = commands_of_setup(files, ["scripts/setup-aws.sh", *options.split()])
     pool = f"projects/{NUMBER}/locations/global/workloadIdentityPools/iga-aws"
     same(grants(commands), {f"principalSet://iam.googleapis.com/{pool}/attribute.aws_role/{AWS_ROLE}": SERVICE})
     providers = [words for words in commands if {"create-aws", "update-aws"} & set(words)]

@@ -54,8 +54,8 @@ def stages(files):
 def context(files):
     """The names that .dockerignore lets through, as Docker's own library reads it."""
     lines = (files / ".dockerignore").read_text().splitlines()
-    patterns = [line for line in lines if line and not line.startswith("#")]
-    return {name for name in exclude_paths(files, patterns) if (files / name).is_file()}
+    sent = exclude_paths(files, [line for line in lines if line and not line.startswith("#")])
+    return {name for name in sent if (files / name).is_file()}
 
 
 def copied(rest, names):

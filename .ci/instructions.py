@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Counts, with callgrind, the instructions that one image of 8 MiB costs from the model's response to the upload.
-
-It compares the count with benches/instructions.txt.
-"""
+"""Compares the instructions that an image of 8 MiB costs, by callgrind's count, with benches/instructions.txt."""
 
 import platform
 import re

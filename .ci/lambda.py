@@ -33,9 +33,7 @@ def main(iga, iga_local, settings=None):
         task.mkdir()
         shutil.copy(iga, task / "bootstrap")
         emulator = Emulator(stack, iga_local, Path(directory, "objects"))
-        environment = emulator.settings()
-        if settings:
-            environment = template_environment(json.loads(Path(settings).read_text()), Path(iga).parent, task, emulator)
+        environment = template_environment(Path(settings), Path(iga).parent, task, emulator) if settings else emulator.settings()
         check(Function(stack, task, environment), emulator)
 
 
@@ -43,11 +41,9 @@ def check(function, emulator):
     for name in [PLAIN, BASE64, BALANCER]:
         expect_image(function, event(name), emulator)
         print(f"{name}: stored")
-
     response = function.invoke({**event(PLAIN), "body": "{}"})
     same((response["statusCode"], json.loads(response["body"])), (400, MISSING))
     print("no prompt: 400")
-
     process = function.process_id()
     response = function.invoke({**event(BASE64), "body": "%%%"})
     assert 400 <= response.get("statusCode", 0) < 500 or "errorType" in response, response
@@ -77,6 +73,7 @@ def template_environment(settings, package, task, emulator):
     federation = json.loads((package / "google-credentials.json").read_text())
     federation["token_url"] = f"{emulator.url}/v1/token"
     (task / "google-credentials.json").write_text(json.dumps(federation))
+    settings = json.loads(settings.read_text())
     for there, here in [("/var/task", str(task)), ("/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt")]:
         settings = {name: value.replace(there, here) for name, value in settings.items()}
     google = {name: emulator.url for name in ["STORAGE_EMULATOR_HOST", "IGA_VERTEXAI_ENDPOINT"]}

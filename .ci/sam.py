@@ -34,7 +34,7 @@ def main(directory):
     assert names == ["bootstrap", CREDENTIALS], f"the package holds {names}"
     assert (package / CREDENTIALS).stat().st_mode & 0o777 == 0o644, "Lambda's user cannot read the credentials"
     check_that_it_is_static(package / "bootstrap")
-    (directory / "settings.json").write_text(json.dumps(variables(source / ".aws-sam/build/template.yaml")))
+    (directory / "settings.json").write_text(json.dumps(variables(source / "template.yaml")))
 
 
 def make_credentials(source):

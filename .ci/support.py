@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -36,8 +37,12 @@ def copy_tracked(to):
 
 
 def start(stack, command, **options):
-    """A process that ends with the stack."""
-    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, **options))
+    """A process that ends with the stack. If a check fails, its `log` is printed."""
+    file = stack.enter_context(tempfile.NamedTemporaryFile())
+    options = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **options}
+    process = stack.enter_context(subprocess.Popen(command, **options))
+    process.log = lambda: Path(file.name).read_text()
+    stack.push(lambda failure, *_: failure and print(process.log()))
     stack.callback(process.kill)
     return process
 

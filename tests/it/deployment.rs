@@ -171,7 +171,11 @@ fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
     let container = &spec["containers"][0];
     for (name, preset, declared) in [
         ("service-account", "", &spec["serviceAccountName"]),
-        ("build-service-account", "", &BUILD_ACCOUNT.replace("${PROJECT_ID}", "your-project").into()),
+        (
+            "build-service-account",
+            "",
+            &BUILD_ACCOUNT.replace("${PROJECT_ID}", "your-project").into(),
+        ),
         (
             "max-instances",
             "",
