@@ -7,9 +7,10 @@ RUN rustup target add "$(uname -m)-unknown-linux-musl"
 COPY Cargo.toml Cargo.lock ./
 COPY benches/Cargo.toml benches/
 COPY emulator/Cargo.toml emulator/
+COPY model/Cargo.toml model/
 COPY scripts/build-static.sh scripts/
-RUN mkdir -p src/bin benches/src emulator/src \
-    && touch src/lib.rs benches/src/lib.rs emulator/src/lib.rs \
+RUN mkdir -p src/bin benches/src emulator/src model/src \
+    && touch src/lib.rs benches/src/lib.rs emulator/src/lib.rs model/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cp src/main.rs src/bin/iga-local.rs \
     && scripts/build-static.sh "$(uname -m)"
