@@ -5,6 +5,7 @@ mod connections;
 mod contract;
 mod cpoa;
 mod credentials;
+mod deployment;
 mod docs;
 mod doctor;
 mod flights;
