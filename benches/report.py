@@ -330,6 +330,8 @@ def programs(results):
     cells.insert(1, ["---"] * 4)
     kernel = machine["kernel"].split("-")[0]
     where = f"{machine['cpu'].strip()}, {machine['cores']} cores, Linux {kernel}"
+    if "congestion_control" in machine:
+        where += f", TCP with {machine['congestion_control']}"
     return [
         f"Measured on: {where}. Ceiling: {number(most)} images of 1.5 MiB per second.",
         "",
