@@ -4,8 +4,7 @@ pub mod parse;
 pub mod settings;
 
 use crate::model::Model;
-use parse::*;
-use settings::*;
+use settings::{Preset, Setting};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -39,6 +38,8 @@ pub struct Config {
     /// Replaces Google's hosts for Vertex AI, whatever the location.
     pub vertex_endpoint: Option<String>,
     pub storage_endpoint: String,
+    pub log_format: LogFormat,
+    pub max_connections: usize,
     pub platform: Platform,
     pub timing: Timing,
     /// What the operator should know, though nothing is wrong.
@@ -93,6 +94,16 @@ pub struct Credentials {
     pub has_metadata_server: bool,
 }
 
+/// What a log line looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    Json,
+    Text,
+}
+
 /// What the process runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Platform {
@@ -108,6 +119,7 @@ pub struct Problems(pub Vec<Problem>);
 /// What is wrong with one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    pub setting: &'static Setting,
     /// The variable that is set, or the first of those that may be.
     pub name: &'static str,
     /// A sentence that begins with the name.
@@ -115,14 +127,14 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Whether it is about the setting that has this name, among others.
+    /// Whether this variable is one of the setting's.
     pub fn is_about(&self, name: &str) -> bool {
-        setting_named(self.name).names.contains(&name)
+        self.setting.names.contains(&name)
     }
 
-    /// Whether nothing can be done without a value.
+    /// Whether IGA cannot run without a value.
     pub fn is_about_a_required_setting(&self) -> bool {
-        matches!(setting_named(self.name).preset, Preset::Required)
+        self.setting.preset == Preset::Required
     }
 }
 
@@ -152,51 +164,49 @@ impl Config {
     pub fn read(variable: Variables) -> (Config, Vec<Problem>) {
         let mut read = Reader { variable, problems: Vec::new() };
         let platform = platform(variable);
-        let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
-        let model = read
-            .parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model)
-            .unwrap_or(&crate::model::MODELS[0]);
+        let location = read.parse(&settings::LOCATION, parse::location);
+        let model = read.parse(&settings::MODEL, parse::model).unwrap_or(&crate::model::MODELS[0]);
         let config = Config {
             host: read.host(),
             port: read.port(),
-            debug: read.parse("IGA_DEBUG_MODE", parse_bool),
+            debug: read.parse(&settings::DEBUG_MODE, parse::switch),
             credentials: Credentials {
-                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", |path| {
-                    parse_credentials_file(path, platform, variable("AWS_ACCESS_KEY_ID").is_some())
+                file: read.optional(&settings::CREDENTIALS_FILE, |path| {
+                    parse::credentials_file(path, platform, variable("AWS_ACCESS_KEY_ID").is_some())
                 }),
                 gcloud_file: variable("HOME").map(|home| PathBuf::from(home).join(GCLOUD_FILE)),
-                metadata_host: read.optional("GCE_METADATA_HOST", parse_metadata_host),
+                metadata_host: read.optional(&settings::METADATA_HOST, parse::metadata_host),
                 has_metadata_server: platform == Platform::CloudRun,
             },
-            project_id: read.parse("IGA_VERTEXAI_PROJECT_ID", parse_project),
-            fallbacks: read
-                .parse("IGA_VERTEXAI_FALLBACK_MODELS", |text| parse_fallbacks(text, &location)),
+            project_id: read.parse(&settings::PROJECT_ID, parse::project),
+            fallbacks: read.parse(&settings::FALLBACKS, |text| parse::fallbacks(text, &location)),
             model: Target { model, location: location.clone() },
-            bucket: read.parse("GCS_BUCKET_NAME", parse_bucket),
-            prefix: read.parse("IGA_GCS_IMAGE_PREFIX", parse_prefix),
-            default_aspect_ratio: read.parse(DEFAULT_RATIO, parse_ratio),
-            add_watermark: read.parse("IGA_ADD_WATERMARK", parse_bool),
-            generation_deadline: read.parse("IGA_GENERATION_DEADLINE_SECONDS", parse_seconds),
+            bucket: read.parse(&settings::BUCKET, parse::bucket),
+            prefix: read.parse(&settings::PREFIX, parse::prefix),
+            default_aspect_ratio: read.parse(&settings::DEFAULT_RATIO, parse::ratio),
+            add_watermark: read.parse(&settings::ADD_WATERMARK, parse::switch),
+            generation_deadline: read.parse(&settings::GENERATION_DEADLINE, parse::seconds),
             transfer_budget_bytes: read
-                .parse("IGA_TRANSFER_BUDGET_MIB", |text| parse_number::<usize>(text, 1..=1 << 20))
+                .parse(&settings::TRANSFER_BUDGET, |text| parse::number::<usize>(text, 1..=1 << 20))
                 .saturating_mul(1 << 20),
             max_generations: read
-                .parse("IGA_MAX_GENERATIONS", |text| parse_number(text, 1..=100_000)),
-            retry_window: read.parse("IGA_RETRY_WINDOW_SECONDS", parse_seconds_or_off),
+                .parse(&settings::MAX_GENERATIONS, |text| parse::number(text, 1..=100_000)),
+            retry_window: read.parse(&settings::RETRY_WINDOW, parse::seconds_or_off),
             shared_retries: read
-                .optional("IGA_SHARED_RETRIES", parse_bool)
+                .optional(&settings::SHARED_RETRIES, parse::switch)
                 .unwrap_or(platform == Platform::Lambda),
-            answer_within: read.parse("IGA_ANSWER_WITHIN_SECONDS", parse_seconds_or_off),
-            vertex_endpoint: read.optional("IGA_VERTEXAI_ENDPOINT", parse_endpoint),
+            answer_within: read.parse(&settings::ANSWER_WITHIN, parse::seconds_or_off),
+            vertex_endpoint: read.optional(&settings::VERTEX_ENDPOINT, parse::endpoint),
             storage_endpoint: read
-                .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
+                .optional(&settings::STORAGE_ENDPOINT, parse::endpoint)
                 .unwrap_or_else(|| GOOGLES_STORAGE.to_owned()),
+            log_format: LogFormat::Auto,
+            max_connections: 2048,
             platform,
             timing: Timing::DEFAULT,
             warnings: warnings(variable),
         };
-        let known = |name| read.problems.iter().all(|problem| problem.name != name);
-        if known(DEFAULT_RATIO) && known("IGA_VERTEXAI_IMAGE_MODEL_ID") {
+        if !read.has_problem(&settings::DEFAULT_RATIO) && !read.has_problem(&settings::MODEL) {
             read.problems.extend(check_default_ratio(&config).err());
         }
         (config, read.problems)
@@ -234,22 +244,26 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn host(&mut self) -> IpAddr {
-        self.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+        self.parse(&settings::HOST, parse::ip_address).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
     fn port(&mut self) -> u16 {
-        self.parse("PORT", |text| parse_number(text, 0..=u16::MAX))
+        self.parse(&settings::PORT, |text| parse::number(text, 0..=u16::MAX))
     }
 
-    /// The value that is set, else the table's; after a problem any value, as no config comes of it.
-    fn parse<T: Default>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        let setting = setting_named(name);
+    /// The value that is set, else the table's. After a problem the value is arbitrary.
+    fn parse<T: Default>(
+        &mut self,
+        setting: &'static Setting,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
         match (self.find(setting), &setting.preset) {
-            (Some((name, text)), _) => self.parsed(name, &text, parse),
-            (None, Preset::Value(text)) => self.parsed(setting.names[0], text, parse),
+            (Some((name, text)), _) => self.parsed(setting, name, &text, parse),
+            (None, Preset::Value(text)) => self.parsed(setting, setting.names[0], text, parse),
             (None, Preset::Required) => {
-                let text = format!("{} is not set: {}.", names(setting), setting.meaning);
-                self.problems.push(Problem { name: setting.names[0], text });
+                let names = setting.names.join(" or ");
+                let text = format!("{names} is not set: {}.", setting.meaning);
+                self.problems.push(Problem { setting, name: setting.names[0], text });
                 T::default()
             }
             (None, Preset::Unset | Preset::ByPlatform(_)) => T::default(),
@@ -257,36 +271,37 @@ impl Reader<'_> {
     }
 
     /// The value, if one is set and valid.
-    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        self.parse(name, |text| parse(text).map(Some))
+    fn optional<T>(
+        &mut self,
+        setting: &'static Setting,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.parse(setting, |text| parse(text).map(Some))
     }
 
     fn parsed<T: Default>(
         &mut self,
+        setting: &'static Setting,
         name: &'static str,
         text: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> T {
         parse(text.trim()).unwrap_or_else(|problem| {
-            self.problems.push(Problem { name, text: format!("{name} {problem}.") });
+            let text = format!("{name} {problem}.");
+            self.problems.push(Problem { setting, name, text });
             T::default()
         })
     }
 
-    /// The first of its variables that is set. An empty one counts only where empty means something.
+    /// The first variable of the setting that is set.
     fn find(&self, setting: &Setting) -> Option<(&'static str, String)> {
-        let keeps_empty = EMPTY_MEANS_SOMETHING.contains(&setting.names[0]);
-        let set = |name: &&'static str| Some((*name, (self.variable)(name)?));
-        setting
-            .names
-            .iter()
-            .filter_map(set)
-            .find(|(_, text)| keeps_empty || !text.trim().is_empty())
+        let values = setting.names.iter().filter_map(|name| Some((*name, (self.variable)(name)?)));
+        values.into_iter().find(|(_, text)| setting.may_be_empty || !text.trim().is_empty())
     }
-}
 
-fn names(setting: &Setting) -> String {
-    setting.names.join(" or ")
+    fn has_problem(&self, setting: &Setting) -> bool {
+        self.problems.iter().any(|problem| problem.setting == setting)
+    }
 }
 
 /// Loads `.env` from the working directory into the environment, if there is one; what is set stays.
@@ -299,11 +314,6 @@ pub fn load_env_file() -> Result<(), String> {
         Err(error) if error.not_found() => Ok(()),
         Err(error) => Err(format!("IGA cannot start: the file .env cannot be read: {error}")),
     }
-}
-
-fn setting_named(name: &str) -> &'static Setting {
-    let found = SETTINGS.iter().find(|setting| setting.names.contains(&name));
-    found.expect("only settings of the table are read")
 }
 
 fn platform(variable: Variables) -> Platform {
@@ -324,7 +334,7 @@ pub fn service_name(variable: Variables) -> Option<String> {
 /// The variable that sets the port: the one that is set, else IGA's own.
 pub fn port_name(variable: Variables) -> &'static str {
     let read = Reader { variable, problems: Vec::new() };
-    read.find(setting_named("PORT")).map_or("IGA_PORT", |(name, _)| name)
+    read.find(&settings::PORT).map_or("IGA_PORT", |(name, _)| name)
 }
 
 fn warnings(variable: Variables) -> Vec<String> {
@@ -340,16 +350,17 @@ fn check_default_ratio(config: &Config) -> Result<(), Problem> {
     if model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
         return Ok(());
     }
+    let setting = &settings::DEFAULT_RATIO;
+    let name = setting.names[0];
     let text = format!(
-        "{DEFAULT_RATIO} is {:?}, which {} cannot take; it takes {}.",
+        "{name} is {:?}, which {} cannot take; it takes {}.",
         config.default_aspect_ratio,
         model.id,
         model.ratios().join(", ")
     );
-    Err(Problem { name: DEFAULT_RATIO, text })
+    Err(Problem { setting, name, text })
 }
 
-const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_FALLBACK_MODELS"];
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
 
 /// Where Cloud Storage is, unless a setting says otherwise.

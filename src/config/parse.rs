@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
 
-pub fn parse_bool(text: &str) -> Result<bool, String> {
+pub fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),
@@ -18,7 +18,7 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-pub fn parse_number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
+pub fn number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
 where
     T: FromStr + PartialOrd + fmt::Display,
 {
@@ -32,27 +32,27 @@ where
     }
 }
 
-pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds) if (0.001..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err(format!("must be a number of seconds, at most 3600, not {text:?}")),
     }
 }
 
-pub fn parse_seconds_or_off(text: &str) -> Result<Option<Duration>, String> {
+pub fn seconds_or_off(text: &str) -> Result<Option<Duration>, String> {
     match text.eq_ignore_ascii_case("off") {
         true => Ok(None),
-        false => parse_seconds(text).map(Some).map_err(|problem| format!("{problem} (or off)")),
+        false => seconds(text).map(Some).map_err(|problem| format!("{problem} (or off)")),
     }
 }
 
-pub fn parse_host(text: &str) -> Result<Option<IpAddr>, String> {
+pub fn ip_address(text: &str) -> Result<Option<IpAddr>, String> {
     text.parse()
         .map(Some)
         .map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {text:?}"))
 }
 
-pub fn parse_project(text: &str) -> Result<String, String> {
+pub fn project(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
     match text.chars().all(fits) {
         true => Ok(text.to_owned()),
@@ -61,7 +61,7 @@ pub fn parse_project(text: &str) -> Result<String, String> {
 }
 
 /// The location becomes part of a host name, so nothing else may stand in it.
-pub fn parse_location(text: &str) -> Result<String, String> {
+pub fn location(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     match !text.is_empty() && text.chars().all(fits) {
         true => Ok(text.to_owned()),
@@ -71,25 +71,25 @@ pub fn parse_location(text: &str) -> Result<String, String> {
     }
 }
 
-pub fn parse_model(text: &str) -> Result<Option<&'static Model>, String> {
+pub fn model(text: &str) -> Result<Option<&'static Model>, String> {
     Model::find(text).map(Some).ok_or_else(|| {
         let known: Vec<_> = crate::model::MODELS.iter().map(|model| model.id).collect();
         format!("names no model that IGA knows: {text:?}; it knows {}", known.join(", "))
     })
 }
 
-pub fn parse_fallbacks(text: &str, location: &str) -> Result<Vec<Target>, String> {
+pub fn fallbacks(text: &str, configured: &str) -> Result<Vec<Target>, String> {
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     entries
         .map(|entry| {
-            let (location, id) = entry.split_once('/').unwrap_or((location, entry));
-            let model = parse_model(id)?.expect("parse_model finds one or fails");
-            Ok(Target { model, location: parse_location(location)? })
+            let (at, id) = entry.split_once('/').unwrap_or((configured, entry));
+            let model = model(id)?.expect("model() finds one or fails");
+            Ok(Target { model, location: self::location(at)? })
         })
         .collect()
 }
 
-pub fn parse_bucket(text: &str) -> Result<String, String> {
+pub fn bucket(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let length = (3..=222).contains(&text.len());
@@ -101,7 +101,7 @@ pub fn parse_bucket(text: &str) -> Result<String, String> {
 }
 
 /// No leading slash, one trailing slash; no segment that a tool would take for a way up.
-pub fn parse_prefix(text: &str) -> Result<String, String> {
+pub fn prefix(text: &str) -> Result<String, String> {
     let inner = text.trim_matches('/');
     if inner.split('/').any(|segment| segment == "." || segment == "..") {
         return Err(format!("must not hold . or .. as a folder, as {text:?} does"));
@@ -112,7 +112,7 @@ pub fn parse_prefix(text: &str) -> Result<String, String> {
     Ok(if inner.is_empty() { String::new() } else { format!("{inner}/") })
 }
 
-pub fn parse_ratio(text: &str) -> Result<String, String> {
+pub fn ratio(text: &str) -> Result<String, String> {
     match RATIOS.contains(&text) {
         true => Ok(text.to_owned()),
         false => Err(format!("must be one of {}, not {text:?}", RATIOS.join(", "))),
@@ -120,7 +120,7 @@ pub fn parse_ratio(text: &str) -> Result<String, String> {
 }
 
 /// Scheme, host and port; plain http only to this machine or to a neighbour such as a compose service.
-pub fn parse_endpoint(text: &str) -> Result<String, String> {
+pub fn endpoint(text: &str) -> Result<String, String> {
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = Url::parse(&with_scheme)
         .map_err(|_| format!("must be a URL such as http://localhost:4443, not {text:?}"))?;
@@ -142,7 +142,7 @@ pub fn parse_endpoint(text: &str) -> Result<String, String> {
 }
 
 /// Tokens come from there over plain http: this machine, a neighbour, or Google's own addresses.
-pub fn parse_metadata_host(text: &str) -> Result<String, String> {
+pub fn metadata_host(text: &str) -> Result<String, String> {
     let url = Url::parse(&format!("http://{text}")).ok();
     let host = url.as_ref().filter(|url| url.path() == "/").and_then(Url::host_str);
     match host {
@@ -169,7 +169,7 @@ fn is_single_label(host: &str) -> bool {
 }
 
 /// Only whether the file can be one, and be one for this platform; what is in it is never repeated.
-pub fn parse_credentials_file(
+pub fn credentials_file(
     path: &str,
     platform: Platform,
     has_aws_keys: bool,
