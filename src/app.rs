@@ -28,6 +28,8 @@ impl App {
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
+            labels: config.labels.clone(),
+            request_type: config.request_type,
         };
         let storage = Arc::new(Storage {
             client: Arc::clone(&client),
@@ -37,8 +39,7 @@ impl App {
             timing: config.timing,
             writable: Default::default(),
         });
-        let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
-        let targets = Targets::new(targets);
+        let targets = Targets::new(&config);
         let generator = Arc::new(Generator { vertex, storage, targets });
         let rules = Rules {
             max_generations: config.max_generations,

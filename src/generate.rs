@@ -77,11 +77,13 @@ impl Generator {
         request: &GenerateRequest,
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
-        if let Some(model) = request.model {
-            let location = self.location_of(model);
-            return self.call(&Target { model, location }, request, deadline).await;
+        match &request.target {
+            Some(target) => self.call(target, request, deadline).await,
+            None => {
+                let call = |target| self.call(target, request, deadline);
+                self.targets.ask(&request.params, deadline, call).await
+            }
         }
-        self.targets.ask(|target| self.call(target, request, deadline)).await
     }
 
     async fn call(
@@ -90,7 +92,6 @@ impl Generator {
         request: &GenerateRequest,
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
-        target.model.check(&request.params)?;
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,
@@ -99,14 +100,5 @@ impl Generator {
         }
         let image = self.vertex.image(target, &request.prompt, &request.params, deadline).await?;
         Ok((image, target.model))
-    }
-
-    /// Where a model named by the caller is asked for: where the settings name it, else where they ask
-    /// for the first model, if it is served there.
-    fn location_of(&self, model: &'static Model) -> String {
-        match self.targets.list().iter().find(|target| target.model == model) {
-            Some(target) => target.location.clone(),
-            None => model.location_near(&self.targets.list()[0].location).to_owned(),
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! Its verdict is what a generation would meet. Nothing is paid for, nothing is left behind, and no secret is shown.
 
 use crate::app::App;
+use crate::config::warnings::{Fix, unknown_variables};
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::google::credentials::CredentialSource;
@@ -25,6 +26,7 @@ pub mod remedy;
 pub fn run(variable: Variables) -> bool {
     let env_file = config::load_env_file();
     let (mut config, problems) = Config::read(variable);
+    config.warnings.extend(unknown_variables(config::environment_names()));
     config.timing.first_retry_wait = FIRST_RETRY_WAIT;
     let deployment =
         Deployment { platform: config.platform, service: config::service_name(variable) };
@@ -143,8 +145,11 @@ impl Doctor {
             self.fail("settings", &problem.text, Some(remedy));
         }
         for warning in std::mem::take(&mut self.config.warnings) {
-            let name = warning.split(' ').next().unwrap_or_default();
-            self.say(Verdict::Warn, "settings", &warning, Some(self.deployment.unset(name)));
+            let fix = warning.fix.map(|fix| match fix {
+                Fix::Unset(name) => self.deployment.unset(&name),
+                Fix::Set(name, value) => self.deployment.set(&[(name, &value)]),
+            });
+            self.say(Verdict::Warn, "settings", &warning.text, fix);
         }
         if self.problems.is_empty() {
             let Config { project_id, model, bucket, prefix, .. } = &self.config;
