@@ -1,4 +1,4 @@
-//! The parts, put together from the settings. Nothing is fetched: credentials and connections come with the first request.
+//! Builds the parts from the settings. Fetches nothing: the first request gets credentials and connections.
 
 use crate::budget::Budget;
 use crate::config::Config;
@@ -14,6 +14,7 @@ pub struct App {
     pub config: Config,
     pub flights: Arc<Flights>,
     pub generator: Arc<Generator>,
+    pub storage: Arc<Storage>,
     pub client: Arc<Client>,
 }
 
@@ -31,16 +32,9 @@ impl App {
             labels: config.labels.clone(),
             request_type: config.request_type,
         };
-        let storage = Arc::new(Storage {
-            client: Arc::clone(&client),
-            endpoint: config.storage_endpoint.clone(),
-            bucket: config.bucket.clone(),
-            prefix: config.prefix.clone(),
-            timing: config.timing,
-            writable: Default::default(),
-        });
+        let storage = Arc::new(Storage::new(Arc::clone(&client), &config));
         let targets = Targets::new(&config);
-        let generator = Arc::new(Generator { vertex, storage, targets });
+        let generator = Arc::new(Generator::new(vertex, Arc::clone(&storage), targets));
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,
@@ -48,7 +42,7 @@ impl App {
             answer_within: config.answer_within,
             timing: config.timing,
         };
-        let flights = Arc::new(Flights::new(Arc::clone(&generator), rules));
-        Arc::new(App { config, flights, generator, client })
+        let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
+        Arc::new(App { config, flights, generator, storage, client })
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
-    pub targets: Targets,
+    targets: Targets,
 }
 
 /// An image that Cloud Storage has confirmed.
@@ -43,6 +43,11 @@ pub struct Unstored {
 }
 
 impl Generator {
+    /// `targets` holds the configured model, then its fallbacks; it is not empty.
+    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
+        Generator { vertex, storage, targets }
+    }
+
     /// Has one image made, which is then to be stored.
     pub async fn generate(
         &self,
@@ -78,15 +83,15 @@ impl Generator {
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
         match &request.target {
-            Some(target) => self.call(target, request, deadline).await,
+            Some(target) => self.image_from(target, request, deadline).await,
             None => {
-                let call = |target| self.call(target, request, deadline);
-                self.targets.ask(&request.params, deadline, call).await
+                let image_from = |target| self.image_from(target, request, deadline);
+                self.targets.ask(&request.params, deadline, image_from).await
             }
         }
     }
 
-    async fn call(
+    async fn image_from(
         &self,
         target: &Target,
         request: &GenerateRequest,

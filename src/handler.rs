@@ -46,9 +46,10 @@ pub async fn generate_image(
         platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
-    metrics::image_delivered();
-    let body = AnswerBody {
-        image_url: format!("gs://{}/{}", app.config.bucket, generated.object),
+    let image_url = format!("gs://{}/{}", app.config.bucket, generated.object);
+    metrics::image_delivered(&image_url, &generated.model);
+    let body = ResponseBody {
+        image_url,
         prompt_used: prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
@@ -56,7 +57,7 @@ pub async fn generate_image(
 }
 
 #[derive(Serialize)]
-struct AnswerBody {
+struct ResponseBody {
     image_url: String,
     prompt_used: String,
     model_version: String,

@@ -39,5 +39,6 @@ pub mod response;
 pub mod retry;
 pub mod router;
 pub mod runtime;
+pub mod server;
 pub mod targets;
 pub mod telemetry;

@@ -629,11 +629,7 @@ async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
         let findings = doctor_without(&[permission], &[]).await;
         findings.warn("bucket", "requests with an idempotency key fail", OBJECT_USER);
         let findings = doctor_without(&[permission], &shared).await;
-        findings.fail(
-            "bucket",
-            "no request is answered while IGA_SHARED_RETRIES is on",
-            OBJECT_USER,
-        );
+        findings.fail("bucket", "every request fails while IGA_SHARED_RETRIES is on", OBJECT_USER);
     }
     let withheld = vec![delete.to_owned()];
     let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
