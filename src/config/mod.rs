@@ -192,6 +192,9 @@ impl Config {
             timing: Timing::DEFAULT,
             warnings: warnings(variable),
         };
+        for proxy in settings::PROXIES {
+            read.optional(proxy, parse::http_proxy);
+        }
         if !read.has_problem(&settings::DEFAULT_RATIO) && !read.has_problem(&settings::MODEL) {
             read.problems.extend(check_default_ratio(&config).err());
         }
