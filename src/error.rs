@@ -73,6 +73,7 @@ kinds! {
     PromptMissing         => 400, "IGA_BAD_REQUEST_PROMPT_MISSING",    "Prompt is required for image generation.",                    "validation_error_prompt_missing",         "api_error",         Info;
     MalformedJson         => 400, "IGA_MALFORMED_JSON",                "Request body is not valid JSON.",                             "validation_error_malformed_json",         "api_error",         Info;
     InvalidPayload        => 400, "IGA_INVALID_PAYLOAD",               "Request body must be a JSON object.",                         "validation_error_invalid_payload",        "api_error",         Info;
+    InvalidHost           => 400, "IGA_INVALID_HOST",                  "Host header is missing or invalid.",                         "validation_error_invalid_host",        "api_error",         Info;
     InvalidIdempotencyKey => 400, "IGA_INVALID_IDEMPOTENCY_KEY",       "Idempotency key is invalid.",                                 "validation_error_invalid_idempotency_key", "api_error",         Info;
     IdempotencyKeyReused  => 422, "IGA_IDEMPOTENCY_KEY_REUSED",        "Idempotency key was already used with a different request.",  "validation_error_idempotency_key_reused", "api_error",         Info;
     SafetyBlocked         => 400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY", "Prompt blocked by safety filters.",                           "vertexai_error_safety_blocked",           "safety_blocked",    Info;

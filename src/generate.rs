@@ -1,24 +1,21 @@
 //! The story of one image: resolve the model, call it, lift the image out, store it.
 
 use crate::config::Target;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::google::storage::{Metadata, Storage};
 use crate::google::vertex::Vertex;
 use crate::image::Image;
 use crate::model::{Family, Model};
 use crate::request::GenerateRequest;
+use crate::targets::Targets;
 use crate::telemetry::metrics;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
 
 pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
-    /// The configured model, then its fallbacks. Never empty.
-    pub targets: Vec<Target>,
-    /// The first of `targets` that is not known to be gone.
-    pub current: AtomicUsize,
+    targets: Targets,
 }
 
 /// An image that Cloud Storage has confirmed.
@@ -46,6 +43,11 @@ pub struct Unstored {
 }
 
 impl Generator {
+    /// `targets` holds the configured model, then its fallbacks; it is not empty.
+    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
+        Generator { vertex, storage, targets }
+    }
+
     /// Has one image made, which is then to be stored.
     pub async fn generate(
         &self,
@@ -82,37 +84,12 @@ impl Generator {
     ) -> Result<(Image, &'static Model), Error> {
         if let Some(model) = request.model {
             let location = self.location_of(model);
-            return self.call(&Target { model, location }, request, deadline).await;
+            return self.image_from(&Target { model, location }, request, deadline).await;
         }
-        let mut place = self.current.load(Ordering::Relaxed);
-        loop {
-            let target = &self.targets[place];
-            let gone = match self.call(target, request, deadline).await {
-                Err(error) if error.kind == Kind::ModelNotFound => error,
-                result => return result,
-            };
-            place += 1;
-            let Some(next) = self.targets.get(place) else {
-                return Err(gone);
-            };
-            // Whoever finds out first says so; the others follow in silence.
-            if self.current.fetch_max(place, Ordering::Relaxed) < place {
-                tracing::warn!(
-                    model = target.model.id,
-                    location = target.location,
-                    fallback = next.model.id,
-                    fallback_location = next.location,
-                    "model {} is not served in {}; using {} in {} from now on",
-                    target.model.id,
-                    target.location,
-                    next.model.id,
-                    next.location
-                );
-            }
-        }
+        self.targets.ask(|target| self.image_from(target, request, deadline)).await
     }
 
-    async fn call(
+    async fn image_from(
         &self,
         target: &Target,
         request: &GenerateRequest,
@@ -132,9 +109,9 @@ impl Generator {
     /// Where a model named by the caller is asked for: where the settings name it, else where they ask
     /// for the first model, if it is served there.
     fn location_of(&self, model: &'static Model) -> String {
-        match self.targets.iter().find(|target| target.model == model) {
+        match self.targets.list().iter().find(|target| target.model == model) {
             Some(target) => target.location.clone(),
-            None => model.location_near(&self.targets[0].location).to_owned(),
+            None => model.location_near(&self.targets.list()[0].location).to_owned(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use iga::app::App;
 use iga::config::{self, Config};
+use iga::google::http::NoClient;
 use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -42,7 +43,10 @@ fn serve() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };
-    telemetry::install(config.debug);
+    // Each connection takes a file. A limit that cannot be raised bounds the connections instead.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let is_lambda = config.platform == config::Platform::Lambda;
+    telemetry::install(config.debug, config.log_format, is_lambda);
     let app = App::new(config);
     app.config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     if let Some(hint) = app.client.credentials.hint() {
@@ -55,18 +59,29 @@ fn serve() -> ExitCode {
     }
 }
 
-/// Serves. To build the HTTP client takes longer than all else at a start, so the platform's probe is answered first;
-/// whoever wants the client before then builds it.
+/// Serves. Building the HTTP client dominates start-up, so it is deferred until the health probe is answered; an
+/// earlier request builds it.
 async fn run(app: Arc<App>) -> ExitCode {
-    let client = Arc::clone(&app.client);
-    let client = async {
-        tokio::time::sleep(AFTER_THE_PROBE).await;
-        spawn_blocking(move || client.http.build()).await
-    };
-    tokio::select! {
+    let client = build_client(Arc::clone(&app));
+    let served = tokio::select! {
         biased;
         served = runtime::run(app) => served.map_or_else(stopped, |()| ExitCode::SUCCESS),
-        Ok(Err(problem)) = client => refuse(problem),
+        problem = client => refuse(problem),
+    };
+    telemetry::flush();
+    served
+}
+
+/// Ends only where the client can never be built. A full file table passes.
+async fn build_client(app: Arc<App>) -> NoClient {
+    tokio::time::sleep(AFTER_THE_PROBE).await;
+    loop {
+        let app = Arc::clone(&app);
+        match spawn_blocking(move || app.client.http.build()).await {
+            Ok(Ok(())) => return std::future::pending().await,
+            Ok(Err(problem)) if std::fs::File::open("/dev/null").is_ok() => return problem,
+            Ok(Err(_)) | Err(_) => tokio::time::sleep(BUILD_AGAIN).await,
+        }
     }
 }
 
@@ -125,3 +140,4 @@ All settings are environment variables, see docs/settings.md.
 
 /// A probe that is quick has its answer by then; a request that is quicker builds the client itself.
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);
+const BUILD_AGAIN: Duration = Duration::from_secs(1);

@@ -4,7 +4,6 @@ use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::id::sha256_hex;
 use crate::model::{ImageSize, MODELS, Model, OutputMimeType, Params, PersonGeneration, RATIOS};
-use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
@@ -76,33 +75,9 @@ impl GenerateRequest {
     }
 }
 
-/// The caller's idempotency key, if the request carries one.
-///
-/// # Errors
-/// 400 for a key that is empty, too long or not visible ASCII.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let Some(value) = KEY_HEADERS.iter().find_map(|name| headers.get(*name)) else {
-        return Ok(None);
-    };
-    match value.to_str() {
-        Ok(key)
-            if (1..=MAX_KEY_CHARS).contains(&key.len())
-                && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
-        {
-            Ok(Some(key.to_owned()))
-        }
-        _ => Err(Kind::InvalidIdempotencyKey.because(format!(
-            "The key must have 1 to {MAX_KEY_CHARS} characters, all of them visible ASCII."
-        ))),
-    }
-}
-
 fn prompt_missing() -> Error {
     Kind::PromptMissing.because("Missing or empty 'prompt' in request body.")
 }
-
-const KEY_HEADERS: [&str; 3] = ["idempotency-key", "x-idempotency-key", "x-cloudtasks-taskname"];
-const MAX_KEY_CHARS: usize = 255;
 
 /// The body as sent. Unknown fields are skipped without being held.
 #[derive(Deserialize)]
@@ -424,21 +399,5 @@ mod tests {
         ] {
             assert_ne!(of(other), of(r#"{"prompt": "x"}"#));
         }
-    }
-
-    #[test]
-    fn a_key_is_visible_ascii_of_bounded_length() {
-        let key = |name: &'static str, value: &[u8]| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, axum::http::HeaderValue::from_bytes(value).unwrap());
-            idempotency_key(&headers)
-        };
-        for name in KEY_HEADERS {
-            assert_eq!(key(name, b"a-1_!").unwrap().as_deref(), Some("a-1_!"));
-        }
-        for bad in [&b""[..], b"a b", b"caf\xc3\xa9", &[b'x'; 256]] {
-            assert_eq!(key("idempotency-key", bad).unwrap_err().kind, Kind::InvalidIdempotencyKey);
-        }
-        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
     }
 }

@@ -38,6 +38,8 @@ pub struct Config {
     /// Replaces Google's hosts for Vertex AI, whatever the location.
     pub vertex_endpoint: Option<String>,
     pub storage_endpoint: String,
+    pub log_format: LogFormat,
+    pub max_connections: usize,
     pub platform: Platform,
     pub timing: Timing,
     /// What the operator should know, though nothing is wrong.
@@ -90,6 +92,16 @@ pub struct Credentials {
     pub metadata_host: Option<String>,
     /// The platform has a metadata server, for certain.
     pub has_metadata_server: bool,
+}
+
+/// What a log line looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    Json,
+    Text,
 }
 
 /// What the process runs on.
@@ -188,6 +200,8 @@ impl Config {
             storage_endpoint: read
                 .optional(&settings::STORAGE_ENDPOINT, parse::endpoint)
                 .unwrap_or_else(|| GOOGLES_STORAGE.to_owned()),
+            log_format: LogFormat::Auto,
+            max_connections: 2048,
             platform,
             timing: Timing::DEFAULT,
             warnings: warnings(variable),

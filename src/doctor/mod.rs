@@ -134,7 +134,7 @@ impl Doctor {
             Err(finding) => (None, finding),
         };
         report.add([finding]);
-        report.add([self.clock(&app.generator.storage).await]);
+        report.add([self.clock(&app.storage).await]);
         let Some(source) = source else {
             return report.add(skip(&["token", "model", "bucket"], "there is no identity"));
         };
@@ -144,7 +144,7 @@ impl Doctor {
         }
         report.add([Finding::ok("token", "an access token was given out")]);
         report.add(self.models(app).await);
-        report.add([self.bucket(&app.generator.storage).await]);
+        report.add([self.bucket(&app.storage).await]);
     }
 
     /// Also remembers the member that roles are to be granted to.

@@ -4,6 +4,7 @@ use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credential_file::{CredentialFile, CredentialKind};
 use crate::retry::{self, Failure, within};
+use crate::telemetry::metrics;
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account,
     user_account,
@@ -95,7 +96,12 @@ impl CredentialStore {
 
     /// The headers of an access token, with retries while they can help.
     pub async fn authorization(&self, deadline: Instant) -> Result<Authorization, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| self.fetch_token(deadline)).await
+        let start = Instant::now();
+        let fetched =
+            retry::until(deadline, self.timing.first_retry_wait, |_| self.fetch_token(deadline))
+                .await;
+        metrics::token_fetched(start.elapsed());
+        fetched
     }
 
     async fn fetch_token(&self, deadline: Instant) -> Result<Authorization, Failure> {

@@ -16,7 +16,7 @@ use lambda_http::tower::{BoxError, Service};
 use rustls::ClientConfig;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -27,7 +27,10 @@ use tokio::time::timeout;
 /// Reading the CA certificates dominates start-up, so the process calls [`build`](HttpClient::build) in the
 /// background once it listens.
 #[derive(Default)]
-pub struct HttpClient(OnceLock<Result<Pools, NoClient>>);
+pub struct HttpClient {
+    pools: OnceLock<Pools>,
+    building: Mutex<()>,
+}
 
 /// One pool that keeps connections, and one that opens a connection for each request.
 struct Pools {
@@ -72,9 +75,20 @@ impl HttpClient {
         })
     }
 
-    /// Blocks for some milliseconds while another thread builds the client.
+    /// Blocks for some milliseconds while another thread builds the client. A failure is not kept: it may pass, as
+    /// when the file table was full.
     fn pools(&self) -> Result<&Pools, NoClient> {
-        self.0.get_or_init(|| Pools::new().map_err(NoClient)).as_ref().map_err(NoClient::clone)
+        if let Some(pools) = self.pools.get() {
+            return Ok(pools);
+        }
+        let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.pools.get() {
+            Some(pools) => Ok(pools),
+            None => {
+                let pools = Pools::new().map_err(NoClient)?;
+                Ok(self.pools.get_or_init(|| pools))
+            }
+        }
     }
 }
 

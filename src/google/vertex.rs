@@ -1,4 +1,4 @@
-//! Vertex AI over HTTP: where a model answers, what its answers and errors mean, when to ask again.
+//! Vertex AI over HTTP: the address of a model, the meaning of its responses and errors, and when to retry.
 
 use crate::budget::{Budget, Reservation};
 use crate::config::Target;
@@ -22,14 +22,14 @@ use tokio::time::{Instant, timeout_at};
 
 pub struct Vertex {
     pub client: Arc<Client>,
-    /// Instead of Google's hosts.
+    /// Replaces Google's hosts.
     pub endpoint: Option<String>,
     pub project_id: String,
     pub budget: Budget,
     pub first_wait: Duration,
 }
 
-/// What keeps a model from making images, as far as somebody can mend it.
+/// Why a model cannot be used, by what an operator must fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeError {
     /// The model is retired, or not served in the location.
@@ -40,15 +40,15 @@ pub enum ProbeError {
     BillingDisabled,
     /// Too many requests at this moment.
     Busy,
-    /// The project may send none at all.
+    /// The project's quota is zero.
     NoQuota,
     Other,
 }
 
 impl Vertex {
-    /// One paid image: asks the model, reads its answer as it arrives.
+    /// Generates one paid image, read while the response arrives.
     ///
-    /// Asked again only where nothing can have been paid: 429, 503, and no connection.
+    /// Retries only failures that cost nothing: 429, 503, and no connection.
     pub async fn image(
         &self,
         target: &Target,
@@ -74,16 +74,16 @@ impl Vertex {
         .await
     }
 
-    /// Whether a model would answer, asked with a request that has no prompt: no image comes of it, and no bill.
+    /// Checks that a model can be used, with a generating request that has no prompt and so costs nothing.
     ///
-    /// It is the generating request itself, so that it meets the same host, project, location, model and
-    /// permission as a real one, in both families; a 400 about the missing prompt says that all of these are
-    /// in order. The publisher model's own resource knows neither the location nor the permission, and
-    /// `:countTokens` is not documented for Imagen. That the model is looked up before the prompt is nowhere
-    /// promised; who asks for a model that is known to be retired should not take its silence for life.
+    /// The request has the same host, project, location, model and permission as a real one, in both families;
+    /// a 400 about the missing prompt shows that all of these are in order. The publisher model's own resource
+    /// depends on neither location nor permission, and `:countTokens` is not documented for Imagen. No page
+    /// promises that the model is looked up before the prompt: do not conclude from a success that a model which
+    /// is known to be retired is back.
     ///
     /// # Errors
-    /// What stands in the way, and the error that a generation would end with.
+    /// The cause, and the error that a generation would end with.
     pub async fn probe(
         &self,
         target: &Target,
@@ -92,7 +92,7 @@ impl Vertex {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
         let response = match self.post(&self.url(target), &body, deadline).await {
             Ok(response) => response,
-            Err(error) => return Err((ProbeError::Other, no_answer(error).error)),
+            Err(error) => return Err((ProbeError::Other, send_failure(error).error)),
         };
         let status = response.status().as_u16();
         if status == 200 {
@@ -121,13 +121,13 @@ impl Vertex {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Image, Failure> {
-        let response = self.post(url, &body, deadline).await.map_err(no_answer)?;
+        let response = self.post(url, &body, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self
                 .read(target.model.family, response.into_body(), deadline)
                 .await
                 .map_err(Failure::never),
-            _ => Err(refused(target, response, deadline).await),
+            _ => Err(response_failure(target, response, deadline).await),
         }
     }
 
@@ -147,7 +147,7 @@ impl Vertex {
         self.client.send(deadline, remaining, request).await
     }
 
-    /// Reads a 200 to its end. From here on the image may have been paid: nothing is asked again.
+    /// Reads a 200 to its end. The image may have been paid by now, so no failure is retried.
     async fn read(
         &self,
         family: Family,
@@ -187,13 +187,13 @@ async fn chunk_before(
     match timeout_at(deadline, next_chunk(body)).await {
         Ok(Ok(chunk)) => Ok(chunk),
         Ok(Err(error)) => Err(Kind::VertexApi
-            .because(format!("The model's answer broke off after {read} bytes."))
+            .because(format!("The model's response broke off after {read} bytes."))
             .caused_by(error)),
         Err(_) => Err(too_late()),
     }
 }
 
-/// The image of a whole answer, or what the answer says instead.
+/// The image of a complete response, or the error that the response stands for.
 fn choose(
     family: Family,
     extractor: ImageExtractor,
@@ -202,7 +202,7 @@ fn choose(
     let mut extracted = extractor.finish().map_err(unreadable)?;
     let outcome = family.outcome(&extracted.skeleton).map_err(|error| {
         Kind::VertexApi
-            .because("The model's answer is not what its API documents.")
+            .because("The model's response is not what its API documents.")
             .caused_by(error)
     })?;
     match outcome {
@@ -230,10 +230,10 @@ fn unreadable(error: ExtractError) -> Error {
 
 fn too_late() -> Error {
     Kind::VertexUnavailable
-        .because("Service Unavailable: no answer from the model within the deadline.")
+        .because("Service Unavailable: the model did not respond within the deadline.")
 }
 
-fn no_answer(error: SendError) -> Failure {
+fn send_failure(error: SendError) -> Failure {
     match error {
         SendError::Unsent(error) => Failure::never(error),
         SendError::Deadline => Failure::never(too_late()),
@@ -241,14 +241,18 @@ fn no_answer(error: SendError) -> Failure {
             Kind::VertexUnavailable.because("Service Unavailable: no connection.").caused_by(error),
         ),
         SendError::Http(error) => {
-            let text = "Service Unavailable: the connection broke before an answer came.";
+            let text = "Service Unavailable: the connection broke before the response began.";
             Failure::never(Kind::VertexUnavailable.because(text).caused_by(error))
         }
     }
 }
 
-/// What an answer other than 200 means.
-async fn refused(target: &Target, response: Response<Incoming>, deadline: Instant) -> Failure {
+/// The failure that a response other than 200 stands for.
+async fn response_failure(
+    target: &Target,
+    response: Response<Incoming>,
+    deadline: Instant,
+) -> Failure {
     let (status, wait) = (response.status(), retry_after(&response));
     let mut failure = meaning(status.as_u16(), &read_error(response, deadline).await, target);
     failure.error.retry_after = wait.or(failure.error.retry_after);
@@ -256,12 +260,12 @@ async fn refused(target: &Target, response: Response<Incoming>, deadline: Instan
 }
 
 async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleError {
-    let mut answer = response.into_body();
+    let mut response = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
-        match timeout_at(deadline, next_chunk(&mut answer)).await {
+        match timeout_at(deadline, next_chunk(&mut response)).await {
             Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-            // The status alone says enough.
+            // The status alone has to do.
             Ok(Ok(None) | Err(_)) | Err(_) => break,
         }
     }
@@ -303,7 +307,7 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
 }
 
 impl ProbeError {
-    /// None for the 400 that a missing prompt gets.
+    /// `None` for the 400 that a missing prompt gets.
     fn of(status: u16, google: &GoogleError) -> Option<ProbeError> {
         let has = |reason: &str| google.reasons.iter().any(|given| given == reason);
         Some(match status {
@@ -327,7 +331,7 @@ impl ProbeError {
     }
 }
 
-/// Google's error envelope in the shapes it comes in: an object, an array of one, or no JSON at all.
+/// Google's error envelope: an object, an array of one, or not JSON at all.
 #[derive(Debug, Default)]
 struct GoogleError {
     json: bool,
@@ -390,7 +394,7 @@ impl GoogleError {
         }
     }
 
-    /// Google's words for the caller, with its reasons.
+    /// Google's message for the caller, with its reasons.
     fn text(&self, status: u16) -> String {
         match (self.message.as_str(), self.reasons.is_empty()) {
             ("", _) => format!("HTTP {status} without an explanation."),
@@ -420,7 +424,7 @@ fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(text.strip_suffix('s')?.parse().ok()?).ok()
 }
 
-/// How a refusal of the prompt is worded, in the API's older and newer versions.
+/// The wording of a refused prompt, in the API's older and newer versions.
 const SAFETY_WORDS: &[&str] = &[
     "Responsible AI",
     "could not be submitted",
@@ -453,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_prompt_alone_is_no_obstacle() {
+    fn a_missing_prompt_alone_is_not_an_error() {
         let error = |status: &str, message: &str, reason: &str| {
             json!({"error": {"status": status, "message": message, "details": [{"reason": reason}]}}).to_string()
         };

@@ -1,6 +1,7 @@
 //! The real router over real sockets, against the emulator of Google's services.
 
 mod bad_input;
+mod connections;
 mod contract;
 mod cpoa;
 mod credentials;

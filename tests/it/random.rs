@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::app::App;
 use iga::error::Kind;
-use iga::runtime;
+use iga::server;
 use iga_emulator::{Action, Emulator, Fault, Options, Stage, StoredObject};
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -214,7 +214,7 @@ impl Story {
 }
 
 /// Asks an instance to stop, and its end.
-type Stop = (oneshot::Sender<()>, JoinHandle<std::io::Result<()>>);
+type Stop = (oneshot::Sender<()>, JoinHandle<()>);
 
 /// An instance on threads of its own, so that it can die with all that it was doing.
 struct Instance {
@@ -237,7 +237,7 @@ impl Instance {
         let (stop, stopped) = oneshot::channel();
         let serving = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            runtime::serve(app, listener, async move { stopped.await.unwrap() }).await
+            server::serve(app, listener, async move { stopped.await.unwrap() }).await
         });
         let (runtime, stop) = (Some(runtime).into(), Some((stop, serving)).into());
         Arc::new(Instance { url, runtime, stop, dead: AtomicBool::new(false) })
@@ -248,7 +248,7 @@ impl Instance {
         let (stop, serving) = self.stop.lock().unwrap().take().unwrap();
         if !self.dead.load(Ordering::SeqCst) {
             stop.send(()).unwrap();
-            serving.await.unwrap().unwrap();
+            serving.await.unwrap();
         }
         self.die();
     }
@@ -405,10 +405,15 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         match stage {
             Stage::Token | Stage::Model | Stage::Answer => fault,
             Stage::Read
+            | Stage::Stat
+            | Stage::Download
+            | Stage::List
+            | Stage::Permissions
             | Stage::UploadStart
             | Stage::UploadBody
             | Stage::UploadEnd
-            | Stage::Delete => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
+            | Stage::Delete
+            | Stage::DeleteEnd => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
         }
     };
     (0..count).map(|_| any()).collect()

@@ -1,18 +1,19 @@
-//! What a request asks of a model, checked as strictly as Google does.
+//! The parameters of a generation, checked as strictly as Google checks them.
 
 use serde_json::Value;
 
+use crate::image::ImageFormat;
 use crate::models::{Family, Model};
+use crate::response::Refusal;
 use crate::rpc_error::{invalid, violation};
-use crate::wire::Refusal;
 
-/// A request that the model takes.
-pub(crate) struct Order {
+/// A request that the model accepts.
+pub(crate) struct GenerationSpec {
     pub model: &'static Model,
     pub prompt: String,
     pub ratio: String,
     pub size: String,
-    pub mime_type: String,
+    pub format: ImageFormat,
     pub count: usize,
     pub with_text: bool,
     pub with_image: bool,
@@ -20,8 +21,19 @@ pub(crate) struct Order {
     pub with_reason: bool,
 }
 
+/// The prompt of a request of either family, as far as there is one.
+pub(crate) fn prompt_of(request: &Value) -> String {
+    let texts = request["contents"].as_array().into_iter().flatten();
+    let texts = texts.flat_map(|content| content["parts"].as_array().into_iter().flatten());
+    let texts: Vec<&str> = texts.filter_map(|part| part["text"].as_str()).collect();
+    match request["instances"][0]["prompt"].as_str() {
+        Some(prompt) => prompt.to_owned(),
+        None => texts.join("\n"),
+    }
+}
+
 /// Checks a `:predict` request.
-pub(crate) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Refusal> {
+pub(crate) fn imagen(model: &'static Model, request: &Value) -> Result<GenerationSpec, Refusal> {
     known_fields(request, IMAGEN_FIELDS)?;
     let instances = request["instances"].as_array().map_or(&[][..], Vec::as_slice);
     let [instance] = instances else {
@@ -55,12 +67,12 @@ pub(crate) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Re
     refuse_unless(parameters.text("storageUri")?.is_none(), || {
         "storageUri is not part of this emulator.".to_owned()
     })?;
-    Ok(Order {
+    Ok(GenerationSpec {
         model,
         prompt: prompt.to_owned(),
         ratio: ratio.to_owned(),
         size: parameters.text("sampleImageSize")?.unwrap_or("1K").to_owned(),
-        mime_type: output_type(
+        format: output_format(
             &request["parameters"]["outputOptions"],
             "parameters.output_options",
         )?,
@@ -72,7 +84,7 @@ pub(crate) fn imagen(model: &'static Model, request: &Value) -> Result<Order, Re
 }
 
 /// Checks a `:generateContent` request.
-pub(crate) fn gemini(model: &'static Model, request: &Value) -> Result<Order, Refusal> {
+pub(crate) fn gemini(model: &'static Model, request: &Value) -> Result<GenerationSpec, Refusal> {
     known_fields(request, GEMINI_FIELDS)?;
     let prompt = gemini_prompt(&request["contents"])?;
     let config = Fields { value: &request["generationConfig"], at: "generation_config" };
@@ -104,12 +116,12 @@ pub(crate) fn gemini(model: &'static Model, request: &Value) -> Result<Order, Re
     labels(&request["labels"])?;
     let modalities = modalities(&config)?;
     let output = &image.value["imageOutputOptions"];
-    Ok(Order {
+    Ok(GenerationSpec {
         model,
         prompt,
         ratio: ratio.to_owned(),
         size: size.unwrap_or("1K").to_owned(),
-        mime_type: output_type(output, "generation_config.image_config.image_output_options")?,
+        format: output_format(output, "generation_config.image_config.image_output_options")?,
         count: 1,
         with_text: modalities.contains(&"TEXT"),
         with_image: modalities.contains(&"IMAGE"),
@@ -148,7 +160,7 @@ fn gemini_prompt(contents: &Value) -> Result<String, Refusal> {
     Ok(prompt)
 }
 
-/// Sampling parameters, which the newest family no longer takes.
+/// Checks the sampling parameters, which the newest family no longer accepts.
 fn sampling(model: &Model, config: &Fields) -> Result<(), Refusal> {
     let given = [
         ("seed", config.number("seed", f64::from(i32::MIN)..=f64::from(i32::MAX))?),
@@ -186,14 +198,15 @@ fn modalities<'a>(config: &Fields<'a>) -> Result<Vec<&'a str>, Refusal> {
     Ok(modalities)
 }
 
-fn output_type(options: &Value, at: &'static str) -> Result<String, Refusal> {
+fn output_format(options: &Value, at: &'static str) -> Result<ImageFormat, Refusal> {
     let options = Fields { value: options, at };
     options.number("compressionQuality", 0.0..=100.0)?;
     let mime_type = options.text("mimeType")?.unwrap_or("image/png");
-    refuse_unless(["image/png", "image/jpeg"].contains(&mime_type), || {
-        format!("Unsupported output mime type: {mime_type}")
-    })?;
-    Ok(mime_type.to_owned())
+    match mime_type {
+        "image/png" => Ok(ImageFormat::Png),
+        "image/jpeg" => Ok(ImageFormat::Jpeg),
+        _ => Err(invalid(&format!("Unsupported output mime type: {mime_type}")).into()),
+    }
 }
 
 fn safety_settings(settings: &Value) -> Result<(), Refusal> {
@@ -223,10 +236,10 @@ fn labels(labels: &Value) -> Result<(), Refusal> {
     })
 }
 
-/// The fields of one JSON object; a value of the wrong type is refused as Google's parser does.
+/// The fields of one JSON object; values of a wrong type are refused in the words of Google's parser.
 struct Fields<'a> {
     value: &'a Value,
-    /// Its path as Google writes it.
+    /// Its path in Google's notation.
     at: &'static str,
 }
 
@@ -272,13 +285,13 @@ impl<'a> Fields<'a> {
         Ok(number)
     }
 
-    /// A member of an enum of the API.
+    /// A value of an enum.
     fn constant(&self, name: &str, known: &[&str]) -> Result<Option<&'a str>, Refusal> {
         let is_known = |value: &'a Value| value.as_str().filter(|text| known.contains(text));
         self.typed(name, "type.googleapis.com/google.cloud.aiplatform.v1.Enum", is_known)
     }
 
-    /// A word of Imagen's vocabularies, in any case.
+    /// One of the words that Imagen knows, in upper or lower case.
     fn word(&self, name: &str, known: &[&str]) -> Result<(), Refusal> {
         let Some(text) = self.text(name)? else {
             return Ok(());
