@@ -39,7 +39,7 @@ fn serve() -> ExitCode {
     if let Err(problem) = config::load_env_file() {
         return refuse(problem);
     }
-    let config = match Config::from_vars(variable) {
+    let config = match Config::from_env() {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };

@@ -191,7 +191,7 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
     let environment = |name: &str| std::env::var(name).ok();
     if google {
         config::load_env_file()?;
-        let config = Config::from_vars(environment).map_err(|problems| problems.to_string())?;
+        let config = Config::from_env().map_err(|problems| problems.to_string())?;
         return Ok((App::new(config), None));
     }
     let emulator =

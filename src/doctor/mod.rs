@@ -3,6 +3,7 @@
 //! It predicts what a generation would meet. It pays for nothing, leaves nothing behind and shows no secret.
 
 use crate::app::App;
+use crate::config::warnings::{Fix, unknown_variables};
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::google::credentials::CredentialSource;
@@ -71,6 +72,7 @@ type Probed = Result<(), (ProbeError, Error)>;
 impl Doctor {
     fn new(variable: Variables) -> Doctor {
         let (mut config, problems) = Config::read(variable);
+        config.warnings.extend(unknown_variables(config::environment_names()));
         config.timing.first_retry_wait = FIRST_RETRY_WAIT;
         let deployment =
             Deployment { platform: config.platform, service: config::service_name(variable) };
@@ -102,9 +104,11 @@ impl Doctor {
             findings.push(Finding::fail("settings", &problem.text).remedy(remedy));
         }
         for warning in &self.config.warnings {
-            let name = warning.split(' ').next().unwrap_or_default();
-            let remedy = self.deployment.unset(name);
-            findings.push(Finding::warn("settings", warning).remedy(remedy));
+            let remedy = warning.fix.as_ref().map(|fix| match fix {
+                Fix::Unset(name) => self.deployment.unset(name),
+                Fix::Set(name, value) => self.deployment.set(&[(name, value)]),
+            });
+            findings.push(Finding::warn("settings", &warning.text).remedy(remedy));
         }
         if self.problems.is_empty() {
             let Config { project_id, model, bucket, prefix, .. } = &self.config;
