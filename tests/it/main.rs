@@ -14,6 +14,7 @@ mod lambda;
 mod load;
 mod matrix;
 mod models;
+mod openapi;
 mod process;
 mod queue;
 mod random;
