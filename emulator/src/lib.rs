@@ -105,7 +105,7 @@
 //! {"stage": "upload_start", "metadata": ["image"], "times": null, "action": {"response": {"status": 403}}}
 //! ```
 //!
-//! Metadata is never answered, and a release (a delete) once is not applied, once applied, both in silence:
+//! A GET of metadata never gets a response; one delete is not applied, the next one is, both in silence:
 //!
 //! ```json
 //! {"stage": "stat", "times": null, "action": "stall"}

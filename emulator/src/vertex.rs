@@ -62,7 +62,7 @@ pub(crate) async fn generate(
     }
     services.recorder.paid(call.number, id);
     tokio::time::sleep(services.options.latency).await;
-    let fault = services.faults.take(Stage::Answer, subject);
+    let fault = services.faults.take(Stage::Response, subject);
     let (fault, response) = render(services, spec, fault).await?;
     apply_after(fault, response).await
 }
@@ -108,7 +108,7 @@ async fn render(
     let shrunk = services.options.shrunk;
     let rendered = tokio::task::spawn_blocking(move || {
         let mut rendering = Rendering { shrunk, image: ordinary };
-        if let Some(Fault { action: Action::Answer(scripted), .. }) = &mut fault {
+        if let Some(Fault { action: Action::Response(scripted), .. }) = &mut fault {
             let image = scripted.image.unwrap_or_default();
             rendering.image = ImageSpec {
                 format: image.format.or(ordinary.format),

@@ -252,6 +252,9 @@ impl Config {
             timing: Timing::DEFAULT,
             warnings: Vec::new(),
         };
+        for proxy in settings::PROXIES {
+            read.optional(proxy, parse::http_proxy);
+        }
         let has_problem = |setting| read.has_problem(setting);
         if ![&settings::DEFAULT_RATIO, &settings::MODEL].into_iter().any(has_problem) {
             read.problems.extend(config.check_default_ratio().err());

@@ -2,8 +2,11 @@
 
 use super::locations::Entry;
 use super::{LogFormat, Platform, RequestType};
-use crate::google::credential_file::{CredentialKind, Source};
+use crate::google::credential_file::{CredentialFile, CredentialKind, Source};
+use crate::google::proxy;
 use crate::model::{MODELS, Model, RATIOS};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -260,56 +263,78 @@ fn is_near(host: &Host<&str>) -> bool {
     }
 }
 
-/// Checks that the file can hold credentials, and credentials for this platform. Never quotes its content.
+pub fn http_proxy(text: &str) -> Result<(), String> {
+    proxy::check(text)
+}
+
+/// The path of a file that a credential can be built from, on this platform.
+///
+/// # Errors
+/// What is wrong. Nothing of the file is repeated, and the path only if a file stands there.
 pub fn credentials_file(
     path: &str,
     platform: Platform,
     has_aws_keys: bool,
 ) -> Result<PathBuf, String> {
-    let text = std::fs::read(path)
-        .map_err(|error| format!("names a file that cannot be read ({path}): {error}"))?;
-    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|_| {
-        format!("names a file that is not JSON ({path}); download or generate it anew")
-    })?;
-    match (CredentialKind::from_file(&json), json["type"].as_str()) {
-        (Some(identity), _) => match misplaced(&identity, platform, has_aws_keys) {
-            Some(problem) => Err(format!("names a file {problem} ({path})")),
-            None => Ok(path.into()),
-        },
-        (None, Some(kind)) => Err(format!(
-            "names a file of type {kind:?} ({path}); IGA knows {}",
-            CredentialKind::TYPES.join(", ")
-        )),
-        (None, None) => Err(format!(
-            "names a JSON file without a type ({path}); it is no Google credentials file"
-        )),
+    if is_credentials(path) {
+        return Err(NOT_A_PATH.to_owned());
+    }
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(_) if is_base64_of_credentials(path) => return Err(NOT_A_PATH.to_owned()),
+        Err(error) => return Err(format!("names a file that cannot be read: {error}")),
+    };
+    let problem = match CredentialFile::parse(&text) {
+        Ok(file) => misplaced(&file.kind, platform, has_aws_keys).map(str::to_owned),
+        Err(problem) => Some(problem),
+    };
+    match problem {
+        Some(problem) => Err(format!("names a file that {problem} ({path})")),
+        None => Ok(path.into()),
     }
 }
 
-/// What is wrong with a federation file that cannot work on a platform. Lambda has no metadata server; on
-/// Cloud Run, Google's own has the address that AWS's and Azure's have there.
+/// Whether a text is a credentials file or a key, rather than a path.
+fn is_credentials(text: &str) -> bool {
+    text.trim_start_matches(['"', '\'']).trim_start().starts_with('{')
+        || text.contains("-----BEGIN")
+        || text.contains("private_key")
+}
+
+fn is_base64_of_credentials(text: &str) -> bool {
+    let text: String = text.split_whitespace().collect();
+    // Enough for the first characters; the end may be cut off or padded.
+    let head = text.get(..16).unwrap_or_default().replace('-', "+").replace('_', "/");
+    let decoded = BASE64_STANDARD.decode(head).unwrap_or_default();
+    is_credentials(String::from_utf8_lossy(&decoded).trim_start())
+}
+
+const NOT_A_PATH: &str = "is not a path; it looks like the credentials themselves";
+
+/// What is wrong with a federation file that cannot work on a platform. Lambda has no metadata server; on Cloud
+/// Run, Google's metadata server has the address of AWS's and Azure's.
 fn misplaced(
-    identity: &CredentialKind,
+    kind: &CredentialKind,
     platform: Platform,
     has_aws_keys: bool,
 ) -> Option<&'static str> {
-    let CredentialKind::Federated { source, .. } = identity else {
+    let CredentialKind::Federated { source, .. } = kind else {
         return None;
     };
     match (platform, source) {
         (Platform::Lambda, Source::Azure) => Some(
-            "made for Azure, but this is AWS Lambda; make one with gcloud iam workload-identity-pools \
+            "is made for Azure, but this is AWS Lambda; make one with gcloud iam workload-identity-pools \
              create-cred-config … --aws",
         ),
         (Platform::Lambda, Source::Aws { only_on_ec2: true }) => Some(
-            "made for EC2, but this is AWS Lambda; make it with gcloud iam workload-identity-pools \
+            "is made for EC2, but this is AWS Lambda; make it with gcloud iam workload-identity-pools \
              create-cred-config … --aws, without --enable-imdsv2",
         ),
         (Platform::CloudRun, Source::Azure) => Some(
-            "made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable",
+            "is made for Azure, but this is Cloud Run, which has an identity of its own; unset the variable",
         ),
         (Platform::CloudRun, Source::Aws { .. }) if !has_aws_keys => Some(
-            "made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable",
+            "is made for AWS, but this is Cloud Run, which has an identity of its own; unset the variable",
         ),
         (Platform::Lambda | Platform::CloudRun | Platform::Plain, _) => None,
     }

@@ -50,7 +50,14 @@ pub const SETTINGS: &[&Setting] = &[
     &LABELS,
     &REQUEST_TYPE,
     &MAX_CONNECTIONS,
+    &HTTPS_PROXY,
+    &HTTP_PROXY,
+    &ALL_PROXY,
+    &NO_PROXY,
 ];
+
+/// The proxies that the HTTP clients read from the environment.
+pub const PROXIES: [&Setting; 3] = [&HTTPS_PROXY, &HTTP_PROXY, &ALL_PROXY];
 
 pub const PORT: Setting = setting(
     &["PORT", "IGA_PORT"],
@@ -207,6 +214,28 @@ pub const MAX_CONNECTIONS: Setting = setting(
     &["IGA_MAX_CONNECTIONS"],
     Preset::Value("2048"),
     "open connections; further ones wait unaccepted",
+);
+
+pub const HTTPS_PROXY: Setting = setting(
+    &["HTTPS_PROXY", "https_proxy"],
+    Preset::Unset,
+    "proxy for everything sent over https: an `http://` URL, with user and password if it wants them",
+);
+
+pub const HTTP_PROXY: Setting = setting(
+    &["HTTP_PROXY", "http_proxy"],
+    Preset::Unset,
+    "proxy for access tokens over plain http, which Google's endpoints never use",
+);
+
+pub const ALL_PROXY: Setting =
+    setting(&["ALL_PROXY", "all_proxy"], Preset::Unset, "proxy where neither of the two is set");
+
+pub const NO_PROXY: Setting = setting(
+    &["NO_PROXY", "no_proxy"],
+    Preset::Unset,
+    "hosts and networks that are reached without a proxy; this machine, link-local addresses and metadata servers \
+     always are",
 );
 
 const fn setting(names: &'static [&'static str], preset: Preset, meaning: &'static str) -> Setting {

@@ -561,7 +561,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
     let not_allowed = json!({"error": {"code": 400, "status": "FAILED_PRECONDITION",
         "message": "Project `1` is not allowed to use Publisher Model `x`"}});
     let json =
-        |status, body: &Value| Action::answer_with(status, "application/json", body.to_string());
+        |status, body: &Value| Action::response_with(status, "application/json", body.to_string());
     let quotas = "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project=test-project";
     for (action, words, remedy) in [
         (Action::status(403), "Permission 'aiplatform.endpoints.predict' denied", ADD_ROLE),

@@ -25,7 +25,7 @@ async fn faults_act_at_their_stage_and_then_pass() {
 
     setup
         .emulator
-        .script(Fault::new(Stage::Answer, Action::answer_with(200, "application/json", "{}")));
+        .script(Fault::new(Stage::Response, Action::response_with(200, "application/json", "{}")));
     assert_eq!(send(setup.gemini(FLASH, "a fox", json!({}))).await, (200, json!({})));
     assert_eq!(setup.emulator.counters().paid_generations, 2);
 }
@@ -34,13 +34,13 @@ async fn faults_act_at_their_stage_and_then_pass() {
 async fn connections_break_where_the_fault_says() {
     let setup = Setup::new().await;
     for (action, reset) in [(Action::Reset, true), (Action::Truncate, false)] {
-        setup.emulator.script(Fault::new(Stage::Answer, action.clone()));
+        setup.emulator.script(Fault::new(Stage::Response, action.clone()));
         assert!(
             setup.gemini(FLASH, "a fox", json!({})).send().await.is_err(),
             "{action:?}: not one byte"
         );
 
-        setup.emulator.script(Fault::new(Stage::Answer, action).after(100_000));
+        setup.emulator.script(Fault::new(Stage::Response, action).after(100_000));
         let mut response =
             setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of a response");
         let mut received = 0;
@@ -60,7 +60,7 @@ async fn connections_break_where_the_fault_says() {
 #[tokio::test]
 async fn stalled_responses_end_with_the_emulator() {
     let setup = Setup::new().await;
-    setup.emulator.script(Fault::new(Stage::Answer, Action::Stall).after(10));
+    setup.emulator.script(Fault::new(Stage::Response, Action::Stall).after(10));
     let mut response =
         setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of a response");
     assert_eq!(response.chunk().await.expect("its beginning").expect("bytes").len(), 10);
