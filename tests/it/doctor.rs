@@ -488,7 +488,8 @@ async fn a_retired_model_costs_a_404_and_is_a_warning() {
         .warn("model", "imagegeneration@006 is not served in", remedy)
         .ok("model", "gemini-nano-banana-2.1 answers");
     findings.ok("model", "fallback gemini-3.1-flash-image answers in global");
-    assert_eq!(emulator.counters().model_calls, 3);
+    findings.ok("model", "fallback gemini-2.5-flash-image answers in global");
+    assert_eq!(emulator.counters().model_calls, 4);
 }
 
 #[tokio::test]
@@ -526,8 +527,7 @@ async fn a_model_that_is_served_elsewhere_is_moved_there() {
 #[tokio::test]
 async fn models_that_are_all_gone_are_a_finding() {
     let findings = doctor_after(Fault::new(Stage::Model, Action::status(404)).always()).await;
-    let remedy =
-        "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3-pro-image IGA_VERTEXAI_LOCATION=global";
+    let remedy = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-lite-image IGA_VERTEXAI_LOCATION=global";
     findings.fail(
         "model",
         "gemini-3.1-flash-image in global: Model gemini-3.1-flash-image is retired, or not",
