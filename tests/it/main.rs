@@ -17,6 +17,7 @@ mod process;
 mod queue;
 mod random;
 mod retries;
+mod secrets;
 mod storage;
 mod support;
 mod third_party;
