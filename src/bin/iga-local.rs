@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use iga::app::App;
 use iga::config::{self, Config};
+use iga::google::proxy;
 use iga::{runtime, telemetry};
 use iga_emulator::{Emulator, Options};
 use serde_json::{Value, json};
@@ -64,8 +65,18 @@ struct EmulatorArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if !cli.google {
-        stay_on_this_machine();
+    telemetry::report_panics();
+    match cli.google {
+        false => stay_on_this_machine(),
+        true => {
+            if let Err(problem) = config::load_env_file() {
+                eprintln!("{problem}");
+                return ExitCode::FAILURE;
+            }
+            let (config, _) = Config::read(&|name| std::env::var(name).ok());
+            // SAFETY: no other thread has been started yet.
+            unsafe { proxy::exempt_token_sources(&config.credentials) };
+        }
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result =
@@ -190,7 +201,6 @@ fn event(args: &Invoke) -> Result<(String, String), String> {
 async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), String> {
     let environment = |name: &str| std::env::var(name).ok();
     if google {
-        config::load_env_file()?;
         let config = Config::from_env().map_err(|problems| problems.to_string())?;
         return Ok((App::new(config), None));
     }
