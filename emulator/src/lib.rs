@@ -152,6 +152,9 @@
 //! [`Emulator::requests`]; from another process `GET /_emulator/counters`, `/_emulator/generations`,
 //! `/_emulator/operations`, `/_emulator/requests` and `/_emulator/objects`.
 //!
+//! With [`Options::journal`] or `EMULATOR_JOURNAL=FILE` every request is appended to a file with its response, one
+//! JSON object a line, without `Authorization`: what a check against Google's schemas reads.
+//!
 //! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with `{"advance_ms": 60000}` moves
 //! the clock behind `Date` and the objects' times.
 //!
@@ -175,6 +178,7 @@ mod generation_spec;
 mod http;
 mod image;
 mod imagen_request;
+mod journal;
 mod listing;
 mod magic_prompts;
 mod metadata_server;
