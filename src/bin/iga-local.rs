@@ -39,7 +39,7 @@ enum Command {
 
 #[derive(Args)]
 struct Invoke {
-    /// File with an event: function URL, API Gateway v2 or load balancer shape.
+    /// File with an event: of a function URL, API Gateway or a load balancer, or a direct invocation.
     event: Option<PathBuf>,
     /// Send this prompt instead of an event from a file.
     #[arg(long, conflicts_with = "event")]
@@ -136,15 +136,19 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
     }
     let bucket = app.config.bucket.clone();
     let answer = runtime::invoke(app, &event).await?;
-    let status = answer["statusCode"].as_u64().unwrap_or_default();
-    let text = answer["body"].as_str().unwrap_or_default();
-    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+    let (status, body) = match answer["body"].as_str() {
+        Some(text) => {
+            let body = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+            (answer["statusCode"].to_string(), body)
+        }
+        None => ("of a direct invocation".to_owned(), answer),
+    };
     let mut report = format!("Event    {source}\nAnswer   {status}\n{body:#}\n");
     if let (Some(emulator), Some(uri)) = (emulator, body["image_url"].as_str()) {
         report += &object(&emulator, &dir, &bucket, uri)?;
     }
     print(&report);
-    Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if body["error_code"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What the emulator holds now, not what the answer says.
