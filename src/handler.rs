@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::generate::Origin;
-use crate::headers::{check_content_type, idempotency_key, workflow_id};
+use crate::headers::{check_content, escaped, idempotency_key, workflow_id};
 use crate::request::GenerateRequest;
 use crate::response;
 use crate::telemetry::{self, metrics};
@@ -35,12 +35,13 @@ pub async fn generate_image(
     body: Body,
 ) -> Result<Response, Error> {
     let body = whole_body(body).await?;
-    check_content_type(&headers, &body)?;
+    check_content(&headers, &body)?;
     let request = GenerateRequest::parse(&body, &app.config)?;
     let key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
-    let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
+    let workflow_id = workflow_id(&headers).map(|id| escaped(&id));
+    let origin = Origin { request_id, workflow_id };
     let own_deadline = Instant::now() + app.config.generation_deadline;
     let deadline =
         platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));

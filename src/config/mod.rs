@@ -454,8 +454,9 @@ pub fn environment_names() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
+/// Whether a tool kept the quotes around a value. Credentials in place of their path are another mistake.
 fn is_quoted(text: &str) -> bool {
-    text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])
+    (text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])) && !text.contains('{')
 }
 
 fn platform(variable: Variables) -> Platform {
@@ -883,7 +884,7 @@ mod tests {
         });
         let of_the_table: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.names).collect();
         let mut asked = asked.into_inner();
-        for name in &of_the_table {
+        for name in of_the_table.iter().filter(|name| !settings::NO_PROXY.names.contains(*name)) {
             assert!(asked.remove(**name), "{name} is in the table, but not read");
         }
         let others =
