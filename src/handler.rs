@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::error::{Error, Kind};
+use crate::flight::Deadlines;
 use crate::generate::Origin;
 use crate::request::{GenerateRequest, idempotency_key};
 use crate::response;
@@ -41,11 +42,10 @@ pub async fn generate_image(
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
     let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
-    let own_deadline = Instant::now() + app.config.generation_deadline;
-    let deadline =
-        platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
+    let platform_deadline = platform_deadline.map(|Extension(PlatformDeadline(end))| end);
+    let deadlines = Deadlines::new(app.config.generation_deadline, platform_deadline);
     let prompt = request.prompt.clone();
-    let generated = app.flights.answer(request, key, origin, deadline).await?;
+    let generated = app.flights.answer(request, key, origin, deadlines).await?;
     metrics::image_delivered();
     let body = AnswerBody {
         image_url: format!("gs://{}/{}", app.config.bucket, generated.object),

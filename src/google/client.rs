@@ -3,7 +3,7 @@
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credentials::{Authorization, CredentialStore};
-use crate::google::http::{Body, HttpClient, text};
+use crate::google::http::{Body, Connection, HttpClient, text};
 use crate::retry::within;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -35,18 +35,35 @@ impl Client {
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
     ///
-    /// An answer must begin before `deadline`, and within `limit` of the sending.
-    pub async fn send(
+    /// `build` runs right before the request is sent. The response must begin before `deadline`, and within
+    /// `limit` of the sending.
+    pub async fn send<E: Into<SendError>>(
         &self,
         deadline: Instant,
         limit: Duration,
-        build: impl Fn() -> http::Result<Request<Body>>,
+        build: impl Fn() -> Result<Request<Body>, E>,
+    ) -> Result<Response<Incoming>, SendError> {
+        self.send_on(Connection::Pooled, deadline, limit, build).await
+    }
+
+    /// Like [`send`](Client::send), on the connection given.
+    pub async fn send_on<E: Into<SendError>>(
+        &self,
+        connection: Connection,
+        deadline: Instant,
+        limit: Duration,
+        build: impl Fn() -> Result<Request<Body>, E>,
     ) -> Result<Response<Incoming>, SendError> {
         // Before the credentials: where no client can be built, their library panics.
         self.http.build().map_err(unsent)?;
+        let send_once = async |authorization: &Authorization| {
+            let mut request = build().map_err(Into::into)?;
+            request.headers_mut().extend(authorization.headers.clone());
+            self.send_request(connection, within(deadline, limit), request).await
+        };
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        let response = self.send_once(within(deadline, limit), build(), &authorization).await?;
+        let response = send_once(&authorization).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -54,28 +71,26 @@ impl Client {
         self.credentials.evict(&authorization.credential);
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        self.send_once(within(deadline, limit), build(), &authorization).await
+        send_once(&authorization).await
     }
 
-    async fn send_once(
-        &self,
-        deadline: Instant,
-        request: http::Result<Request<Body>>,
-        authorization: &Authorization,
-    ) -> Result<Response<Incoming>, SendError> {
-        let mut request = request.map_err(unsent)?;
-        request.headers_mut().extend(authorization.headers.clone());
-        self.send_unsigned(deadline, Ok(request)).await
-    }
-
-    /// Sends a request of which nobody is to know whose it is.
+    /// Sends a request without an `Authorization` header.
     pub async fn send_unsigned(
         &self,
         deadline: Instant,
         request: http::Result<Request<Body>>,
     ) -> Result<Response<Incoming>, SendError> {
-        let request = request.map_err(unsent)?;
-        match timeout_at(deadline, self.http.request(request).map_err(unsent)?).await {
+        self.send_request(Connection::Pooled, deadline, request?).await
+    }
+
+    async fn send_request(
+        &self,
+        connection: Connection,
+        deadline: Instant,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let response = self.http.request(connection, request).map_err(unsent)?;
+        match timeout_at(deadline, response).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(SendError::Http(error)),
             Err(_) => Err(SendError::Deadline),
@@ -99,6 +114,12 @@ impl Client {
                 .ok()?;
         let text = String::from_utf8(email.ok()?.to_bytes().into()).ok()?;
         text.contains('@').then(|| text.trim().to_owned())
+    }
+}
+
+impl From<http::Error> for SendError {
+    fn from(error: http::Error) -> SendError {
+        unsent(error)
     }
 }
 

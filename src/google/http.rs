@@ -25,7 +25,23 @@ use tokio::time::timeout;
 /// Built when it is first wanted. Reading the CA certificates takes longer than all else that a start does,
 /// so whoever starts a process lets [`build`](Client::build) go on beside it.
 #[derive(Default)]
-pub struct HttpClient(OnceLock<Result<Pool<Connector, Body>, NoClient>>);
+pub struct HttpClient(OnceLock<Result<Pools, NoClient>>);
+
+/// Two pools over one connector.
+struct Pools {
+    kept: Pool<Connector, Body>,
+    /// Keeps no connection, so that every request opens one.
+    fresh: Pool<Connector, Body>,
+}
+
+/// Which connection a request goes out on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// An idle one of the pool, if there is one.
+    Pooled,
+    /// A new one: a pooled connection may be silently dead.
+    Fresh,
+}
 
 /// What is sent: a small text at once, or an image's chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -43,17 +59,25 @@ impl HttpClient {
     /// # Errors
     /// Where the machine lacks what TLS needs.
     pub fn build(&self) -> Result<(), NoClient> {
-        self.pool().map(|_| ())
+        self.pools().map(|_| ())
     }
 
     /// Sends a request; the answer's body is still to come. Redirects are not followed.
-    pub fn request(&self, request: Request<Body>) -> Result<ResponseFuture, NoClient> {
-        Ok(self.pool()?.request(request))
+    pub fn request(
+        &self,
+        connection: Connection,
+        request: Request<Body>,
+    ) -> Result<ResponseFuture, NoClient> {
+        let pools = self.pools()?;
+        Ok(match connection {
+            Connection::Pooled => pools.kept.request(request),
+            Connection::Fresh => pools.fresh.request(request),
+        })
     }
 
     /// Who comes while the client is being built waits for it, for some milliseconds.
-    fn pool(&self) -> Result<&Pool<Connector, Body>, NoClient> {
-        self.0.get_or_init(|| pool().map_err(NoClient)).as_ref().map_err(NoClient::clone)
+    fn pools(&self) -> Result<&Pools, NoClient> {
+        self.0.get_or_init(|| Pools::new().map_err(NoClient)).as_ref().map_err(NoClient::clone)
     }
 }
 
@@ -75,13 +99,18 @@ pub async fn next_chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
     Ok(None)
 }
 
-fn pool() -> Result<Pool<Connector, Body>, rustls::Error> {
-    let pool = Pool::builder(TokioExecutor::new())
-        .http1_max_buf_size(BUFFER_BYTES)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .pool_timer(TokioTimer::new())
-        .build(Connector::new()?);
-    Ok(pool)
+impl Pools {
+    fn new() -> Result<Pools, rustls::Error> {
+        let connector = Connector::new()?;
+        let mut builder = Pool::builder(TokioExecutor::new());
+        builder
+            .http1_max_buf_size(BUFFER_BYTES)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_timer(TokioTimer::new());
+        let kept = builder.build(connector.clone());
+        let fresh = builder.pool_max_idle_per_host(0).build(connector);
+        Ok(Pools { kept, fresh })
+    }
 }
 
 /// Opens connections: to the host itself or, for https, through the proxy that the environment names for it
@@ -93,7 +122,7 @@ struct Connector {
     proxies: Arc<Matcher>,
 }
 
-type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 impl Connector {
@@ -111,20 +140,20 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = Connection;
+    type Response = Stream;
     type Error = BoxError;
-    type Future = Connecting<Connection>;
+    type Future = Connecting<Stream>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, target: Uri) -> Connecting<Connection> {
+    fn call(&mut self, target: Uri) -> Connecting<Stream> {
         let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
         let proxy = (target.scheme() == Some(&Scheme::HTTPS))
             .then(|| self.proxies.intercept(&target))
             .flatten();
-        let connecting: Connecting<Connection> = match proxy {
+        let connecting: Connecting<Stream> = match proxy {
             None => Box::pin(HttpsConnector::from((tcp, tls)).call(target)),
             Some(proxy) => {
                 let tunnel = Tunnel::new(proxy.uri().clone(), tcp);

@@ -29,6 +29,9 @@ pub struct Vertex {
     pub first_wait: Duration,
 }
 
+/// Whether the model may be called now. An error means: not, for this reason.
+pub type MayPay<'a> = &'a (dyn Fn() -> Result<(), Error> + Sync);
+
 /// What keeps a model from making images, as far as somebody can mend it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeError {
@@ -49,11 +52,13 @@ impl Vertex {
     /// One paid image: asks the model, reads its answer as it arrives.
     ///
     /// Asked again only where nothing can have been paid: 429, 503, and no connection.
+    /// `may_pay` decides right before each request is sent; its error ends the attempts.
     pub async fn image(
         &self,
         target: &Target,
         prompt: &str,
         params: &Params,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Image, Error> {
         let url = self.url(target);
@@ -62,7 +67,7 @@ impl Vertex {
             let (url, body) = (&url, body.clone());
             async move {
                 let start = Instant::now();
-                let result = self.attempt(target, url, body, deadline).await;
+                let result = self.attempt(target, url, body, may_pay, deadline).await;
                 let outcome =
                     result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
                 metrics::vertex_called(target.model.id, attempt, outcome, start.elapsed());
@@ -88,7 +93,7 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
-        let response = match self.post(&self.url(target), &body, deadline).await {
+        let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
             Ok(response) => response,
             Err(error) => return Err((ProbeError::Other, no_answer(error).error)),
         };
@@ -117,9 +122,10 @@ impl Vertex {
         target: &Target,
         url: &str,
         body: Bytes,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Image, Failure> {
-        let response = self.post(url, &body, deadline).await.map_err(no_answer)?;
+        let response = self.post(url, &body, may_pay, deadline).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => self
                 .read(target.model.family, response.into_body(), deadline)
@@ -133,14 +139,17 @@ impl Vertex {
         &self,
         url: &str,
         body: &Bytes,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, SendError> {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
-            Request::post(url)
+            may_pay().map_err(SendError::Unsent)?;
+            let request = Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
                 .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(text(body.clone()))
+                .body(text(body.clone()))?;
+            Ok::<_, SendError>(request)
         };
         self.client.send(deadline, remaining, request).await
     }

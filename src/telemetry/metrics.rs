@@ -65,6 +65,11 @@ pub fn image_paid(model: &str) {
     info!(metric_name = "iga_paid_generation_count", value = 1, tags.model = model, "image made");
 }
 
+/// `iga_lost_image_count`: a paid image could not be stored in time.
+pub fn image_lost(reason: &str) {
+    info!(metric_name = "iga_lost_image_count", value = 1, tags.reason = reason, "paid image lost");
+}
+
 /// `iga_joined_count`: a request that is answered by another's generation.
 pub fn joined(flight: &str, by_key: bool) {
     info!(
