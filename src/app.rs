@@ -7,6 +7,7 @@ use crate::generate::Generator;
 use crate::google::client::Client;
 use crate::google::storage::Storage;
 use crate::google::vertex::Vertex;
+use crate::targets::Targets;
 use std::sync::Arc;
 
 pub struct App {
@@ -28,9 +29,11 @@ impl App {
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
+            labels: config.labels.clone(),
+            request_type: config.request_type,
         };
         let storage = Arc::new(Storage::new(Arc::clone(&client), &config));
-        let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
+        let targets = Targets::new(&config);
         let generator = Arc::new(Generator::new(vertex, Arc::clone(&storage), targets));
         let rules = Rules {
             max_generations: config.max_generations,

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What all images in transfer may hold together.
+/// The memory that all images in transfer may hold together.
 ///
-/// Whoever does not fit waits before reading on. So that those who wait for each other's memory cannot
-/// wait for ever, one of them at a time may go over: the most held is the budget and one image.
+/// A reservation that does not fit waits. Reservations that wait for each other cannot wait for ever: one at a
+/// time may exceed the budget, so at most the budget and one image are held.
 #[derive(Debug, Clone)]
 pub struct Budget {
     units: Arc<Semaphore>,
@@ -14,7 +14,7 @@ pub struct Budget {
     total_units: u32,
 }
 
-/// One image's part of the [`Budget`]; dropping it gives the part back.
+/// One image's part of the [`Budget`], given back on drop.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
@@ -33,7 +33,7 @@ impl Budget {
         }
     }
 
-    /// A reservation that fits `bytes`, as soon as there is room for it.
+    /// Waits until `bytes` are free and reserves them.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
         let mut reservation =
             Reservation { budget: self.clone(), held: None, held_units: 0, overdraft: None };
@@ -43,7 +43,7 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Waits until `bytes` fit; returns at once where they do already.
+    /// Waits until the reservation covers `bytes`; returns at once if it does already.
     pub async fn grow_to(&mut self, bytes: usize) {
         let wanted = units(bytes).saturating_sub(self.held_units);
         if wanted == 0 || self.overdraft.is_some() {
@@ -73,16 +73,18 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// Reservations grow by this much, so that reading does not queue for every chunk.
+/// Reservations grow in steps of this size, so that reading does not queue for every chunk.
 const UNIT_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::task::yield_now;
+    use tokio::time::timeout;
 
     #[tokio::test]
-    async fn who_does_not_fit_waits_until_room_is_given_back() {
+    async fn a_reservation_that_does_not_fit_waits_until_memory_is_given_back() {
         let budget = Budget::new(4 * UNIT_BYTES);
         let first = budget.reserve(3 * UNIT_BYTES).await;
         let _over = budget.reserve(2 * UNIT_BYTES).await;
@@ -96,21 +98,24 @@ mod tests {
         waiting.await.unwrap();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn reservations_that_wait_for_each_other_finish_one_after_the_other() {
         let budget = Budget::new(2 * UNIT_BYTES);
         let mut reservations = Vec::new();
         for _ in 0..2 {
             reservations.push(budget.reserve(UNIT_BYTES).await);
         }
-        let growing: Vec<_> = reservations
-            .into_iter()
-            .map(|mut reservation| {
-                tokio::spawn(async move { reservation.grow_to(10 * UNIT_BYTES).await })
-            })
-            .collect();
-        for task in growing {
-            task.await.unwrap();
+        let (finished, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for (number, mut reservation) in reservations.into_iter().enumerate() {
+            let finished = finished.clone();
+            tokio::spawn(async move {
+                reservation.grow_to(10 * UNIT_BYTES).await;
+                finished.send(number).unwrap();
+            });
+        }
+        for expected in 0..2 {
+            let next = timeout(Duration::from_secs(1), order.recv()).await;
+            assert_eq!(next.expect("both finish"), Some(expected));
         }
     }
 

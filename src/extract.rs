@@ -1,4 +1,4 @@
-//! Takes the images out of a model's answer while it arrives.
+//! Extracts the images from a model's response while it arrives.
 //!
 //! A push parser: fed the JSON text in whatever chunks the network delivers, it decodes each image's
 //! base64 as it comes and leaves a reference to it (`"#0"`, `"#1"`, …) in a small JSON *skeleton*, which
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! An image is the string under one of the keys `IMAGE_KEYS`, wherever it stands. Models send drafts
-//! before the final image, so whenever another image begins only the best of the earlier ones is kept
-//! (the family says which): at most two are held at any time.
+//! before the final image, so when another image begins, only the best of the earlier ones is kept (the family
+//! decides which): at most two are held at any time.
 
 use crate::image::{Blob, BlobWriter};
 use base64::Engine as _;
@@ -20,10 +20,10 @@ use base64::engine::general_purpose::GeneralPurposeConfig;
 use base64::engine::{DecodePaddingMode, Simd};
 use std::sync::LazyLock;
 
-/// What stands before an image's number in the skeleton.
+/// The prefix of an image's number in the skeleton.
 pub const REFERENCE: char = '#';
 
-/// What one answer may hold.
+/// The limits of one response.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub skeleton_bytes: usize,
@@ -44,20 +44,20 @@ impl Limits {
     }
 }
 
-/// Why an answer cannot be used.
+/// Why a response cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExtractError {
-    #[error("The answer holds more than {0} bytes beside its images.")]
+    #[error("The response holds more than {0} bytes beside its images.")]
     SkeletonTooLarge(usize),
-    #[error("The answer holds an image of more than {0} bytes.")]
+    #[error("The response holds an image of more than {0} bytes.")]
     ImageTooLarge(usize),
-    #[error("The answer holds more than {0} images.")]
+    #[error("The response holds more than {0} images.")]
     TooManyImages(usize),
-    #[error("An image in the answer is not valid base64.")]
+    #[error("An image in the response is not valid base64.")]
     InvalidBase64,
-    #[error("The answer is not valid JSON.")]
+    #[error("The response is not valid JSON.")]
     InvalidJson,
-    #[error("The answer ended early.")]
+    #[error("The response ended early.")]
     Truncated,
 }
 
@@ -80,7 +80,7 @@ enum State {
     Text {
         escaped: bool,
     },
-    /// A long string that nobody reads.
+    /// A long string that is not read.
     Dropped {
         escaped: bool,
     },
@@ -88,7 +88,7 @@ enum State {
     ImageEscape(Box<Base64>, Escape),
 }
 
-/// A whole answer: the JSON without its images, and those images that were kept.
+/// A whole response: the JSON without its images, and those images that were kept.
 #[derive(Debug)]
 pub struct Extracted {
     pub skeleton: Vec<u8>,
@@ -96,7 +96,7 @@ pub struct Extracted {
 }
 
 impl ImageExtractor {
-    /// `best_so_far` reads an answer's skeleton and names the image worth keeping in it.
+    /// `best_so_far` reads a response's skeleton and names the image worth keeping in it.
     pub fn new(limits: Limits, best_so_far: fn(&[u8]) -> Option<usize>) -> ImageExtractor {
         ImageExtractor {
             limits,
@@ -110,7 +110,7 @@ impl ImageExtractor {
         }
     }
 
-    /// Reads the next chunk of the answer.
+    /// Reads the next chunk of the response.
     pub fn feed(&mut self, mut input: &[u8]) -> Result<(), ExtractError> {
         while !input.is_empty() {
             let state = std::mem::replace(&mut self.state, State::Structure);
@@ -134,7 +134,7 @@ impl ImageExtractor {
         open + self.images.iter().flatten().map(Blob::len).sum::<usize>()
     }
 
-    /// Ends the answer. Whether the skeleton is whole JSON is for serde to say.
+    /// Ends the response. Whether the skeleton is whole JSON is for serde to say.
     pub fn finish(self) -> Result<Extracted, ExtractError> {
         match self.state {
             State::Structure if self.closers.is_empty() => {
@@ -262,10 +262,10 @@ impl ImageExtractor {
         if self.images.iter().flatten().count() == 0 {
             return;
         }
-        let mut answer_so_far = self.skeleton.clone();
-        answer_so_far.extend_from_slice(b"\"\"");
-        answer_so_far.extend(self.closers.iter().rev());
-        let best = (self.best_so_far)(&answer_so_far);
+        let mut response_so_far = self.skeleton.clone();
+        response_so_far.extend_from_slice(b"\"\"");
+        response_so_far.extend(self.closers.iter().rev());
+        let best = (self.best_so_far)(&response_so_far);
         for (number, image) in self.images.iter_mut().enumerate() {
             if Some(number) != best {
                 *image = None;
@@ -371,12 +371,12 @@ impl Base64 {
         Ok(())
     }
 
-    /// Decodes what is plainly made of whole groups of four, many at a time, and returns the rest.
+    /// Decodes whole groups of four symbols, many at a time, and returns the rest.
     fn push_quads<'a>(&mut self, mut run: &'a [u8]) -> &'a [u8] {
         loop {
             let room = self.bytes.room();
             let symbols = (run.len() / 4).min(room.len() / 3) * 4;
-            // Padding and all other oddities are for the slow path.
+            // The slow path handles padding and everything else.
             let symbols = if run[..symbols].ends_with(b"=") { symbols - 4 } else { symbols };
             match SIMD.decode_slice(&run[..symbols], room) {
                 Ok(decoded) if symbols > 0 => self.bytes.fill(decoded),
@@ -443,7 +443,7 @@ const IMAGE_KEYS: [&str; 2] = ["bytesBase64Encoded", "data"];
 /// The keys whose strings may be long and are never read.
 const DROPPED_KEYS: [&str; 1] = ["thoughtSignature"];
 
-/// Longer strings are no key of interest, even with every character escaped.
+/// A longer string is not a key of interest, even with every character escaped.
 const MAX_KEY_BYTES: usize = "bytesBase64Encoded".len() * "\\u0000".len();
 
 #[cfg(test)]
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_string_under_an_image_key_is_lifted() {
+    fn only_a_string_under_an_image_key_is_extracted() {
         let text = r#"{"x": ["data", "aGVsbG8="], "data": 5, "mydata": "aGVsbG8=", "y": {"data": {"z": "aGVsbG8="}}}"#;
         let extracted = extract_whole(text).unwrap();
         assert_eq!(extracted.skeleton, text.as_bytes());
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_stops_anywhere_is_truncated() {
+    fn a_response_that_stops_anywhere_is_truncated() {
         let text = r#"{"data": "aGVs\u003d", "b": ["\\"]}"#;
         for end in 1..text.len() {
             let error = extract(&[&text.as_bytes()[..end]], Limits::DEFAULT).unwrap_err();
@@ -555,9 +555,9 @@ mod tests {
     #[test]
     fn all_limits_are_kept() {
         let limits = Limits { skeleton_bytes: 20, image_bytes: 9, images: 1 };
-        let answer = |image: &str| format!(r#"{{"data": "{image}"}}"#);
-        assert!(extract(&[answer("AAAAAAAAAAAA").as_bytes()], limits).is_ok());
-        let too_large = extract(&[answer("AAAAAAAAAAAAAA").as_bytes()], limits).unwrap_err();
+        let response = |image: &str| format!(r#"{{"data": "{image}"}}"#);
+        assert!(extract(&[response("AAAAAAAAAAAA").as_bytes()], limits).is_ok());
+        let too_large = extract(&[response("AAAAAAAAAAAAAA").as_bytes()], limits).unwrap_err();
         assert_eq!(too_large, ExtractError::ImageTooLarge(9));
         let too_long = extract(&[br#"{"text": "a long text"}"#], limits).unwrap_err();
         assert_eq!(too_long, ExtractError::SkeletonTooLarge(20));
@@ -574,11 +574,11 @@ mod tests {
             part("", "BBBB"),
             part(r#", "thought": true"#, "CCCC"),
         ];
-        let answer =
+        let response =
             format!(r#"{{"candidates": [{{"content": {{"parts": [{}]}}}}]}}"#, parts.join(","));
         let mut extractor = ImageExtractor::new(Limits::DEFAULT, crate::model::gemini::best_so_far);
         let mut most_held = 0;
-        for byte in answer.bytes() {
+        for byte in response.bytes() {
             extractor.feed(&[byte]).unwrap();
             most_held = most_held.max(extractor.held_bytes());
         }

@@ -474,7 +474,10 @@ impl FlightTask {
         let storage = Arc::clone(&self.flights.storage);
         let (paid, _admission) = loop {
             if let Some(lease) = &mut self.lease {
-                match lease.acquire().await? {
+                let start = Instant::now();
+                let acquired = lease.acquire().await;
+                metrics::lease_acquired(start.elapsed());
+                match acquired? {
                     Acquired::Held => {}
                     Acquired::Completed(generated) => {
                         self.stored(generated);

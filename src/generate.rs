@@ -1,24 +1,22 @@
 //! One image: the model is chosen and called, then the image is named and stored.
 
 use crate::config::Target;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::google::storage::{MODEL, Metadata, Storage, Upload};
 use crate::google::vertex::{MayPay, Vertex};
 use crate::image::Image;
 use crate::model::{Family, Model};
 use crate::request::GenerateRequest;
+use crate::targets::Targets;
 use crate::telemetry::metrics;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
 pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
-    /// The configured model, then its fallbacks. Never empty.
-    targets: Vec<Target>,
-    /// The first of `targets` that is not known to be gone.
-    current: AtomicUsize,
+    targets: Targets,
 }
 
 /// An image that Cloud Storage has confirmed.
@@ -55,8 +53,8 @@ pub struct Paid {
 
 impl Generator {
     /// `targets` holds the configured model, then its fallbacks; it is not empty.
-    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Vec<Target>) -> Generator {
-        Generator { vertex, storage, targets, current: AtomicUsize::new(0) }
+    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
+        Generator { vertex, storage, targets }
     }
 
     /// Has one image made, which is then to be stored.
@@ -110,34 +108,11 @@ impl Generator {
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
-        if let Some(model) = request.model {
-            let location = self.location_of(model);
-            return self.image_from(&Target { model, location }, request, may_pay, deadline).await;
-        }
-        let mut place = self.current.load(Ordering::Relaxed);
-        loop {
-            let target = &self.targets[place];
-            let gone = match self.image_from(target, request, may_pay, deadline).await {
-                Err(error) if error.kind == Kind::ModelNotFound => error,
-                result => return result,
-            };
-            place += 1;
-            let Some(next) = self.targets.get(place) else {
-                return Err(gone);
-            };
-            // Whoever finds out first says so; the others follow in silence.
-            if self.current.fetch_max(place, Ordering::Relaxed) < place {
-                tracing::warn!(
-                    model = target.model.id,
-                    location = target.location,
-                    fallback = next.model.id,
-                    fallback_location = next.location,
-                    "model {} is not served in {}; using {} in {} from now on",
-                    target.model.id,
-                    target.location,
-                    next.model.id,
-                    next.location
-                );
+        match &request.target {
+            Some(target) => self.image_from(target, request, may_pay, deadline).await,
+            None => {
+                let image_from = |target| self.image_from(target, request, may_pay, deadline);
+                self.targets.ask(&request.params, deadline, image_from).await
             }
         }
     }
@@ -149,7 +124,6 @@ impl Generator {
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
-        target.model.check(&request.params)?;
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,
@@ -159,14 +133,5 @@ impl Generator {
         let image =
             self.vertex.image(target, &request.prompt, &request.params, may_pay, deadline).await?;
         Ok((image, target.model))
-    }
-
-    /// Where a model named by the caller is asked for: where the settings name it, else where they ask
-    /// for the first model, if it is served there.
-    fn location_of(&self, model: &'static Model) -> String {
-        match self.targets.iter().find(|target| target.model == model) {
-            Some(target) => target.location.clone(),
-            None => model.location_near(&self.targets[0].location).to_owned(),
-        }
     }
 }

@@ -8,19 +8,19 @@ use bytes::Bytes;
 pub struct Image {
     pub blob: Blob,
     pub format: Format,
-    /// Given back to the budget when the image is dropped.
+    /// Given back to the budget on drop.
     _reservation: Reservation,
 }
 
 impl Image {
-    /// None where the bytes are of no type that is known here.
+    /// `None` if the bytes are of an unknown type.
     pub fn new(blob: Blob, reservation: Reservation) -> Option<Image> {
         let format = Format::of(blob.first_bytes())?;
         Some(Image { blob, format, _reservation: reservation })
     }
 }
 
-/// What the bytes are, whatever the model called them.
+/// The type of the bytes, whatever type the model names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Png,
@@ -57,7 +57,7 @@ impl Format {
     }
 }
 
-/// Bytes in the chunks they were written in; cloning reservations them.
+/// Bytes in the chunks they were written in; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Blob {
     chunks: Vec<Bytes>,
@@ -112,7 +112,7 @@ impl BlobWriter {
         self.blob.len + self.filled
     }
 
-    /// Where the next bytes go: never less than three bytes, what four base64 symbols decode to.
+    /// The space for the next bytes: at least three, which four base64 symbols decode to.
     pub fn room(&mut self) -> &mut [u8] {
         if self.chunk.len() - self.filled < 3 {
             self.seal();
@@ -144,7 +144,7 @@ impl BlobWriter {
     }
 }
 
-/// A multiple of three: a chunk is then filled to its last byte by whole groups of base64.
+/// A multiple of three, so that whole groups of base64 fill a chunk to its last byte.
 const CHUNK_BYTES: usize = 96 * 1024;
 
 #[cfg(test)]
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_any_portions_is_what_is_read() {
+    fn bytes_written_in_any_portions_are_read_back() {
         let bytes: Vec<u8> = (0..3 * CHUNK_BYTES + 100).map(|i| (i * 7) as u8).collect();
         for portion in [3, 1000, 96_000, CHUNK_BYTES] {
             let mut writer = BlobWriter::default();

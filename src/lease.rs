@@ -19,7 +19,7 @@
 
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Naming};
-use crate::google::http::Connection;
+use crate::google::http::Via;
 use crate::google::storage::{
     Age, Deleted, FINGERPRINT, MODEL, Metadata, Record, Storage, StorageError, StoredImage, Written,
 };
@@ -488,9 +488,7 @@ impl Lease {
         let Some(slot) = self.claim.take() else { return };
         let deadline = Instant::now() + self.request.record_try;
         let name = self.request.slot_name(slot);
-        if let Ok(Some(record)) =
-            self.storage.read_record_once(&name, Connection::Pooled, deadline).await
-        {
+        if let Ok(Some(record)) = self.storage.read_record_once(&name, Via::Pool, deadline).await {
             let metadata = record.metadata.clone();
             let aged = self.age(&record).lower_bound();
             let _ = self.rewrite(slot, &record, metadata, aged, true).await;
@@ -512,9 +510,7 @@ impl Lease {
         let (name, deadline) =
             (self.request.slot_name(slot), Instant::now() + self.request.record_try);
         let generation = Some(record.generation.as_str());
-        self.storage
-            .write_record_once(&name, generation, &metadata, Connection::Pooled, deadline)
-            .await
+        self.storage.write_record_once(&name, generation, &metadata, Via::Pool, deadline).await
     }
 
     /// Runs `work` and renews the lease beside it.
@@ -528,7 +524,7 @@ impl Lease {
 
     /// Renews the lease for as long as this future is polled.
     async fn renew(&mut self) -> Infallible {
-        let mut connection = Connection::Pooled;
+        let mut via = Via::Pool;
         loop {
             self.renewal_is_due().await;
             let owed = self.is_owed_now();
@@ -542,11 +538,11 @@ impl Lease {
             let deadline = sent + self.request.record_try;
             let written = self
                 .storage
-                .write_record_once(&name, generation.as_deref(), &metadata, connection, deadline)
+                .write_record_once(&name, generation.as_deref(), &metadata, via, deadline)
                 .await;
             let now = Instant::now();
             self.next_write = now + self.request.spacing;
-            connection = Connection::Pooled;
+            via = Via::Pool;
             match written {
                 Ok(Written::Confirmed(generation)) => {
                     self.hold(generation, sent);
@@ -576,7 +572,7 @@ impl Lease {
                         "lease not renewed: {}",
                         error.error()
                     );
-                    connection = Connection::Fresh;
+                    via = Via::Fresh;
                     self.renew_at = now;
                 }
             }
@@ -614,7 +610,7 @@ impl Lease {
     pub async fn reconcile(&mut self, ours: Generated) -> Generated {
         let deadline = Instant::now() + self.request.record_try;
         let name = self.name();
-        let record = match self.storage.read_record_once(&name, Connection::Fresh, deadline).await {
+        let record = match self.storage.read_record_once(&name, Via::Fresh, deadline).await {
             Ok(record) => record,
             Err(error) => {
                 tracing::warn!("the record could not be read before answering: {}", error.error());
@@ -634,7 +630,7 @@ impl Lease {
         self.generation = record.map(|record| record.generation);
         self.is_unsure = false;
         let owed = self.is_owed_now();
-        let _ = self.write_receipt(&ours, owed, Connection::Fresh).await;
+        let _ = self.write_receipt(&ours, owed, Via::Fresh).await;
         ours
     }
 
@@ -642,11 +638,11 @@ impl Lease {
     /// the caller has its answer already.
     pub async fn complete(&mut self, generated: &Generated) {
         let mut wait = self.request.spacing;
-        let mut connection = Connection::Pooled;
+        let mut via = Via::Pool;
         loop {
             sleep_until(self.next_write).await;
             let owed = self.is_owed_now();
-            let error = match self.write_receipt(generated, owed, connection).await {
+            let error = match self.write_receipt(generated, owed, via).await {
                 Ok(true) => return,
                 Ok(false) => continue,
                 Err(error) => error,
@@ -663,7 +659,7 @@ impl Lease {
             }
             self.during(sleep(wait)).await;
             wait = (wait * 2).min(self.request.period());
-            connection = Connection::Fresh;
+            via = Via::Fresh;
         }
     }
 
@@ -672,7 +668,7 @@ impl Lease {
         &mut self,
         generated: &Generated,
         owed: bool,
-        connection: Connection,
+        via: Via,
     ) -> Result<bool, StorageError> {
         let (name, receipt) = (self.name(), self.receipt_metadata(generated, owed));
         let generation = self.generation.clone();
@@ -680,7 +676,7 @@ impl Lease {
         self.is_unsure = true;
         let written = self
             .storage
-            .write_record_once(&name, generation.as_deref(), &receipt, connection, deadline)
+            .write_record_once(&name, generation.as_deref(), &receipt, via, deadline)
             .await;
         self.next_write = Instant::now() + self.request.spacing;
         match written? {
@@ -706,15 +702,15 @@ impl Lease {
     /// begun no upload. Best effort: the lease expires anyway.
     pub async fn release(&mut self, until: Instant) {
         let mut looks = 0;
-        let mut connection = Connection::Pooled;
+        let mut via = Via::Pool;
         while self.generation.is_some() || self.is_unsure {
             if timeout_at(until, sleep_until(self.next_write)).await.is_err() {
                 tracing::warn!("lease not given back in time");
                 return;
             }
-            let released = self.release_once(connection, &mut looks).await;
+            let released = self.release_once(via, &mut looks).await;
             self.next_write = Instant::now() + self.request.spacing;
-            connection = Connection::Fresh;
+            via = Via::Fresh;
             match released {
                 Ok(()) => {}
                 Err(error) if error.may_pass() => {
@@ -728,14 +724,10 @@ impl Lease {
         }
     }
 
-    async fn release_once(
-        &mut self,
-        connection: Connection,
-        looks: &mut usize,
-    ) -> Result<(), StorageError> {
+    async fn release_once(&mut self, via: Via, looks: &mut usize) -> Result<(), StorageError> {
         let (name, deadline) = (self.name(), Instant::now() + self.request.record_try);
         if self.is_unsure {
-            match self.storage.read_record_once(&name, connection, deadline).await? {
+            match self.storage.read_record_once(&name, via, deadline).await? {
                 Some(record) if self.is_mine(&record) => self.adopt(record),
                 // A write that is still on its way may arrive later: look twice.
                 Some(_) | None => {
@@ -750,17 +742,15 @@ impl Lease {
         self.is_unsure = true;
         let generation = Some(generation.as_str());
         let is_gone = if self.request.is_keyed() && !self.is_inherited {
-            let deleted = self.storage.delete_once(&name, generation, connection, deadline).await?;
+            let deleted = self.storage.delete_once(&name, generation, via, deadline).await?;
             deleted == Deleted::Gone
         } else {
             // Slots have no gaps, and a name that a lost upload may still get is not forgotten.
             let mut metadata = fields([(FINGERPRINT, &self.request.fingerprint)]);
             metadata.insert(RELEASED.to_owned(), random_hex::<8>());
             metadata.extend(self.is_inherited.then(|| (IMAGE.to_owned(), self.stem.clone())));
-            let written = self
-                .storage
-                .write_record_once(&name, generation, &metadata, connection, deadline)
-                .await?;
+            let written =
+                self.storage.write_record_once(&name, generation, &metadata, via, deadline).await?;
             matches!(written, Written::Confirmed(_))
         };
         if is_gone {

@@ -3,7 +3,7 @@
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credentials::{Authorization, CredentialStore};
-use crate::google::http::{Body, Connection, HttpClient, text};
+use crate::google::http::{Body, HttpClient, Via, text};
 use crate::retry::within;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -43,27 +43,23 @@ impl Client {
         limit: Duration,
         build: impl Fn() -> Result<Request<Body>, E>,
     ) -> Result<Response<Incoming>, SendError> {
-        self.send_on(Connection::Pooled, deadline, limit, build).await
+        self.send_via(Via::Pool, deadline, limit, build).await
     }
 
-    /// Like [`send`](Client::send), on the connection given.
-    pub async fn send_on<E: Into<SendError>>(
+    /// Like [`send`](Client::send), on the connection that `via` asks for.
+    pub async fn send_via<E: Into<SendError>>(
         &self,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
         limit: Duration,
         build: impl Fn() -> Result<Request<Body>, E>,
     ) -> Result<Response<Incoming>, SendError> {
-        // Before the credentials: where no client can be built, their library panics.
+        // The credentials library panics where no HTTP client can be built, so build ours first.
         self.http.build().map_err(unsent)?;
-        let send_once = async |authorization: &Authorization| {
-            let mut request = build().map_err(Into::into)?;
-            request.headers_mut().extend(authorization.headers.clone());
-            self.send_request(connection, within(deadline, limit), request).await
-        };
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        let response = send_once(&authorization).await?;
+        let request = signed(build().map_err(Into::into)?, &authorization);
+        let response = self.send_unsigned(via, within(deadline, limit), Ok(request)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -71,26 +67,19 @@ impl Client {
         self.credentials.evict(&authorization.credential);
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        send_once(&authorization).await
+        let request = signed(build().map_err(Into::into)?, &authorization);
+        self.send_unsigned(via, within(deadline, limit), Ok(request)).await
     }
 
-    /// Sends a request without an `Authorization` header.
+    /// Sends a request without an `Authorization` header of its own.
     pub async fn send_unsigned(
         &self,
+        via: Via,
         deadline: Instant,
         request: http::Result<Request<Body>>,
     ) -> Result<Response<Incoming>, SendError> {
-        self.send_request(Connection::Pooled, deadline, request?).await
-    }
-
-    async fn send_request(
-        &self,
-        connection: Connection,
-        deadline: Instant,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, SendError> {
-        let response = self.http.request(connection, request).map_err(unsent)?;
-        match timeout_at(deadline, response).await {
+        let request = request.map_err(unsent)?;
+        match timeout_at(deadline, self.http.request(request, via).map_err(unsent)?).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(SendError::Http(error)),
             Err(_) => Err(SendError::Deadline),
@@ -104,7 +93,7 @@ impl Client {
             format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
         let request = Request::get(url).header("metadata-flavor", "Google").body(text(""));
         let response = self
-            .send_unsigned(deadline, request)
+            .send_unsigned(Via::Pool, deadline, request)
             .await
             .ok()
             .filter(|answer| answer.status().is_success())?;
@@ -117,13 +106,18 @@ impl Client {
     }
 }
 
+const MAX_EMAIL_BYTES: usize = 1024;
+
+fn signed(mut request: Request<Body>, authorization: &Authorization) -> Request<Body> {
+    request.headers_mut().extend(authorization.headers.clone());
+    request
+}
+
 impl From<http::Error> for SendError {
     fn from(error: http::Error) -> SendError {
         unsent(error)
     }
 }
-
-const MAX_EMAIL_BYTES: usize = 1024;
 
 fn unsent(cause: impl std::error::Error + Send + Sync + 'static) -> SendError {
     SendError::Unsent(Kind::Internal.because("The request could not be sent.").caused_by(cause))

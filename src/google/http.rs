@@ -16,30 +16,34 @@ use lambda_http::tower::{BoxError, Service};
 use rustls::ClientConfig;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Built when it is first wanted. Reading the CA certificates takes longer than all else that a start does,
-/// so whoever starts a process lets [`build`](Client::build) go on beside it.
+/// The HTTP client of one process, built on first use.
+///
+/// Reading the CA certificates dominates start-up, so the process calls [`build`](HttpClient::build) in the
+/// background once it listens.
 #[derive(Default)]
-pub struct HttpClient(OnceLock<Result<Pools, NoClient>>);
+pub struct HttpClient {
+    pools: OnceLock<Pools>,
+    building: Mutex<()>,
+}
 
-/// Two pools over one connector.
+/// One pool that keeps connections, and one that opens a connection for each request.
 struct Pools {
-    kept: Pool<Connector, Body>,
-    /// Keeps no connection, so that every request opens one.
+    reusing: Pool<Connector, Body>,
     fresh: Pool<Connector, Body>,
 }
 
 /// Which connection a request goes out on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connection {
-    /// An idle one of the pool, if there is one.
-    Pooled,
-    /// A new one: a pooled connection may be silently dead.
+pub enum Via {
+    /// An idle connection, or a new one where no connection is idle.
+    Pool,
+    /// A connection of its own: for a second try after a connection that fell silent.
     Fresh,
 }
 
@@ -62,22 +66,29 @@ impl HttpClient {
         self.pools().map(|_| ())
     }
 
-    /// Sends a request; the answer's body is still to come. Redirects are not followed.
-    pub fn request(
-        &self,
-        connection: Connection,
-        request: Request<Body>,
-    ) -> Result<ResponseFuture, NoClient> {
+    /// Sends a request and returns once the head of its response has arrived. Redirects are not followed.
+    pub fn request(&self, request: Request<Body>, via: Via) -> Result<ResponseFuture, NoClient> {
         let pools = self.pools()?;
-        Ok(match connection {
-            Connection::Pooled => pools.kept.request(request),
-            Connection::Fresh => pools.fresh.request(request),
+        Ok(match via {
+            Via::Pool => pools.reusing.request(request),
+            Via::Fresh => pools.fresh.request(request),
         })
     }
 
-    /// Who comes while the client is being built waits for it, for some milliseconds.
+    /// Blocks for some milliseconds while another thread builds the client. A failure is not kept: it may pass, as
+    /// when the file table was full.
     fn pools(&self) -> Result<&Pools, NoClient> {
-        self.0.get_or_init(|| Pools::new().map_err(NoClient)).as_ref().map_err(NoClient::clone)
+        if let Some(pools) = self.pools.get() {
+            return Ok(pools);
+        }
+        let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.pools.get() {
+            Some(pools) => Ok(pools),
+            None => {
+                let pools = Pools::new().map_err(NoClient)?;
+                Ok(self.pools.get_or_init(|| pools))
+            }
+        }
     }
 }
 
@@ -107,9 +118,9 @@ impl Pools {
             .http1_max_buf_size(BUFFER_BYTES)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new());
-        let kept = builder.build(connector.clone());
+        let reusing = builder.build(connector.clone());
         let fresh = builder.pool_max_idle_per_host(0).build(connector);
-        Ok(Pools { kept, fresh })
+        Ok(Pools { reusing, fresh })
     }
 }
 
@@ -122,7 +133,7 @@ struct Connector {
     proxies: Arc<Matcher>,
 }
 
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 impl Connector {
@@ -140,20 +151,20 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = Stream;
+    type Response = Connection;
     type Error = BoxError;
-    type Future = Connecting<Stream>;
+    type Future = Connecting<Connection>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, target: Uri) -> Connecting<Stream> {
+    fn call(&mut self, target: Uri) -> Connecting<Connection> {
         let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
         let proxy = (target.scheme() == Some(&Scheme::HTTPS))
             .then(|| self.proxies.intercept(&target))
             .flatten();
-        let connecting: Connecting<Stream> = match proxy {
+        let connecting: Connecting<Connection> = match proxy {
             None => Box::pin(HttpsConnector::from((tcp, tls)).call(target)),
             Some(proxy) => {
                 let tunnel = Tunnel::new(proxy.uri().clone(), tcp);

@@ -5,7 +5,7 @@ use crate::config::{Config, Timing};
 use crate::error::{Error, Kind};
 use crate::google::admission::{Admission, Uploads};
 use crate::google::client::{Client, SendError};
-use crate::google::http::{Connection, next_chunk, text};
+use crate::google::http::{Via, next_chunk, text};
 use crate::image::{Blob, Format, Image};
 use crate::retry::{self, within};
 use crate::telemetry::metrics;
@@ -190,11 +190,11 @@ impl Storage {
         let deadline = Instant::now() + PROBE_TIME;
         let name = &format!("{}.iga/writable", self.prefix);
         let result = self
-            .tries(deadline, |connection| async move {
-                match self.insert_empty(name, connection, deadline).await {
+            .tries(deadline, |via| async move {
+                match self.insert_empty(name, via, deadline).await {
                     Err(StorageError::Forbidden(_)) => {
                         let name = format!("{name}-{}", crate::id::random_hex::<8>());
-                        self.insert_empty(&name, connection, deadline).await
+                        self.insert_empty(&name, via, deadline).await
                     }
                     result => result,
                 }
@@ -217,12 +217,12 @@ impl Storage {
     async fn insert_empty(
         &self,
         name: &str,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Inserted, StorageError> {
         let (blob, metadata) = (&Blob::default(), &Metadata::new());
         let object = NewObject { name, content_type: OCTETS, blob, metadata, if_generation: None };
-        self.insert(&object, connection, deadline, self.timing.record_try).await
+        self.insert(&object, via, deadline, self.timing.record_try).await
     }
 
     /// Which of these permissions the account has on the bucket ("Buckets: testIamPermissions").
@@ -262,7 +262,8 @@ impl Storage {
     /// What time it is for Cloud Storage, which tells it without a token.
     pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
         let request = Request::get(&self.endpoint).body(text(""));
-        let response = self.client.send_unsigned(deadline, request).await.map_err(no_answer)?;
+        let response =
+            self.client.send_unsigned(Via::Pool, deadline, request).await.map_err(no_answer)?;
         server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
     }
 
@@ -279,8 +280,8 @@ impl Storage {
         let start = Instant::now();
         let failed = &AtomicBool::new(false);
         let result = self
-            .tries(deadline, |connection| async move {
-                let result = self.put_once(upload, connection, deadline).await;
+            .tries(deadline, |via| async move {
+                let result = self.put_once(upload, via, deadline).await;
                 // A try that our own deadline cut short says nothing about Cloud Storage.
                 failed.fetch_or(result.is_err() && Instant::now() < deadline, Ordering::Relaxed);
                 result
@@ -308,13 +309,13 @@ impl Storage {
     async fn put_once(
         &self,
         upload: &Upload,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<StoredImage, StorageError> {
         let Upload { name, image, metadata, may_be_there } = upload;
         let (blob, content_type) = (&image.blob, image.format.content_type());
         let object = NewObject { name, content_type, blob, metadata, if_generation: None };
-        let inserted = self.insert(&object, connection, deadline, self.timing.upload_try).await;
+        let inserted = self.insert(&object, via, deadline, self.timing.upload_try).await;
         if matches!(inserted, Err(StorageError::Unavailable(_))) {
             may_be_there.store(true, Ordering::Relaxed);
         }
@@ -328,7 +329,7 @@ impl Storage {
             Ok(Inserted::Confirmed(_)) | Err(_) => false,
         };
         if is_occupied {
-            return self.recognise(upload, connection, deadline).await;
+            return self.recognise(upload, via, deadline).await;
         }
         match inserted? {
             Inserted::Confirmed(object) if object.is(blob) => Ok(upload.stored()),
@@ -343,14 +344,14 @@ impl Storage {
     async fn recognise(
         &self,
         upload: &Upload,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<StoredImage, StorageError> {
         let is_equal = |object: &Object, field: &str| {
             let sent = upload.metadata.get(field);
             sent.is_some() && object.metadata.get(field) == sent
         };
-        match self.stat(&upload.name, connection, deadline).await {
+        match self.stat(&upload.name, via, deadline).await {
             Ok(Some((object, _))) if object.is(&upload.image.blob) => Ok(upload.stored()),
             Ok(Some((object, age))) if is_equal(&object, FINGERPRINT) => Ok(object.image(age)),
             Ok(Some(_)) => Err(StorageError::Refused(file_save(
@@ -370,7 +371,7 @@ impl Storage {
         stem: &str,
         deadline: Instant,
     ) -> Result<Option<StoredImage>, StorageError> {
-        let listed = self.tries(deadline, |connection| self.list(stem, connection, deadline));
+        let listed = self.tries(deadline, |via| self.list(stem, via, deadline));
         match listed.await {
             // Where listing is forbidden, looking at each possible name may be allowed.
             Err(StorageError::Forbidden(_)) => {}
@@ -390,7 +391,7 @@ impl Storage {
         name: &str,
         deadline: Instant,
     ) -> Result<Option<StoredImage>, StorageError> {
-        let stat = |connection| self.stat(name, connection, deadline);
+        let stat = |via| self.stat(name, via, deadline);
         Ok(self.tries(deadline, stat).await?.map(|(object, age)| object.image(age)))
     }
 
@@ -402,8 +403,8 @@ impl Storage {
         metadata: &Metadata,
         deadline: Instant,
     ) -> Result<Written, StorageError> {
-        self.tries(deadline, |connection| async move {
-            self.write_record_once(name, if_generation, metadata, connection, deadline).await
+        self.tries(deadline, |via| async move {
+            self.write_record_once(name, if_generation, metadata, via, deadline).await
         })
         .await
     }
@@ -417,25 +418,23 @@ impl Storage {
         name: &str,
         if_generation: Option<&str>,
         metadata: &Metadata,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Written, StorageError> {
         let nothing = Blob::default();
         let object =
             NewObject { name, content_type: OCTETS, blob: &nothing, metadata, if_generation };
-        match self.insert(&object, connection, deadline, self.timing.record_try).await? {
+        match self.insert(&object, via, deadline, self.timing.record_try).await? {
             Inserted::Confirmed(object) => {
                 self.uploads.record_written();
                 Ok(Written::Confirmed(object.generation))
             }
-            Inserted::Occupied => {
-                Ok(match self.read_record_once(name, connection, deadline).await? {
-                    Some(record) if holds_all(&record.metadata, metadata) => {
-                        Written::Confirmed(record.generation)
-                    }
-                    other => Written::Conflict(other),
-                })
-            }
+            Inserted::Occupied => Ok(match self.read_record_once(name, via, deadline).await? {
+                Some(record) if holds_all(&record.metadata, metadata) => {
+                    Written::Confirmed(record.generation)
+                }
+                other => Written::Conflict(other),
+            }),
         }
     }
 
@@ -444,17 +443,17 @@ impl Storage {
         name: &str,
         deadline: Instant,
     ) -> Result<Option<Record>, StorageError> {
-        let read = |connection| self.read_record_once(name, connection, deadline);
+        let read = |via| self.read_record_once(name, via, deadline);
         self.tries(deadline, read).await
     }
 
     pub async fn read_record_once(
         &self,
         name: &str,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Option<Record>, StorageError> {
-        Ok(self.stat(name, connection, deadline).await?.map(|(object, age)| Record {
+        Ok(self.stat(name, via, deadline).await?.map(|(object, age)| Record {
             metadata: object.metadata,
             generation: object.generation,
             age,
@@ -468,8 +467,8 @@ impl Storage {
         generation: Option<&str>,
         deadline: Instant,
     ) -> Result<Deleted, StorageError> {
-        self.tries(deadline, |connection| async move {
-            self.delete_once(name, generation, connection, deadline).await
+        self.tries(deadline, |via| async move {
+            self.delete_once(name, generation, via, deadline).await
         })
         .await
     }
@@ -478,7 +477,7 @@ impl Storage {
         &self,
         name: &str,
         generation: Option<&str>,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Deleted, StorageError> {
         let mut url = self.object_url(name);
@@ -488,7 +487,7 @@ impl Storage {
         let request = || Request::delete(&url).body(text(""));
         let limit = self.timing.record_try;
         let response =
-            self.client.send_on(connection, deadline, limit, request).await.map_err(no_answer)?;
+            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
         match response.status().as_u16() {
             // Google says 204, other servers 200.
             200 | 204 | 404 => Ok(Deleted::Gone),
@@ -501,15 +500,15 @@ impl Storage {
     async fn tries<T, F>(
         &self,
         deadline: Instant,
-        mut attempt: impl FnMut(Connection) -> F,
+        mut attempt: impl FnMut(Via) -> F,
     ) -> Result<T, StorageError>
     where
         F: Future<Output = Result<T, StorageError>>,
     {
         let mut waits = retry::waits(self.timing.first_retry_wait);
-        let mut connection = Connection::Pooled;
+        let mut via = Via::Pool;
         loop {
-            let error = match attempt(connection).await {
+            let error = match attempt(via).await {
                 Err(error @ StorageError::Unavailable(_)) => error,
                 result => return result,
             };
@@ -524,7 +523,7 @@ impl Storage {
                 }
                 Some(_) | None => return Err(error),
             }
-            connection = Connection::Fresh;
+            via = Via::Fresh;
         }
     }
 
@@ -532,7 +531,7 @@ impl Storage {
     async fn insert(
         &self,
         object: &NewObject<'_>,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
         limit: Duration,
     ) -> Result<Inserted, StorageError> {
@@ -545,7 +544,7 @@ impl Storage {
         let (name, generation) = (escaped(object.name), object.if_generation.unwrap_or("0"));
         let query = format!("uploadType=multipart&name={name}&ifGenerationMatch={generation}");
         let url = format!("{}/upload/storage/v1/b/{}/o?{query}", self.endpoint, self.bucket);
-        let response = self.client.send_on(connection, deadline, limit, || {
+        let response = self.client.send_via(via, deadline, limit, || {
             let body = Multipart::new(&resource, object.content_type, object.blob);
             Request::post(&url)
                 .header(CONTENT_TYPE, format!("multipart/related; boundary={}", body.boundary))
@@ -568,11 +567,10 @@ impl Storage {
     async fn stat(
         &self,
         name: &str,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Option<(Object, Age)>, StorageError> {
-        let Some((body, now)) = self.get(&self.object_url(name), connection, deadline).await?
-        else {
+        let Some((body, now)) = self.get(&self.object_url(name), via, deadline).await? else {
             return Ok(None);
         };
         let object = Object::parse(&body).ok_or_else(unreadable)?;
@@ -584,13 +582,13 @@ impl Storage {
     async fn list(
         &self,
         stem: &str,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Option<StoredImage>, StorageError> {
         let start = format!("{}{stem}.", self.prefix);
         let prefix = escaped(&start);
         let url = format!("{}/storage/v1/b/{}/o?prefix={prefix}", self.endpoint, self.bucket);
-        let Some((body, now)) = self.get(&url, connection, deadline).await? else {
+        let Some((body, now)) = self.get(&url, via, deadline).await? else {
             return Ok(None);
         };
         let list: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
@@ -608,13 +606,13 @@ impl Storage {
     async fn get(
         &self,
         url: &str,
-        connection: Connection,
+        via: Via,
         deadline: Instant,
     ) -> Result<Option<(Vec<u8>, Option<OffsetDateTime>)>, StorageError> {
         let limit = self.timing.record_try;
         let request = || Request::get(url).body(text(""));
         let response =
-            self.client.send_on(connection, deadline, limit, request).await.map_err(no_answer)?;
+            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);

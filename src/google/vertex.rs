@@ -1,7 +1,7 @@
-//! Vertex AI over HTTP: where a model answers, what its answers and errors mean, when to ask again.
+//! Vertex AI over HTTP: the address of a model, the meaning of its responses and errors, and when to retry.
 
 use crate::budget::{Budget, Reservation};
-use crate::config::Target;
+use crate::config::{RequestType, Target};
 use crate::error::{Error, Kind};
 use crate::extract::{ExtractError, ImageExtractor, Limits};
 use crate::google::client::{Client, SendError};
@@ -16,23 +16,26 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 pub struct Vertex {
     pub client: Arc<Client>,
-    /// Instead of Google's hosts.
+    /// Replaces Google's hosts.
     pub endpoint: Option<String>,
     pub project_id: String,
     pub budget: Budget,
     pub first_wait: Duration,
+    pub labels: BTreeMap<String, String>,
+    pub request_type: Option<RequestType>,
 }
 
-/// Whether the model may be called now. An error means: not, for this reason.
+/// Whether the model may be called now. An error says why not.
 pub type MayPay<'a> = &'a (dyn Fn() -> Result<(), Error> + Sync);
 
-/// What keeps a model from making images, as far as somebody can mend it.
+/// Why a model cannot be used, by what an operator must fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeError {
     /// The model is retired, or not served in the location.
@@ -43,16 +46,16 @@ pub enum ProbeError {
     BillingDisabled,
     /// Too many requests at this moment.
     Busy,
-    /// The project may send none at all.
+    /// The project's quota is zero.
     NoQuota,
     Other,
 }
 
 impl Vertex {
-    /// One paid image: asks the model, reads its answer as it arrives.
+    /// Generates one paid image, read while the response arrives.
     ///
-    /// Asked again only where nothing can have been paid: 429, 503, and no connection.
-    /// `may_pay` decides right before each request is sent; its error ends the attempts.
+    /// Retries only failures that cost nothing: 429, 503, and no connection. `may_pay` decides right before each
+    /// request is sent; its error ends the attempts.
     pub async fn image(
         &self,
         target: &Target,
@@ -62,14 +65,16 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<Image, Error> {
         let url = self.url(target);
-        let body = Bytes::from(target.model.family.body(prompt, params));
+        let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
         retry::until(deadline, self.first_wait, |attempt| {
             let (url, body) = (&url, body.clone());
             async move {
                 let start = Instant::now();
                 let result = self.attempt(target, url, body, may_pay, deadline).await;
-                let outcome =
-                    result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
+                let outcome = match &result {
+                    Ok(_) => "ok",
+                    Err(failure) => failure.error.kind.row().error_type,
+                };
                 metrics::vertex_called(target.model.id, attempt, outcome, start.elapsed());
                 result.inspect_err(|_| metrics::vertex_failed(outcome))
             }
@@ -77,16 +82,16 @@ impl Vertex {
         .await
     }
 
-    /// Whether a model would answer, asked with a request that has no prompt: no image comes of it, and no bill.
+    /// Checks that a model can be used, with a generating request that has no prompt and so costs nothing.
     ///
-    /// It is the generating request itself, so that it meets the same host, project, location, model and
-    /// permission as a real one, in both families; a 400 about the missing prompt says that all of these are
-    /// in order. The publisher model's own resource knows neither the location nor the permission, and
-    /// `:countTokens` is not documented for Imagen. That the model is looked up before the prompt is nowhere
-    /// promised; who asks for a model that is known to be retired should not take its silence for life.
+    /// The request has the same host, project, location, model and permission as a real one, in both families;
+    /// a 400 about the missing prompt shows that all of these are in order. The publisher model's own resource
+    /// depends on neither location nor permission, and `:countTokens` is not documented for Imagen. No page
+    /// promises that the model is looked up before the prompt: do not conclude from a success that a model which
+    /// is known to be retired is back.
     ///
     /// # Errors
-    /// What stands in the way, and the error that a generation would end with.
+    /// The cause, and the error that a generation would end with.
     pub async fn probe(
         &self,
         target: &Target,
@@ -95,7 +100,7 @@ impl Vertex {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
         let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
             Ok(response) => response,
-            Err(error) => return Err((ProbeError::Other, no_answer(error).error)),
+            Err(error) => return Err((ProbeError::Other, send_failure(error).error)),
         };
         let status = response.status().as_u16();
         if status == 200 {
@@ -125,13 +130,13 @@ impl Vertex {
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Image, Failure> {
-        let response = self.post(url, &body, may_pay, deadline).await.map_err(no_answer)?;
+        let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self
                 .read(target.model.family, response.into_body(), deadline)
                 .await
                 .map_err(Failure::never),
-            _ => Err(refused(target, response, deadline).await),
+            _ => Err(response_failure(target, response, deadline).await),
         }
     }
 
@@ -145,16 +150,18 @@ impl Vertex {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
             may_pay().map_err(SendError::Unsent)?;
-            let request = Request::post(url)
+            let mut request = Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
-                .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(text(body.clone()))?;
-            Ok::<_, SendError>(request)
+                .header("x-server-timeout", remaining.as_secs().max(1));
+            if let Some(request_type) = self.request_type {
+                request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
+            }
+            Ok::<_, SendError>(request.body(text(body.clone()))?)
         };
         self.client.send(deadline, remaining, request).await
     }
 
-    /// Reads a 200 to its end. From here on the image may have been paid: nothing is asked again.
+    /// Reads a 200 to its end. The image may have been paid by now, so no failure is retried.
     async fn read(
         &self,
         family: Family,
@@ -194,13 +201,13 @@ async fn chunk_before(
     match timeout_at(deadline, next_chunk(body)).await {
         Ok(Ok(chunk)) => Ok(chunk),
         Ok(Err(error)) => Err(Kind::VertexApi
-            .because(format!("The model's answer broke off after {read} bytes."))
+            .because(format!("The model's response broke off after {read} bytes."))
             .caused_by(error)),
         Err(_) => Err(too_late()),
     }
 }
 
-/// The image of a whole answer, or what the answer says instead.
+/// The image of a complete response, or the error that the response stands for.
 fn choose(
     family: Family,
     extractor: ImageExtractor,
@@ -209,7 +216,7 @@ fn choose(
     let mut extracted = extractor.finish().map_err(unreadable)?;
     let outcome = family.outcome(&extracted.skeleton).map_err(|error| {
         Kind::VertexApi
-            .because("The model's answer is not what its API documents.")
+            .because("The model's response is not what its API documents.")
             .caused_by(error)
     })?;
     match outcome {
@@ -237,10 +244,10 @@ fn unreadable(error: ExtractError) -> Error {
 
 fn too_late() -> Error {
     Kind::VertexUnavailable
-        .because("Service Unavailable: no answer from the model within the deadline.")
+        .because("Service Unavailable: the model did not respond within the deadline.")
 }
 
-fn no_answer(error: SendError) -> Failure {
+fn send_failure(error: SendError) -> Failure {
     match error {
         SendError::Unsent(error) => Failure::never(error),
         SendError::Deadline => Failure::never(too_late()),
@@ -248,14 +255,18 @@ fn no_answer(error: SendError) -> Failure {
             Kind::VertexUnavailable.because("Service Unavailable: no connection.").caused_by(error),
         ),
         SendError::Http(error) => {
-            let text = "Service Unavailable: the connection broke before an answer came.";
+            let text = "Service Unavailable: the connection broke before the response began.";
             Failure::never(Kind::VertexUnavailable.because(text).caused_by(error))
         }
     }
 }
 
-/// What an answer other than 200 means.
-async fn refused(target: &Target, response: Response<Incoming>, deadline: Instant) -> Failure {
+/// The failure that a response other than 200 stands for.
+async fn response_failure(
+    target: &Target,
+    response: Response<Incoming>,
+    deadline: Instant,
+) -> Failure {
     let (status, wait) = (response.status(), retry_after(&response));
     let mut failure = meaning(status.as_u16(), &read_error(response, deadline).await, target);
     failure.error.retry_after = wait.or(failure.error.retry_after);
@@ -263,12 +274,12 @@ async fn refused(target: &Target, response: Response<Incoming>, deadline: Instan
 }
 
 async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleError {
-    let mut answer = response.into_body();
+    let mut response = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
-        match timeout_at(deadline, next_chunk(&mut answer)).await {
+        match timeout_at(deadline, next_chunk(&mut response)).await {
             Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-            // The status alone says enough.
+            // The status alone has to do.
             Ok(Ok(None) | Err(_)) | Err(_) => break,
         }
     }
@@ -292,7 +303,7 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
             "{} Vertex AI: {said}",
             target.model.not_served_hint(&target.location)
         ))),
-        404 => Failure::never(Kind::VertexApi.because(format!(
+        404 => Failure::never(Kind::PlaceNotFound.because(format!(
             "Vertex AI has no such address for location {}; is it spelt right? {said}",
             target.location
         ))),
@@ -310,7 +321,7 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
 }
 
 impl ProbeError {
-    /// None for the 400 that a missing prompt gets.
+    /// `None` for the 400 that a missing prompt gets.
     fn of(status: u16, google: &GoogleError) -> Option<ProbeError> {
         let has = |reason: &str| google.reasons.iter().any(|given| given == reason);
         Some(match status {
@@ -334,34 +345,7 @@ impl ProbeError {
     }
 }
 
-/// The `error_type` tag.
-fn error_type(error: &Error) -> &'static str {
-    match error.kind {
-        Kind::InvalidArgument => "invalid_argument",
-        Kind::PermissionDenied => "permission_denied",
-        Kind::ResourceExhausted => "resource_exhausted",
-        Kind::SafetyBlocked => "safety_blocked",
-        Kind::VertexUnavailable => "unavailable",
-        Kind::ModelNotFound => "not_found",
-        Kind::EmptyImage => "empty_image",
-        Kind::VertexApi
-        | Kind::PromptMissing
-        | Kind::MalformedJson
-        | Kind::InvalidPayload
-        | Kind::InvalidIdempotencyKey
-        | Kind::IdempotencyKeyReused
-        | Kind::UnsupportedParameter
-        | Kind::NotFound
-        | Kind::MethodNotAllowed
-        | Kind::PayloadTooLarge
-        | Kind::UnsupportedMediaType
-        | Kind::FileSave
-        | Kind::Internal
-        | Kind::Overloaded => "api_error",
-    }
-}
-
-/// Google's error envelope in the shapes it comes in: an object, an array of one, or no JSON at all.
+/// Google's error envelope: an object, an array of one, or not JSON at all.
 #[derive(Debug, Default)]
 struct GoogleError {
     json: bool,
@@ -424,7 +408,7 @@ impl GoogleError {
         }
     }
 
-    /// Google's words for the caller, with its reasons.
+    /// Google's message for the caller, with its reasons.
     fn text(&self, status: u16) -> String {
         match (self.message.as_str(), self.reasons.is_empty()) {
             ("", _) => format!("HTTP {status} without an explanation."),
@@ -454,7 +438,7 @@ fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(text.strip_suffix('s')?.parse().ok()?).ok()
 }
 
-/// How a refusal of the prompt is worded, in the API's older and newer versions.
+/// The wording of a refused prompt, in the API's older and newer versions.
 const SAFETY_WORDS: &[&str] = &[
     "Responsible AI",
     "could not be submitted",
@@ -487,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_prompt_alone_is_no_obstacle() {
+    fn a_missing_prompt_alone_is_not_an_error() {
         let error = |status: &str, message: &str, reason: &str| {
             json!({"error": {"status": status, "message": message, "details": [{"reason": reason}]}}).to_string()
         };
@@ -587,7 +571,7 @@ mod tests {
         assert_eq!(meaning_of(429, &array).2, "Resource exhausted.");
         let (kind, _, details) =
             meaning_of(404, "<html>The requested URL was not found on this server</html>");
-        assert_eq!(kind, Kind::VertexApi);
+        assert_eq!(kind, Kind::PlaceNotFound);
         assert!(details.contains("location us-central1") && !details.contains("html"), "{details}");
         assert_eq!(meaning_of(503, "").2, "Service Unavailable: HTTP 503 without an explanation.");
     }

@@ -1,4 +1,4 @@
-//! Both families of models: what is sent, which image is chosen, what becomes of refusals and of retirement.
+//! Both families of models: the requests, the chosen image, refusals and retirement.
 
 use crate::support::service::{
     Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with,
@@ -22,7 +22,7 @@ async fn imagen() -> Service {
 }
 
 #[tokio::test]
-async fn imagen_is_asked_and_answers() {
+async fn imagen_is_called() {
     let service = imagen().await;
     let answer = service
         .post(json!({"prompt": PROMPT, "aspect_ratio": "16:9", "add_watermark": false}))
@@ -81,7 +81,7 @@ async fn imagens_refusals_are_blocks_and_never_a_5xx() {
 }
 
 #[tokio::test]
-async fn an_image_stored_elsewhere_or_empty_is_no_image() {
+async fn an_image_stored_elsewhere_or_empty_is_not_an_image() {
     for (body, words) in [
         (
             r#"{"predictions": [{"gcsUri": "gs://x/y.png", "mimeType": "image/png"}]}"#,
@@ -104,7 +104,7 @@ async fn an_image_stored_elsewhere_or_empty_is_no_image() {
     }
 }
 
-/// A `:generateContent` answer with these parts.
+/// A `:generateContent` response with these parts.
 fn gemini(parts: &[Value], finish_reason: &str) -> String {
     json!({"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}, "finishReason": finish_reason,
         "safetyRatings": [{}]}], "usageMetadata": {"totalTokenCount": 9}, "modelVersion": "m", "responseId": "r"})
@@ -165,7 +165,7 @@ async fn type_and_extension_follow_the_bytes() {
 }
 
 #[tokio::test]
-async fn every_way_of_having_no_image_has_its_row() {
+async fn every_response_without_an_image_has_its_row() {
     let finished = |reason: &str| {
         json!({"candidates": [{"content": {"role": "model"}, "finishReason": reason, "finishMessage": "Because."}]})
             .to_string()
@@ -206,7 +206,7 @@ async fn every_way_of_having_no_image_has_its_row() {
 }
 
 #[tokio::test]
-async fn the_emulators_magic_prompts_are_answered_as_they_say() {
+async fn the_emulators_magic_prompts_have_their_outcomes() {
     let service = Service::start().await;
     for (word, status, code) in [
         ("[blocked]", 400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY"),
@@ -255,7 +255,7 @@ async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
 }
 
 #[tokio::test]
-async fn a_model_that_the_caller_names_never_falls_back() {
+async fn a_model_named_by_the_caller_never_falls_back() {
     let service = Service::start().await;
     let retired = service
         .post(json!({"prompt": PROMPT, "model_id_override": "imagen-4.0-generate-001"}))
@@ -303,14 +303,14 @@ async fn every_model_and_every_ratio_of_the_table_is_taken() {
 }
 
 #[tokio::test]
-async fn a_watermark_that_cannot_be_left_out_is_no_error() {
+async fn a_watermark_that_cannot_be_left_out_is_not_an_error() {
     let service = Service::current().await;
     service.post(json!({"prompt": PROMPT, "add_watermark": false})).await.is_image();
     let body: Value = serde_json::from_slice(&service.model_requests()[0].body).unwrap();
     assert!(!body.to_string().contains("atermark"));
 }
 
-/// A PNG of that many bytes, as far as anyone here looks at it.
+/// Bytes of this length that begin like a PNG.
 fn large_image(bytes: usize) -> String {
     let mut image = b"\x89PNG\r\n\x1a\n".to_vec();
     image.resize(bytes, 7);
@@ -318,7 +318,7 @@ fn large_image(bytes: usize) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_of_30_mb_is_taken() {
+async fn a_response_of_30_mb_is_read() {
     let service = Service::current().await;
     service.model_answers(
         200,
@@ -346,7 +346,7 @@ fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
 }
 
 #[tokio::test]
-async fn an_answer_beyond_the_limits_is_a_clear_error() {
+async fn a_response_beyond_the_limits_is_a_clear_error() {
     for (answer, words) in [
         (
             gemini(&[part(&large_image((64 << 20) + 1))], "STOP"),

@@ -170,19 +170,14 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
         line["tags"].clone()
     };
     assert_eq!(metric("iga_generate_image_request_count"), json!({"status": "success"}));
-    assert_eq!(metric("iga_generate_image_latency_ms"), json!({"status": "success"}));
-    let call = json!({"model": "gemini-nano-banana-2.1", "attempt": 1, "outcome": "ok"});
-    assert_eq!(metric("iga_vertexai_call_latency_ms"), call);
     assert_eq!(metric("iga_vertexai_error_count"), json!({"error_type": "not_found"}));
-    let size = emulator.objects()[0].bytes.len();
-    assert_eq!(metric("iga_gcs_upload_latency_ms"), json!({"bytes": size}));
     let warnings = of_request.iter().filter(|line| line["severity"] == "WARNING").count();
     assert_eq!(warnings, 1, "one warning names the retired model");
     let preview = of_request.iter().find_map(|line| line["prompt_preview"].as_str()).unwrap();
     assert_eq!(preview.chars().count(), 50);
 
     let counted = |tag: &str| lines.iter().filter(|line| line["tags"]["status"] == tag).count();
-    assert_eq!(counted("validation_error_prompt_missing"), 2, "count and latency");
+    assert_eq!(counted("validation_error_prompt_missing"), 1);
     let everything = lines.iter().map(Value::to_string).collect::<String>();
     assert!(!everything.contains("much more of it and much more"), "no whole prompt at info level");
     for request in emulator.requests() {
@@ -192,6 +187,31 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
             assert!(!everything.contains(token.trim_start_matches("Bearer ")), "no token");
         }
     }
+}
+
+#[tokio::test]
+async fn at_debug_level_every_metric_has_a_line() {
+    let emulator = emulator().await;
+    let process = Process::start(&emulator, &[("IGA_DEBUG_MODE", "True")]).await;
+    let answered = answer(post(&process, &json!({"prompt": PROMPT}))).await;
+    let id = answered.is_image().header("x-request-id").to_owned();
+    process.signal("TERM");
+    let (_, lines) = process.end().await;
+    let metric = |name: &str| {
+        let named = |line: &&Value| line["metric_name"] == name && line["request_id"] == *id;
+        let line = lines.iter().rfind(named).unwrap_or_else(|| panic!("no {name}"));
+        assert!(line["value"].is_u64());
+        line["tags"].clone()
+    };
+    assert_eq!(metric("iga_generate_image_request_count"), json!({"status": "success"}));
+    assert_eq!(metric("iga_generate_image_latency_ms"), json!({"status": "success"}));
+    let call = json!({"model": "gemini-nano-banana-2.1", "attempt": 1, "outcome": "ok"});
+    assert_eq!(metric("iga_vertexai_call_latency_ms"), call);
+    let size = emulator.objects()[0].bytes.len();
+    assert_eq!(metric("iga_gcs_upload_latency_ms"), json!({"bytes": size}));
+    let model = json!({"model": "gemini-nano-banana-2.1"});
+    assert_eq!(metric("iga_paid_generation_count"), model);
+    metric("iga_delivered_image_count");
 }
 
 #[tokio::test]
@@ -247,7 +267,7 @@ async fn a_failed_upload_is_counted() {
     assert!(
         lines
             .iter()
-            .any(|line| line["severity"] == "ERROR" && line["code"] == "IGA_FILE_SAVE_ERROR")
+            .any(|line| line["severity"] == "ERROR" && line["error_code"] == "IGA_FILE_SAVE_ERROR")
     );
 }
 

@@ -2,7 +2,7 @@
 
 use iga::app::App;
 use iga::config::{Config, Timing};
-use iga::runtime;
+use iga::server;
 use iga_emulator::{Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
@@ -62,7 +62,7 @@ impl Service {
         let app = App::new(config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(runtime::serve(app, listener, std::future::pending()));
+        tokio::spawn(server::serve(app, listener, std::future::pending()));
         Service { emulator, url, http: client() }
     }
 
@@ -73,7 +73,7 @@ impl Service {
 
     /// Makes the model answer this from now on.
     pub fn model_answers(&self, status: u16, body: impl Into<String>) {
-        let answer = Action::answer_with(status, "application/json; charset=UTF-8", body.into());
+        let answer = Action::response_with(status, "application/json; charset=UTF-8", body.into());
         self.emulator.script(Fault::new(Stage::Model, answer).always());
     }
 
