@@ -29,11 +29,12 @@ impl App {
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
+            labels: config.labels.clone(),
+            request_type: config.request_type,
         };
         let storage = Arc::new(Storage::new(Arc::clone(&client), &config));
-        let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
-        let generator =
-            Arc::new(Generator::new(vertex, Arc::clone(&storage), Targets::new(targets)));
+        let targets = Targets::new(&config);
+        let generator = Arc::new(Generator::new(vertex, Arc::clone(&storage), targets));
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,

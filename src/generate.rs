@@ -82,11 +82,13 @@ impl Generator {
         request: &GenerateRequest,
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
-        if let Some(model) = request.model {
-            let location = self.location_of(model);
-            return self.image_from(&Target { model, location }, request, deadline).await;
+        match &request.target {
+            Some(target) => self.image_from(target, request, deadline).await,
+            None => {
+                let image_from = |target| self.image_from(target, request, deadline);
+                self.targets.ask(&request.params, deadline, image_from).await
+            }
         }
-        self.targets.ask(|target| self.image_from(target, request, deadline)).await
     }
 
     async fn image_from(
@@ -95,7 +97,6 @@ impl Generator {
         request: &GenerateRequest,
         deadline: Instant,
     ) -> Result<(Image, &'static Model), Error> {
-        target.model.check(&request.params)?;
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,
@@ -104,14 +105,5 @@ impl Generator {
         }
         let image = self.vertex.image(target, &request.prompt, &request.params, deadline).await?;
         Ok((image, target.model))
-    }
-
-    /// Where a model named by the caller is asked for: where the settings name it, else where they ask
-    /// for the first model, if it is served there.
-    fn location_of(&self, model: &'static Model) -> String {
-        match self.targets.list().iter().find(|target| target.model == model) {
-            Some(target) => target.location.clone(),
-            None => model.location_near(&self.targets.list()[0].location).to_owned(),
-        }
     }
 }

@@ -1,8 +1,9 @@
-//! Cold start: settings, log, parts, runtime. Beside it, the commands for whoever looks after a running service.
+//! Cold start: settings, log, parts, runtime. Also the commands for operators.
 
 use iga::app::App;
 use iga::config::{self, Config};
 use iga::google::http::NoClient;
+use iga::google::proxy;
 use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use tokio::task::spawn_blocking;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    telemetry::report_panics();
     let words: Vec<_> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -39,10 +41,12 @@ fn serve() -> ExitCode {
     if let Err(problem) = config::load_env_file() {
         return refuse(problem);
     }
-    let config = match Config::from_vars(variable) {
+    let config = match Config::from_env() {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };
+    // SAFETY: the thread that writes the log is started below; until then this is the only thread.
+    unsafe { proxy::exempt_token_sources(&config.credentials) };
     // Each connection takes a file. A limit that cannot be raised bounds the connections instead.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let is_lambda = config.platform == config::Platform::Lambda;
@@ -52,7 +56,7 @@ fn serve() -> ExitCode {
     if let Some(hint) = app.client.credentials.hint() {
         tracing::warn!("{hint}");
     }
-    // One thread moves more images than any model makes; more of them wake each other (docs/performance.md).
+    // One thread keeps up with any model's quota; more threads cost CPU by waking each other (docs/performance.md).
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),
@@ -97,7 +101,7 @@ fn diagnose(format: doctor::Format) -> ExitCode {
     }
 }
 
-/// Docker knows 0 and 1 only, so wrong settings are 1 as well.
+/// Docker knows 0 and 1 only, so wrong settings end with 1 as well.
 fn ask_health() -> ExitCode {
     let address = config::load_env_file().and_then(|()| config::own_address(&variable));
     match address.and_then(health::ask) {
@@ -115,7 +119,7 @@ fn fail(problem: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Ends a process that cannot serve with these settings or words, or on this machine.
+/// For settings, arguments or machines with which the process cannot serve.
 fn refuse(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::from(2)
@@ -127,8 +131,8 @@ Usage: iga [COMMAND]
 Without a command: serves HTTP, or under AWS Lambda its events.
 
 Commands:
-  health         asks the service on this machine whether it answers; ends with 0 or 1
-  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1;
+  health         asks the service on this machine whether it is up; exits with 0 or 1
+  doctor         checks settings, identity, models, bucket, clock and port; exits with 0 or 1;
                  with --json prints one JSON object
 
 Options:
@@ -138,6 +142,6 @@ Options:
 All settings are environment variables, see docs/settings.md.
 ";
 
-/// A probe that is quick has its answer by then; a request that is quicker builds the client itself.
+/// Long enough for the first health probe; an earlier request builds the client itself.
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);
 const BUILD_AGAIN: Duration = Duration::from_secs(1);

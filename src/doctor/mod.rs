@@ -3,9 +3,11 @@
 //! It predicts what a generation would meet. It pays for nothing, leaves nothing behind and shows no secret.
 
 use crate::app::App;
+use crate::config::warnings::{Fix, unknown_variables};
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::google::credentials::CredentialSource;
+use crate::google::proxy;
 use crate::google::storage::{Access, CREATE_PERMISSION, Metadata, Storage, Written};
 use crate::google::vertex::ProbeError;
 use crate::health;
@@ -31,6 +33,8 @@ pub fn run(variable: Variables, format: Format) -> bool {
     let env_file = config::load_env_file();
     report.add(env_file.err().map(|problem| Finding::fail("settings", problem)));
     let mut doctor = Doctor::new(variable);
+    // SAFETY: the doctor has started no thread yet.
+    unsafe { proxy::exempt_token_sources(&doctor.config.credentials) };
     report.add(doctor.settings());
     let app = App::new(doctor.config.clone());
     match app.client.http.build() {
@@ -71,6 +75,7 @@ type Probed = Result<(), (ProbeError, Error)>;
 impl Doctor {
     fn new(variable: Variables) -> Doctor {
         let (mut config, problems) = Config::read(variable);
+        config.warnings.extend(unknown_variables(config::environment_names()));
         config.timing.first_retry_wait = FIRST_RETRY_WAIT;
         let deployment =
             Deployment { platform: config.platform, service: config::service_name(variable) };
@@ -102,9 +107,11 @@ impl Doctor {
             findings.push(Finding::fail("settings", &problem.text).remedy(remedy));
         }
         for warning in &self.config.warnings {
-            let name = warning.split(' ').next().unwrap_or_default();
-            let remedy = self.deployment.unset(name);
-            findings.push(Finding::warn("settings", warning).remedy(remedy));
+            let remedy = warning.fix.as_ref().map(|fix| match fix {
+                Fix::Unset(name) => self.deployment.unset(name),
+                Fix::Set(name, value) => self.deployment.set(&[(name, value)]),
+            });
+            findings.push(Finding::warn("settings", &warning.text).remedy(remedy));
         }
         if self.problems.is_empty() {
             let Config { project_id, model, bucket, prefix, .. } = &self.config;

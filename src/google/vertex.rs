@@ -1,7 +1,7 @@
 //! Vertex AI over HTTP: the address of a model, the meaning of its responses and errors, and when to retry.
 
 use crate::budget::{Budget, Reservation};
-use crate::config::Target;
+use crate::config::{RequestType, Target};
 use crate::error::{Error, Kind};
 use crate::extract::{ExtractError, ImageExtractor, Limits};
 use crate::google::client::{Client, SendError};
@@ -16,6 +16,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -27,6 +28,8 @@ pub struct Vertex {
     pub project_id: String,
     pub budget: Budget,
     pub first_wait: Duration,
+    pub labels: BTreeMap<String, String>,
+    pub request_type: Option<RequestType>,
 }
 
 /// Why a model cannot be used, by what an operator must fix.
@@ -57,7 +60,7 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<Image, Error> {
         let url = self.url(target);
-        let body = Bytes::from(target.model.family.body(prompt, params));
+        let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
         retry::until(deadline, self.first_wait, |attempt| {
             let (url, body) = (&url, body.clone());
             async move {
@@ -139,10 +142,13 @@ impl Vertex {
     ) -> Result<Response<Incoming>, SendError> {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
-            Request::post(url)
+            let mut request = Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
-                .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(text(body.clone()))
+                .header("x-server-timeout", remaining.as_secs().max(1));
+            if let Some(request_type) = self.request_type {
+                request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
+            }
+            request.body(text(body.clone()))
         };
         self.client.send(deadline, remaining, request).await
     }

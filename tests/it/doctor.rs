@@ -330,12 +330,14 @@ async fn every_kind_of_credentials_file_is_told_without_its_secrets() {
 async fn a_key_that_is_not_complete_is_a_finding() {
     let file = r#"{"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com", "private_key": "TOP-SECRET"}"#;
     let findings = doctor_with_file(&emulator().await, file, &[]).await;
-    findings.ok("identity", "service account a@b.iam").fail(
-        "token",
-        "is not complete; download",
-        "gcloud iam service-accounts keys create /",
+    findings.fail(
+        "settings",
+        "lacks private_key_id; download",
+        "unset GOOGLE_APPLICATION_CREDENTIALS",
     );
-    findings.skip(&["model", "bucket"], "there is no access token");
+    findings
+        .skip(&["identity"], "GOOGLE_APPLICATION_CREDENTIALS needs attention")
+        .skip(&["token", "model", "bucket"], "there is no identity");
 }
 
 fn federated(emulator: &Emulator, source: Value) -> String {
@@ -424,7 +426,7 @@ async fn a_federation_file_that_is_not_complete_is_a_finding() {
         ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project"),
     ] {
         let findings = doctor_with_file(&emulator, file, &settings).await;
-        findings.fail("token", "is not complete; download or generate it anew. (cannot parse the credentials file missing field `audience`)", remedy);
+        findings.fail("settings", "lacks audience; download or generate it again", remedy);
     }
 }
 
@@ -488,7 +490,8 @@ async fn a_retired_model_costs_a_404_and_is_a_warning() {
         .warn("model", "imagegeneration@006 is not served in", remedy)
         .ok("model", "gemini-nano-banana-2.1 answers");
     findings.ok("model", "fallback gemini-3.1-flash-image answers in global");
-    assert_eq!(emulator.counters().model_calls, 3);
+    findings.ok("model", "fallback gemini-2.5-flash-image answers in global");
+    assert_eq!(emulator.counters().model_calls, 4);
 }
 
 #[tokio::test]
@@ -526,8 +529,7 @@ async fn a_model_that_is_served_elsewhere_is_moved_there() {
 #[tokio::test]
 async fn models_that_are_all_gone_are_a_finding() {
     let findings = doctor_after(Fault::new(Stage::Model, Action::status(404)).always()).await;
-    let remedy =
-        "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3-pro-image IGA_VERTEXAI_LOCATION=global";
+    let remedy = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-lite-image IGA_VERTEXAI_LOCATION=global";
     findings.fail(
         "model",
         "gemini-3.1-flash-image in global: Model gemini-3.1-flash-image is retired, or not",
@@ -561,7 +563,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
     let not_allowed = json!({"error": {"code": 400, "status": "FAILED_PRECONDITION",
         "message": "Project `1` is not allowed to use Publisher Model `x`"}});
     let json =
-        |status, body: &Value| Action::answer_with(status, "application/json", body.to_string());
+        |status, body: &Value| Action::response_with(status, "application/json", body.to_string());
     let quotas = "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project=test-project";
     for (action, words, remedy) in [
         (Action::status(403), "Permission 'aiplatform.endpoints.predict' denied", ADD_ROLE),
