@@ -186,6 +186,9 @@ fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
     ] {
         assert_eq!(flag(name, preset), text(declared), "--{name}");
     }
+    let annotations = &service()["metadata"]["annotations"];
+    let keeps_cpu = annotations["run.googleapis.com/cpu-throttling"] == "false";
+    assert_eq!(flags.contains(&("no-cpu-throttling", "")), keeps_cpu);
     assert_eq!(flag("timeout", "300"), number(&spec["timeoutSeconds"]).to_string());
     assert_eq!(flag("concurrency", "80"), number(&spec["containerConcurrency"]).to_string());
     assert_eq!(flag("port", "8080"), number(&container["ports"][0]["containerPort"]).to_string());
