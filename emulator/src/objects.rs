@@ -121,7 +121,10 @@ impl Objects {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         if let Some(directory) = &self.directory {
-            fs::create_dir_all(directory.join(bucket))?;
+            let folder = directory.join(bucket);
+            fs::create_dir_all(&folder).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot create {}: {error}", folder.display()))
+            })?;
         }
         let mut live = self.lock();
         if !live.buckets.iter().any(|known| known == bucket) {

@@ -23,13 +23,17 @@ pub(crate) async fn handle(services: Arc<Services>, request: Request<Incoming>) 
     match route(&services, call).await {
         Ok(response) => Ok(finish(&services, number, response)),
         Err(Refusal::Response(response)) => Ok(finish(&services, number, *response)),
-        Err(Refusal::Abort(ending)) => Err(Refusal::Abort(ending)),
+        Err(Refusal::Abort(ending)) => {
+            write_to_journal(&services, number, None);
+            Err(Refusal::Abort(ending))
+        }
     }
 }
 
 /// Records the response and adds `Date`.
 fn finish(services: &Services, number: usize, response: Response) -> Response {
     services.recorder.response(number, response.status);
+    write_to_journal(services, number, Some(&response));
     if response.status == StatusCode::UNAUTHORIZED {
         services.recorder.count(|counters| counters.unauthorized += 1);
     }
@@ -37,6 +41,12 @@ fn finish(services: &Services, number: usize, response: Response) -> Response {
         return response;
     }
     response.with("date", http_date(services.clock.now()))
+}
+
+fn write_to_journal(services: &Services, number: usize, response: Option<&Response>) {
+    if let Some(journal) = &services.journal {
+        journal.write(&services.recorder.recorded(number), response);
+    }
 }
 
 async fn route(services: &Arc<Services>, mut call: Call) -> HandlerResult {
@@ -98,6 +108,9 @@ async fn route_with_body(
             ],
         ) if is_version(version) => {
             vertex::generate(services, call, [project, location, model], body).await
+        }
+        ("GET", [version, "publishers", "google", "models"]) if is_version(version) => {
+            vertex::publisher_models(services, call)
         }
         ("GET", [version, "publishers", "google", "models", model]) if is_version(version) => {
             vertex::publisher_model(services, call, model)

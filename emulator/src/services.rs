@@ -11,6 +11,7 @@ use percent_encoding::percent_decode_str;
 use crate::body_reader::BodyReader;
 use crate::clock::Clock;
 use crate::faults::Faults;
+use crate::journal::Journal;
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::recorder::{Counters, Recorder};
@@ -26,6 +27,7 @@ pub(crate) struct Services {
     pub objects: Objects,
     pub sessions: Sessions,
     pub recorder: Recorder,
+    pub journal: Option<Journal>,
 }
 
 impl Services {
@@ -38,6 +40,7 @@ impl Services {
             objects: Objects::open(&options, addr)?,
             sessions: Sessions::default(),
             recorder: Recorder::default(),
+            journal: options.journal.as_deref().map(Journal::open).transpose()?,
             options,
         })
     }

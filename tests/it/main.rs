@@ -21,6 +21,7 @@ mod queue;
 mod random;
 mod retries;
 mod settings;
+mod secrets;
 mod storage;
 mod support;
 mod third_party;
