@@ -316,7 +316,7 @@ async fn a_token_response_that_makes_no_sense_is_not_shown() {
         (404, json!({"error": "invalid_grant", "error_description": SECRET})),
     ] {
         let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
-        let answer = Action::answer_with(status, "application/json", body.to_string());
+        let answer = Action::response_with(status, "application/json", body.to_string());
         emulator.script(Fault::new(Stage::Token, answer).always());
         is_kept("token response", &emulator, folder.path(), &[]).await;
     }
