@@ -165,10 +165,12 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
         }
         None => ("of a direct invocation".to_owned(), response),
     };
-    let mut report = format!("Event     {source}
+    let mut report = format!(
+        "Event     {source}
 Response  {status}
 {body:#}
-");
+"
+    );
     if let (Some(emulator), Some(uri)) = (emulator, body["image_url"].as_str()) {
         report += &object(&emulator, &dir, &bucket, uri)?;
     }
