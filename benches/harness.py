@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
@@ -339,6 +340,8 @@ def enter_network():
     """Moves this process into its own network namespace. Returns what prevents a link there."""
     new_user, new_net = 0x10000000, 0x40000000
     user, group = os.getuid(), os.getgid()
+    if not shutil.which("ip"):
+        return "no command ip"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(new_net):
         if libc.unshare(new_user | new_net):

@@ -107,6 +107,13 @@ def production(results):
         for callers in LEVELS:
             name = f"CPU per image over TLS, {callers} at once, ms"
             lines.append(line(name, images[f"cpu_ms {callers}"], "pass-through", 1.2, 0.1))
+    if chunked := results.get("images_chunked"):
+        name = "CPU per image, chunked, 80 at once, ms"
+        figures = {
+            "iga": chunked["cpu_ms 80"]["iga"],
+            "with a length": results["images"]["cpu_ms 80"]["iga"],
+        }
+        lines.append(line(name, figures, "with a length", None, None))
     if found := results.get("starts_tls"):
         limit = first_image_limit(results)
         name = "exec to first image over TLS, ms"
@@ -136,7 +143,10 @@ def production(results):
             limited = all(found[f"{key} limited"]["iga"])
             where = "in 256 MiB" if limited else "without a limit"
             name = f"{what}, {where}: peak, MiB"
-            lines.append([name, shown(found[f"{key} mib"]["iga"]), *[""] * 6])
+            peak = shown(found[f"{key} mib"]["iga"])
+            if not all(found[f"{key} alive"]["iga"]):
+                peak += ", killed"
+            lines.append([name, peak, *[""] * 6])
             lines.append(lost("images lost", found, f"{key} lost"))
             lines.append(lost("images refused, unpaid", found, f"{key} refused"))
     if found := results.get("log"):
@@ -320,6 +330,8 @@ def programs(results):
     cells.insert(1, ["---"] * 4)
     kernel = machine["kernel"].split("-")[0]
     where = f"{machine['cpu'].strip()}, {machine['cores']} cores, Linux {kernel}"
+    if "congestion_control" in machine:
+        where += f", TCP with {machine['congestion_control']}"
     return [
         f"Measured on: {where}. Ceiling: {number(most)} images of 1.5 MiB per second.",
         "",

@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// `iga_req_` and eight hex digits: on every answer, on every log line.
+/// `iga_req_` and eight hex digits: on every response and every log line.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
-/// When the platform ends the request, where it says so.
+/// When the platform ends the request, if it tells.
 #[derive(Debug, Clone, Copy)]
 pub struct PlatformDeadline(pub Instant);
 
@@ -63,16 +63,17 @@ struct ResponseBody {
     model_version: String,
 }
 
-/// Reads a body of bounded size. One that is too large is read on, and thrown away, for a while: a
-/// caller that is still sending would otherwise see a broken connection instead of the answer.
+/// Reads a body of bounded size. A larger one is read on for a while and discarded, because a caller that is still
+/// sending would see a broken connection instead of the response.
 async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
     let mut held = Vec::new();
     let mut received = 0;
     let reading = async {
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else {
-                return Err(Kind::MalformedJson
-                    .because(format!("The body ended early, at line 1 column {received}.")));
+                return Err(
+                    Kind::MalformedJson.because(format!("The body ended after {received} bytes."))
+                );
             };
             let chunk = frame.into_data().unwrap_or_default();
             received += chunk.len();
@@ -91,9 +92,8 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
         Err(_) => return Err(Kind::MalformedJson.because("The body did not arrive in time.")),
     }
     match received > MAX_BODY_BYTES {
-        true => {
-            Err(Kind::PayloadTooLarge.because(format!("The body may have {MAX_BODY_BYTES} bytes.")))
-        }
+        true => Err(Kind::PayloadTooLarge
+            .because(format!("The body must not exceed {MAX_BODY_BYTES} bytes."))),
         false => Ok(held.into()),
     }
 }

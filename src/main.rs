@@ -1,4 +1,4 @@
-//! Cold start: settings, log, parts, runtime. Also the commands for operators.
+//! Cold start: settings, log, parts, runtime. Also the commands for operators of a running service.
 
 use iga::app::App;
 use iga::config::{self, Config};
@@ -56,7 +56,7 @@ fn serve() -> ExitCode {
     if let Some(hint) = app.client.credentials.hint() {
         tracing::warn!("{hint}");
     }
-    // One thread moves more images than any model makes; more of them wake each other (docs/performance.md).
+    // One thread keeps up with any model's quota; more threads cost CPU by waking each other (docs/performance.md).
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),
@@ -101,7 +101,7 @@ fn diagnose(format: doctor::Format) -> ExitCode {
     }
 }
 
-/// Docker knows 0 and 1 only, so wrong settings are 1 as well.
+/// Docker knows 0 and 1 only, so wrong settings end with 1 as well.
 fn ask_health() -> ExitCode {
     let address = config::load_env_file().and_then(|()| config::own_address(&variable));
     match address.and_then(health::ask) {
@@ -119,7 +119,7 @@ fn fail(problem: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Ends a process that cannot serve with these settings or words, or on this machine.
+/// For settings, arguments or machines with which the process cannot serve.
 fn refuse(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::from(2)
@@ -131,8 +131,8 @@ Usage: iga [COMMAND]
 Without a command: serves HTTP, or under AWS Lambda its events.
 
 Commands:
-  health         asks the service on this machine whether it answers; ends with 0 or 1
-  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1;
+  health         asks the service on this machine whether it is up; exits with 0 or 1
+  doctor         checks settings, identity, models, bucket, clock and port; exits with 0 or 1;
                  with --json prints one JSON object
 
 Options:
@@ -142,6 +142,6 @@ Options:
 All settings are environment variables, see docs/settings.md.
 ";
 
-/// A probe that is quick has its answer by then; a request that is quicker builds the client itself.
+/// Long enough for the first health probe; an earlier request builds the client itself.
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);
 const BUILD_AGAIN: Duration = Duration::from_secs(1);

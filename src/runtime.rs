@@ -45,15 +45,15 @@ pub async fn run(app: Arc<App>) -> Result<(), String> {
 
 /// The line by which an operator sees what runs where, with which settings.
 fn started(config: &Config, address: Option<SocketAddr>) {
-    let targets = std::iter::once(&config.model).chain(&config.fallbacks);
     let targets: Vec<_> =
-        targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
+        config.targets().map(|target| format!("{}/{}", target.location, target.model.id)).collect();
     tracing::info!(
         address = address.map(|address| address.to_string()),
         version = env!("CARGO_PKG_VERSION"),
         platform = ?config.platform,
         project = config.project_id,
         models = targets.join(","),
+        prompt_locations = config.prompt_locations().join(","),
         bucket = config.bucket,
         prefix = config.prefix,
         prompts_logged = config.debug,

@@ -62,8 +62,7 @@ pub enum Stage {
     /// Before the model is called: nothing is paid.
     Model,
     /// While the response with the paid image is sent.
-    #[serde(rename = "response", alias = "answer")]
-    Answer,
+    Response,
     /// `Stat` or `Download`.
     Read,
     /// A GET of an object's metadata.
@@ -98,8 +97,7 @@ pub enum Write {
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Sends this response instead. An upload's body is read to its end first, so the response arrives.
-    #[serde(rename = "response", alias = "answer")]
-    Answer(ScriptedResponse),
+    Response(ScriptedResponse),
     /// Waits, then goes on as usual.
     Delay { ms: u64 },
     /// Never responds: silent until the client or the emulator goes away.
@@ -228,14 +226,14 @@ impl Stage {
             Self::Delete | Self::DeleteEnd => "storage.objects.delete",
             Self::Permissions => "storage.buckets.get",
             Self::UploadStart | Self::UploadBody | Self::UploadEnd => "storage.objects.create",
-            Self::Token | Self::Model | Self::Answer => "",
+            Self::Token | Self::Model | Self::Response => "",
         }
     }
 
     /// Google's error at this stage.
     fn error(self, status: StatusCode) -> Response {
         match self {
-            Self::Token | Self::Model | Self::Answer => rpc_error::plain_error(status),
+            Self::Token | Self::Model | Self::Response => rpc_error::plain_error(status),
             _ => storage_error::plain_error(status, self.permission()),
         }
     }
@@ -244,34 +242,34 @@ impl Stage {
 impl Action {
     /// Google's own error for this status.
     pub fn status(status: u16) -> Self {
-        Self::Answer(ScriptedResponse { status, ..ScriptedResponse::default() })
+        Self::Response(ScriptedResponse { status, ..ScriptedResponse::default() })
     }
 
     /// Any response at all, for instance a recorded one.
-    pub fn answer_with(status: u16, content_type: &str, body: impl Into<String>) -> Self {
+    pub fn response_with(status: u16, content_type: &str, body: impl Into<String>) -> Self {
         let body = Some(Value::String(body.into()));
         let response = ScriptedResponse { status, body, ..ScriptedResponse::default() };
-        Self::Answer(response).header("content-type", content_type)
+        Self::Response(response).header("content-type", content_type)
     }
 
     /// A 200 with this JSON; `$IMAGE` in it becomes an image in base64.
     pub fn json(body: Value) -> Self {
-        Self::Answer(ScriptedResponse { body: Some(body), ..ScriptedResponse::default() })
+        Self::Response(ScriptedResponse { body: Some(body), ..ScriptedResponse::default() })
     }
 
     /// The ordinary response with another image.
     pub fn image(image: ImageSpec) -> Self {
-        Self::Answer(ScriptedResponse { image: Some(image), ..ScriptedResponse::default() })
+        Self::Response(ScriptedResponse { image: Some(image), ..ScriptedResponse::default() })
     }
 
     /// The ordinary response, sent like this.
     pub fn deliver(delivery: Delivery) -> Self {
-        Self::Answer(ScriptedResponse::default()).delivery(delivery)
+        Self::Response(ScriptedResponse::default()).delivery(delivery)
     }
 
     /// Adds a header to a response; other actions have none.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        if let Self::Answer(response) = &mut self {
+        if let Self::Response(response) = &mut self {
             response.headers.insert(name.to_owned(), value.to_owned());
         }
         self
@@ -279,7 +277,7 @@ impl Action {
 
     /// Sets how a response is sent; other actions send none.
     pub fn delivery(mut self, delivery: Delivery) -> Self {
-        if let Self::Answer(response) = &mut self {
+        if let Self::Response(response) = &mut self {
             response.delivery = Some(delivery);
         }
         self
@@ -287,7 +285,7 @@ impl Action {
 
     /// Whether HTTP can carry it: a known status, headers without control characters.
     pub(crate) fn validate(&self) -> Result<(), String> {
-        let Self::Answer(response) = self else {
+        let Self::Response(response) = self else {
             return Ok(());
         };
         let status = response.status;
@@ -412,7 +410,7 @@ impl Faults {
 pub(crate) async fn apply_before(fault: Option<Fault>) -> Result<(), Refusal> {
     let Some(fault) = fault else { return Ok(()) };
     match fault.action {
-        Action::Answer(response) => Err(response.into_response(fault.stage, None).into()),
+        Action::Response(response) => Err(response.into_response(fault.stage, None).into()),
         Action::Delay { ms } => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             Ok(())
@@ -430,7 +428,7 @@ pub(crate) async fn apply_after(fault: Option<Fault>, mut response: Response) ->
         return Ok(response);
     };
     let ending = match fault.action {
-        Action::Answer(scripted) => {
+        Action::Response(scripted) => {
             return Ok(scripted.into_response(fault.stage, Some(response)));
         }
         Action::Delay { .. } | Action::WrongChecksum => {
@@ -471,7 +469,7 @@ mod tests {
         faults.push(Fault::new(Stage::Model, Action::Reset).matching("banana").times(2));
         let banana = Subject::path("models/nano-banana");
         assert_eq!(faults.take(Stage::Model, Subject::path("models/gemini-3-pro-image")), None);
-        assert_eq!(faults.take(Stage::Answer, banana), None);
+        assert_eq!(faults.take(Stage::Response, banana), None);
         assert!(faults.take(Stage::Model, banana).is_some());
         assert!(faults.take(Stage::Model, banana).is_some());
         assert_eq!(faults.take(Stage::Model, banana), None);

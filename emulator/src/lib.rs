@@ -31,8 +31,10 @@
 //!
 //! # What it serves
 //!
-//! - **Vertex AI**, `v1` and `v1beta1`: `:generateContent` for Gemini, `:predict` for Imagen, each model with its own
-//!   parameters, locations and retirement; the lookup of a publisher model.
+//! - **Vertex AI**, `v1` and `v1beta1`: `:generateContent` and `:streamGenerateContent` for Gemini,
+//!   `:predict` for Imagen, each model with its own parameters, locations and retirement; `:countTokens`;
+//!   the list and the lookup of publisher models. Gemini's requests follow ProtoJSON: `snake_case` names,
+//!   numbers in strings, enums by number, one element for a list. Unknown fields are refused.
 //! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and ranges;
 //!   list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite, compose and delete;
 //!   buckets get, list and insert; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
@@ -105,7 +107,7 @@
 //! {"stage": "upload_start", "metadata": ["image"], "times": null, "action": {"response": {"status": 403}}}
 //! ```
 //!
-//! Metadata is never answered, and a release (a delete) once is not applied, once applied, both in silence:
+//! A GET of metadata never gets a response; one delete is not applied, the next one is, both in silence:
 //!
 //! ```json
 //! {"stage": "stat", "times": null, "action": "stall"}
@@ -167,10 +169,12 @@ mod copies;
 mod drawing;
 mod emulator;
 mod faults;
+mod gemini_request;
 mod generation_response;
 mod generation_spec;
 mod http;
 mod image;
+mod imagen_request;
 mod listing;
 mod magic_prompts;
 mod metadata_server;
@@ -179,6 +183,7 @@ mod objects;
 mod options;
 mod partial_response;
 mod preconditions;
+mod proto_json;
 mod recorder;
 mod response;
 mod resumable;

@@ -99,6 +99,9 @@ async fn route_with_body(
         ) if is_version(version) => {
             vertex::generate(services, call, [project, location, model], body).await
         }
+        ("GET", [version, "publishers", "google", "models"]) if is_version(version) => {
+            vertex::publisher_models(services, call)
+        }
         ("GET", [version, "publishers", "google", "models", model]) if is_version(version) => {
             vertex::publisher_model(services, call, model)
         }

@@ -62,7 +62,7 @@ pub(crate) async fn apply_at_start(
 pub(crate) async fn drain(fault: Option<&Fault>, body: &mut BodyReader) -> Result<(), Refusal> {
     let Some(fault) = fault else { return Ok(()) };
     match fault.action {
-        Action::Answer(_) | Action::Truncate => while body.more().await? {},
+        Action::Response(_) | Action::Truncate => while body.more().await? {},
         Action::Delay { .. } | Action::Stall | Action::Reset | Action::WrongChecksum => {}
     }
     Ok(())

@@ -806,10 +806,9 @@ mod tests {
             [("us-central1", "gemini-9-image"), ("global", "gemini-9-image"), ("eu", "imagen-9"),]
         );
         let texts: Vec<_> = config.warnings.iter().map(|warning| warning.text.as_str()).collect();
-        assert_eq!(texts.len(), 3, "{texts:?}");
+        assert_eq!(texts.len(), 2, "{texts:?}");
         assert!(texts[0].starts_with("IGA_VERTEXAI_IMAGE_MODEL_ID names gemini-9-image, which"));
-        assert!(texts[1].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names gemini-9-image, which"));
-        assert!(texts[2].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names imagen-9, which"));
+        assert!(texts[1].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names imagen-9, which"));
         let known = config.model_named("imagen-9").unwrap();
         assert_eq!(config.target_of(known).unwrap().location, "eu");
         assert_eq!(config.model_named("gemini-10-image"), None);
@@ -884,7 +883,9 @@ mod tests {
         });
         let of_the_table: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.names).collect();
         let mut asked = asked.into_inner();
-        for name in &of_the_table {
+        // The HTTP clients read it themselves.
+        let read_here = |name: &&&&str| !settings::NO_PROXY.names.contains(**name);
+        for name in of_the_table.iter().filter(read_here) {
             assert!(asked.remove(**name), "{name} is in the table, but not read");
         }
         let others =
@@ -1003,7 +1004,7 @@ mod tests {
             BASE64_STANDARD.encode(r#"{"type": "service_account", "private_key": "SECRET"}"#);
         for value in [
             r#"{"private_key": "SECRET"}"#,
-            r#"'{"type": "service_account"}'"#,
+            r#"{"type": "service_account"}"#,
             "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----",
             &base64,
             &base64[..70],

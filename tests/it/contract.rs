@@ -218,7 +218,7 @@ async fn the_deadline_ends_a_silent_model() {
         &[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::support::service::CURRENT].concat(),
     )
     .await;
-    for stage in [Stage::Model, Stage::Answer] {
+    for stage in [Stage::Model, Stage::Response] {
         service.fault(stage, Action::Stall);
         let answer = service.prompt().await;
         answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
@@ -232,7 +232,7 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
     for action in [Action::Reset, Action::Truncate] {
         for after in [0, 1000] {
             let service = Service::current().await;
-            let fault = iga_emulator::Fault::new(Stage::Answer, action.clone()).after(after);
+            let fault = iga_emulator::Fault::new(Stage::Response, action.clone()).after(after);
             service.emulator.script(fault);
             let answer = service.prompt().await;
             assert!(answer.status >= 500, "{answer:?}");

@@ -117,7 +117,7 @@ async fn a_file_with_credentials_that_google_refuses_is_403() {
     emulator.script(
         Fault::new(
             Stage::Token,
-            Action::answer_with(400, "application/json", r#"{"error": "invalid_grant"}"#),
+            Action::response_with(400, "application/json", r#"{"error": "invalid_grant"}"#),
         )
         .always(),
     );

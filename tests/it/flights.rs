@@ -197,7 +197,7 @@ async fn a_different_request_never_joins() {
 async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
     let service = Service::current().await;
     holds_the_model(&service, 700);
-    service.fault(Stage::Answer, Action::status(500));
+    service.fault(Stage::Response, Action::status(500));
     let first = send(&service, Some("k"), prompt());
     model_called(&service, 1).await;
     let joined = send(&service, Some("k"), prompt());

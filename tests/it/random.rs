@@ -364,7 +364,7 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         (Stage::Model, Action::status(503)),
         (Stage::Model, Reset),
         (Stage::Model, Delay { ms: 300 }),
-        (Stage::Answer, Delay { ms: 200 }),
+        (Stage::Response, Delay { ms: 200 }),
         (Stage::Read, Action::status(503)),
         (Stage::Read, Reset),
         (Stage::Read, Truncate),
@@ -385,10 +385,10 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
     if weather == Weather::Storm {
         table.extend([
             (Stage::Model, Stall),
-            (Stage::Answer, Action::status(500)),
-            (Stage::Answer, Reset),
-            (Stage::Answer, Stall),
-            (Stage::Answer, Truncate),
+            (Stage::Response, Action::status(500)),
+            (Stage::Response, Reset),
+            (Stage::Response, Stall),
+            (Stage::Response, Truncate),
             (Stage::Read, Stall),
             (Stage::UploadStart, Stall),
             (Stage::UploadBody, Stall),
@@ -403,7 +403,7 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         let (stage, action) = table[chance.below(table.len())].clone();
         let fault = Fault::new(stage, action).times(1 + chance.below(3) as u32);
         match stage {
-            Stage::Token | Stage::Model | Stage::Answer => fault,
+            Stage::Token | Stage::Model | Stage::Response => fault,
             Stage::Read
             | Stage::Stat
             | Stage::Download

@@ -3,6 +3,8 @@
 use iga::app::App;
 use iga::config::Config;
 use iga::runtime;
+// Its allocator is that of the service.
+use iga_benches as _;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), String> {

@@ -25,7 +25,7 @@ async fn faults_act_at_their_stage_and_then_pass() {
 
     setup
         .emulator
-        .script(Fault::new(Stage::Answer, Action::answer_with(200, "application/json", "{}")));
+        .script(Fault::new(Stage::Response, Action::response_with(200, "application/json", "{}")));
     assert_eq!(send(setup.gemini(FLASH, "a fox", json!({}))).await, (200, json!({})));
     assert_eq!(setup.emulator.counters().paid_generations, 2);
 }
@@ -34,13 +34,13 @@ async fn faults_act_at_their_stage_and_then_pass() {
 async fn connections_break_where_the_fault_says() {
     let setup = Setup::new().await;
     for (action, reset) in [(Action::Reset, true), (Action::Truncate, false)] {
-        setup.emulator.script(Fault::new(Stage::Answer, action.clone()));
+        setup.emulator.script(Fault::new(Stage::Response, action.clone()));
         assert!(
             setup.gemini(FLASH, "a fox", json!({})).send().await.is_err(),
             "{action:?}: not one byte"
         );
 
-        setup.emulator.script(Fault::new(Stage::Answer, action).after(100_000));
+        setup.emulator.script(Fault::new(Stage::Response, action).after(100_000));
         let mut response =
             setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of a response");
         let mut received = 0;
@@ -60,7 +60,7 @@ async fn connections_break_where_the_fault_says() {
 #[tokio::test]
 async fn stalled_responses_end_with_the_emulator() {
     let setup = Setup::new().await;
-    setup.emulator.script(Fault::new(Stage::Answer, Action::Stall).after(10));
+    setup.emulator.script(Fault::new(Stage::Response, Action::Stall).after(10));
     let mut response =
         setup.gemini(FLASH, "a fox", json!({})).send().await.expect("the head of a response");
     assert_eq!(response.chunk().await.expect("its beginning").expect("bytes").len(), 10);
@@ -92,14 +92,14 @@ async fn an_upload_can_succeed_without_a_response() {
 #[tokio::test]
 async fn other_processes_can_script_faults_and_read_results() {
     let setup = Setup::new().await;
-    let fault = r#"{"stage": "model", "matching": "banana", "times": null, "action": {"answer": {"status": 500}}}"#;
+    let fault = r#"{"stage": "model", "matching": "banana", "times": null, "action": {"response": {"status": 500}}}"#;
     assert_eq!(send(setup.request(Method::POST, "/_emulator/faults").body(fault)).await.0, 204);
     assert_eq!(send(setup.gemini(BANANA, "a fox", json!({}))).await.0, 500);
     assert_eq!(send(setup.request(Method::DELETE, "/_emulator/faults")).await.0, 204);
     assert_eq!(send(setup.gemini(BANANA, "a fox", json!({}))).await.0, 200);
     let (_, counters) = send(setup.request(Method::GET, "/_emulator/counters")).await;
     assert_eq!(counters, json!(setup.emulator.counters()));
-    let nonsense = r#"{"stage": "model", "action": {"answer": {"status": 7}}}"#;
+    let nonsense = r#"{"stage": "model", "action": {"response": {"status": 7}}}"#;
     assert_eq!(send(setup.request(Method::POST, "/_emulator/faults").body(nonsense)).await.0, 400);
     assert_eq!(send(setup.request(Method::GET, "/_emulator/objects")).await, (200, json!([])));
 }

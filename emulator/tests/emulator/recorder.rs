@@ -12,7 +12,7 @@ async fn generations_are_recorded_with_prompt_location_and_payment() {
     setup.emulator.script(Fault::new(Stage::Model, Action::status(503)).prompt("fox"));
     assert_eq!(send(setup.gemini(BANANA, "a fox", json!({}))).await.0, 503);
     assert_eq!(send(setup.gemini(BANANA, "a fox", json!({}))).await.0, 200);
-    setup.emulator.script(Fault::new(Stage::Answer, Action::Reset));
+    setup.emulator.script(Fault::new(Stage::Response, Action::Reset));
     assert!(setup.gemini(FLASH, "a wolf", json!({})).send().await.is_err());
     let contents = json!([{"role": "user", "parts": [{"text": "a bear"}]}]);
     let body = json!({"contents": contents, "labels": {"team": "podcast"}});

@@ -57,7 +57,7 @@ async fn images_of_every_type_have_their_magic_number_and_size() {
     ] {
         let size = 4_000_000;
         let image = ImageSpec { format: Some(format), bytes: Some(size) };
-        setup.emulator.script(Fault::new(Stage::Answer, Action::image(image)));
+        setup.emulator.script(Fault::new(Stage::Response, Action::image(image)));
         let (_, body) = send(setup.gemini(BANANA, "a fox", json!({}))).await;
         let blob = &body["candidates"][0]["content"]["parts"][0]["inlineData"];
         let image = image_of(&body);
@@ -93,7 +93,7 @@ async fn a_body_can_be_sent_in_chunks_of_any_size() {
     let body = json!({"answer": 42});
     let chunked = Delivery { chunk_bytes: Some(5), chunk_delay_ms: 1, ..Delivery::default() };
     let action = Action::json(body.clone()).delivery(chunked);
-    setup.emulator.script(Fault::new(Stage::Answer, action));
+    setup.emulator.script(Fault::new(Stage::Response, action));
     let (received, end) = setup.raw(PATH, &request()).await;
     let (head, body) = split(&received);
     assert!(end.is_ok() && head.contains("transfer-encoding: chunked"), "{head}");
@@ -113,7 +113,7 @@ async fn a_connection_can_end_after_the_json_and_before_the_last_chunk() {
             ..Delivery::default()
         };
         let action = Action::json(json!({"answer": 42})).delivery(delivery);
-        setup.emulator.script(Fault::new(Stage::Answer, action));
+        setup.emulator.script(Fault::new(Stage::Response, action));
         let (received, end) = setup.raw(PATH, &request()).await;
         assert_eq!(end.is_err(), ending == Ending::Reset, "{end:?}");
         assert_eq!(String::from_utf8_lossy(split(&received).1), "D\r\n{\"answer\":42}\r\n");

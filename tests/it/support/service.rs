@@ -73,7 +73,7 @@ impl Service {
 
     /// Makes the model answer this from now on.
     pub fn model_answers(&self, status: u16, body: impl Into<String>) {
-        let answer = Action::answer_with(status, "application/json; charset=UTF-8", body.into());
+        let answer = Action::response_with(status, "application/json; charset=UTF-8", body.into());
         self.emulator.script(Fault::new(Stage::Model, answer).always());
     }
 
