@@ -29,6 +29,8 @@ pub enum Format {
 }
 
 impl Format {
+    pub const ALL: [Format; 3] = [Format::Png, Format::Jpeg, Format::Webp];
+
     fn of(first_bytes: &[u8]) -> Option<Format> {
         match first_bytes {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Format::Png),

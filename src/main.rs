@@ -1,4 +1,4 @@
-//! Cold start: settings, log, parts, runtime. Also the commands for operators of a running service.
+//! Cold start: settings, log, parts, runtime. Also the commands for operators.
 
 use iga::app::App;
 use iga::config::{self, Config};

@@ -91,6 +91,10 @@ pub struct Timing {
     pub token_try: Duration,
     /// One try of a small request to Cloud Storage.
     pub record_try: Duration,
+    /// Between two writes of one record: Cloud Storage takes about one mutation a second of one object.
+    pub record_spacing: Duration,
+    /// How long giving back a lease may be tried.
+    pub release: Duration,
     /// One try to upload an image.
     pub upload_try: Duration,
     /// A second equal request without a key within this time asks for another image; later it is a retry.
@@ -103,7 +107,9 @@ impl Timing {
     pub const DEFAULT: Timing = Timing {
         first_retry_wait: Duration::from_secs(1),
         token_try: Duration::from_secs(10),
-        record_try: Duration::from_secs(10),
+        record_try: Duration::from_secs(2),
+        record_spacing: Duration::from_secs(1),
+        release: Duration::from_secs(5),
         upload_try: Duration::from_secs(60),
         variant_age: Duration::from_millis(400),
         lease_life: Duration::from_secs(12),
@@ -454,8 +460,9 @@ pub fn environment_names() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
+/// Whether a tool kept the quotes around a value. Credentials in place of their path are another mistake.
 fn is_quoted(text: &str) -> bool {
-    text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])
+    (text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])) && !text.contains('{')
 }
 
 fn platform(variable: Variables) -> Platform {
@@ -883,9 +890,7 @@ mod tests {
         });
         let of_the_table: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.names).collect();
         let mut asked = asked.into_inner();
-        // The HTTP clients read it themselves.
-        let read_here = |name: &&&&str| !settings::NO_PROXY.names.contains(**name);
-        for name in of_the_table.iter().filter(read_here) {
+        for name in of_the_table.iter().filter(|name| !settings::NO_PROXY.names.contains(*name)) {
             assert!(asked.remove(**name), "{name} is in the table, but not read");
         }
         let others =

@@ -513,16 +513,18 @@ impl Doctor {
         let read = storage.read_record(&name, deadline).await;
         // Always: the object may have been created although its response was lost.
         let deleted = storage.delete(&name, None, soon()).await;
+        let (created, read) = (created.map_err(Error::from), read.map_err(Error::from));
+        let deleted = deleted.map(drop).map_err(Error::from);
         let place = format!("gs://{bucket}/{folder}");
         match (created, read, deleted) {
-            (Ok(_), _, Ok(())) if matches!(again, Some(Written::Mine(_))) => Finding::fail(
+            (Ok(_), _, Ok(())) if matches!(again, Some(Written::Confirmed(_))) => Finding::fail(
                 "bucket",
                 format!(
                     "{place}: this server ignores ifGenerationMatch, so two instances may pay for the same request"
                 ),
             )
             .remedy(self.remedy_connection("STORAGE_EMULATOR_HOST", remedy::STORAGE_TEST)),
-            (Ok(Written::Mine(_)), Ok(Some(_)), Ok(())) => {
+            (Ok(Written::Confirmed(_)), Ok(Some(_)), Ok(())) => {
                 Finding::ok("bucket", format!("an object was created in {place}, read and deleted"))
             }
             (Ok(_), _, Err(error)) => Finding::fail(

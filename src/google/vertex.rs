@@ -32,6 +32,9 @@ pub struct Vertex {
     pub request_type: Option<RequestType>,
 }
 
+/// Whether the model may be called now. An error says why not.
+pub type MayPay<'a> = &'a (dyn Fn() -> Result<(), Error> + Sync);
+
 /// Why a model cannot be used, by what an operator must fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeError {
@@ -53,12 +56,14 @@ pub enum ProbeError {
 impl Vertex {
     /// Generates one paid image, read while the response arrives.
     ///
-    /// Retries only failures that cost nothing: 429, 503, and no connection.
+    /// Retries only failures that cost nothing: 429, 503, and no connection. `may_pay` decides right before each
+    /// request is sent; its error ends the attempts.
     pub async fn image(
         &self,
         target: &Target,
         prompt: &str,
         params: &Params,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Image, Error> {
         let url = self.url(target);
@@ -67,7 +72,7 @@ impl Vertex {
             let (url, body) = (&url, body.clone());
             async move {
                 let start = Instant::now();
-                let result = self.attempt(target, url, body, deadline).await;
+                let result = self.attempt(target, url, body, may_pay, deadline).await;
                 let outcome = match &result {
                     Ok(_) => "ok",
                     Err(failure) => failure.error.kind.row().error_type,
@@ -95,7 +100,7 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
-        let response = match self.post(&self.url(target), &body, deadline).await {
+        let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
             Ok(response) => response,
             Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
         };
@@ -124,9 +129,10 @@ impl Vertex {
         target: &Target,
         url: &str,
         body: Bytes,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Image, Failure> {
-        let response = self.post(url, &body, deadline).await.map_err(send_failure)?;
+        let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self
                 .read(target.model.family, response.into_body(), deadline)
@@ -140,17 +146,19 @@ impl Vertex {
         &self,
         url: &str,
         body: &Bytes,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, SendError> {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
+            may_pay().map_err(SendError::Unsent)?;
             let mut request = Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
                 .header("x-server-timeout", remaining.as_secs().max(1));
             if let Some(request_type) = self.request_type {
                 request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
             }
-            request.body(text(body.clone()))
+            Ok::<_, SendError>(request.body(text(body.clone()))?)
         };
         self.client.send(deadline, remaining, request).await
     }

@@ -123,7 +123,7 @@ pub fn request_span(
         requestId = lambda_request_id,
         "logging.googleapis.com/trace" =
             trace.map(|trace| format!("projects/{project_id}/traces/{}", trace.id)),
-        "logging.googleapis.com/spanId" = trace.map(|trace| trace.span_id.as_str()),
+        "logging.googleapis.com/spanId" = trace.and_then(|trace| trace.span_id.as_deref()),
         "logging.googleapis.com/trace_sampled" = trace.map(|trace| trace.sampled),
         prompt_preview = field::Empty,
         prompt_sha256 = field::Empty,
