@@ -48,6 +48,8 @@ pub enum ProbeError {
     Busy,
     /// The project's quota is zero.
     NoQuota,
+    /// The request got no response.
+    Unreachable,
     Other,
 }
 
@@ -100,7 +102,7 @@ impl Vertex {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
         let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
             Ok(response) => response,
-            Err(error) => return Err((ProbeError::Other, send_failure(error).error)),
+            Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
         };
         let status = response.status().as_u16();
         if status == 200 {

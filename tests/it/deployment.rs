@@ -88,7 +88,8 @@ fn config(variables: &Variables, platform: &[(&str, &str)]) -> Config {
 
 fn credentials_file() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), r#"{"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}"#).unwrap();
+    let user = r#"{"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}"#;
+    std::fs::write(file.path(), user).unwrap();
     file
 }
 
@@ -332,7 +333,7 @@ const GOOGLE: &[(&str, &str)] = &[
     ("GCS_BUCKET_NAME", "your-bucket"),
 ];
 
-/// Settings of the machine or of the container, which `.env` does not pass on.
+/// Settings of the machine or of the container, which `.env` does not pass on. Docker's own configuration sets proxies.
 const NOT_PASSED_ON: &[&str] = &[
     "PORT",
     "IGA_PORT",
@@ -340,6 +341,14 @@ const NOT_PASSED_ON: &[&str] = &[
     "STORAGE_EMULATOR_HOST",
     "IGA_VERTEXAI_ENDPOINT",
     "GCE_METADATA_HOST",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
 ];
 
 #[test]
