@@ -19,6 +19,7 @@ mod process;
 mod queue;
 mod random;
 mod retries;
+mod simulation;
 mod storage;
 mod support;
 mod third_party;
