@@ -64,7 +64,7 @@ pub struct Budget {
 /// A rule that is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// A lease is released although its image is stored, when the receipt fails.
+    /// A record is deleted although its image is stored, when the receipt fails.
     ReleaseAfterStoring,
     /// A lease is released although its image was paid and may yet be stored.
     ReleaseAfterPaying,
@@ -76,7 +76,7 @@ pub enum Broken {
     HoldFromAnswer,
     /// The life of an acquired lease counts from the last of several tries.
     HoldFromLastTry,
-    /// A lease is taken over at an age that may be too great.
+    /// A lease is taken over when it may have expired, not when it surely has.
     TakeOverInDoubt,
     TakeOverWithoutLooking,
     /// A taker stores its image under a name of its own.
@@ -312,6 +312,8 @@ pub enum Action {
         flight: Id,
         rounded: bool,
     },
+    /// Sends the first write of an acquire again, without looking at what came of it.
+    Resend(Id),
     /// The store applies the flight's write if it may, and answers.
     Serve(Id),
     /// The store applies it, and the answer is lost.
@@ -381,9 +383,16 @@ impl Flight {
         !matches!(self.stage, Stage::NotBegun | Stage::Done | Stage::Remembered)
     }
 
+    /// What tells it from other flights without naming any.
+    fn shape(&self) -> (Stage, u8, bool, Option<(WriteKind, Over, u8)>, Option<(WriteKind, Over)>) {
+        let wire = self.wire.map(|write| (write.kind, write.over, write.sent_for));
+        let late = self.late.map(|write| (write.kind, write.over));
+        (self.stage, self.held_for, self.frozen, wire, late)
+    }
+
     /// It holds a lease, and nothing excuses it for letting the lease expire.
     pub fn must_keep_its_lease(&self) -> bool {
-        self.holds_record() && !self.lost && !self.excused
+        self.holds_record() && !self.lost && !self.excused && !self.frozen
     }
 
     fn holds_record(&self) -> bool {
@@ -475,7 +484,11 @@ impl Protocol {
                 ends: 0,
                 ..lease
             }),
-            (WriteKind::Release, Some(_)) if self.is(Broken::ReleaseDeletes) => None,
+            (WriteKind::Release, Some(_))
+                if self.is(Broken::ReleaseDeletes) || self.is(Broken::ReleaseAfterStoring) =>
+            {
+                None
+            }
             (WriteKind::Release, Some(old)) => Some(Record {
                 kind: Kind::Released,
                 holder: None,
@@ -550,8 +563,10 @@ impl Protocol {
                 if !self.keyed && !record.renewed && young && fresh {
                     return Verdict::Variant;
                 }
-                let age = low + u8::from(self.is(Broken::TakeOverInDoubt) && !rounded);
-                let expired = age > self.life;
+                let expired = match self.is(Broken::TakeOverInDoubt) {
+                    true => low + 1 >= self.life,
+                    false => low > self.life,
+                };
                 let looks =
                     if expired { !self.is(Broken::TakeOverWithoutLooking) } else { low >= 1 };
                 match (looks && is_there, expired) {
@@ -735,6 +750,9 @@ impl Protocol {
                     s.flights[f].stage = Stage::Recording;
                 }
                 let is_settled = record.is_some_and(|r| r.kind == Kind::Receipt);
+                if answer == Answer::Confirmed {
+                    self.tell(s, f, flight.name);
+                }
                 if answer == Answer::Confirmed || is_settled || flight.stage == Stage::Noting {
                     return self.end(s, f);
                 }
@@ -773,6 +791,7 @@ impl Protocol {
                     s.flights[f].stage = Stage::Recording;
                 }
                 _ if self.is(Broken::ReleaseAfterStoring) => flight.stage = Stage::Releasing,
+                _ if self.is(Broken::ReceiptFailureFailsRequest) => self.fail(s, f),
                 _ => {}
             },
             WriteKind::Release => flight.release_doubt = true,
@@ -957,12 +976,10 @@ impl Protocol {
             return false;
         }
         match self.requests[r].retry_of {
-            // Flights that begin alike are interchangeable: they begin in order.
-            None => {
-                r == 0
-                    || self.requests[r - 1].retry_of.is_some()
-                    || s.callers[r - 1] != Caller::NotYet
-            }
+            // Requests that begin alike are interchangeable: they begin in order.
+            None => (0..r).all(|earlier| {
+                self.requests[earlier].retry_of.is_some() || s.callers[earlier] != Caller::NotYet
+            }),
             Some(first) => {
                 let flight = &s.flights[first];
                 // It asks later than the write which says that its caller has left.
@@ -1084,6 +1101,9 @@ impl Protocol {
             Stage::Acquiring if idle => {
                 actions.push(Look { flight: f, rounded: false });
                 actions.push(Look { flight: f, rounded: true });
+                if flight.doubt_for.is_some() {
+                    actions.push(Resend(f));
+                }
             }
             Stage::Unpaid => {
                 if self.is_held(flight) || self.is(Broken::PayWithoutHolding) {
@@ -1133,10 +1153,14 @@ impl Protocol {
                 }
             }
             Action::Look { flight, rounded } => self.look(s, flight, rounded),
+            Action::Resend(f) => {
+                let slot = s.flights[f].slot;
+                self.send_acquire(s, f, WriteKind::Create, slot, Over::Nothing, f);
+            }
             Action::Serve(f) => {
                 let write = s.flights[f].wire.expect("a write is on the wire");
                 let answer = self.apply(s, f, &write);
-                self.note_succession(s, f, &write, answer);
+                self.note_succession(s, &write, answer);
                 match s.flights[f].frozen {
                     true => s.flights[f].wire.as_mut().expect("as above").answer = Some(answer),
                     false => self.answered(s, f, &write, answer),
@@ -1146,7 +1170,7 @@ impl Protocol {
                 s.budget.silences -= 1;
                 let write = s.flights[f].wire.expect("a write is on the wire");
                 let answer = self.apply(s, f, &write);
-                self.note_succession(s, f, &write, answer);
+                self.note_succession(s, &write, answer);
                 self.unanswered(s, f, &write);
             }
             Action::Delay(f) => {
@@ -1166,7 +1190,7 @@ impl Protocol {
             Action::ApplyLate(f) => {
                 let write = s.flights[f].late.take().expect("a write is late");
                 let answer = self.apply(s, f, &write);
-                self.note_succession(s, f, &write, answer);
+                self.note_succession(s, &write, answer);
             }
             Action::Renew(f) => {
                 let flight = s.flights[f];
@@ -1188,6 +1212,7 @@ impl Protocol {
                         s.breach = Some(Breach::StoredNotTold);
                     }
                     if let Some(slot) = flight.owed_when_asked
+                        && slot != flight.slot
                         && s.records[slot].is_some_and(|record| record.owed)
                     {
                         s.breach = Some(Breach::OwedNotTold);
@@ -1294,7 +1319,7 @@ impl Protocol {
     }
 
     /// A record that cannot be overwritten is succeeded by the next one.
-    fn note_succession(&self, s: &mut State, f: Id, write: &Write, answer: Answer) {
+    fn note_succession(&self, s: &mut State, write: &Write, answer: Answer) {
         if answer == Answer::Confirmed
             && write.kind == WriteKind::Create
             && self.keyed
@@ -1302,7 +1327,7 @@ impl Protocol {
         {
             s.successions[write.slot] += 1;
             let last = s.records[write.slot - 1].expect("slots have no gaps");
-            if last.holder.is_some_and(|holder| holder != f && !s.flights[holder].excused) {
+            if last.holder.is_some_and(|holder| s.flights[holder].must_keep_its_lease()) {
                 s.breach = Some(Breach::TookFromLiving);
             }
         }
@@ -1422,6 +1447,68 @@ impl Protocol {
                 flight.asked_after_stored = false;
             }
         }
+    }
+}
+
+// ---- Symmetry: which request is which does not matter
+
+impl State {
+    /// The smallest of the states that differ from this one in the order of three equal requests only.
+    pub fn of_equal_requests(&self) -> State {
+        const ORDERS: [[Id; FLIGHTS]; 6] =
+            [[0, 1, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3], [2, 1, 0, 3]];
+        self.smallest(&ORDERS)
+    }
+
+    /// The same for two variants, each with its retry.
+    pub fn of_two_variants(&self) -> State {
+        self.smallest(&[[0, 1, 2, 3], [1, 0, 3, 2]])
+    }
+
+    fn smallest(&self, orders: &[[Id; FLIGHTS]]) -> State {
+        let shapes: [_; FLIGHTS] = std::array::from_fn(|id| self.flights[id].shape());
+        let is_sorted = |order: &[Id; FLIGHTS]| {
+            let mut sorted = shapes;
+            for id in 0..FLIGHTS {
+                sorted[order[id]] = shapes[id];
+            }
+            sorted
+        };
+        // Most orders differ in what the flights look like: only those that tie are worth building.
+        let least = orders.iter().map(is_sorted).min().expect("there are some");
+        let tied = orders.iter().filter(|order| is_sorted(order) == least);
+        tied.map(|order| self.reordered(order)).min().expect("as above")
+    }
+
+    fn reordered(&self, order: &[Id; FLIGHTS]) -> State {
+        let moved = |set: Set| {
+            let ids = (0..FLIGHTS).filter(|&id| set.has(id));
+            Set(ids.fold(0, |bits, id| bits | 1 << order[id]))
+        };
+        let mut state = self.clone();
+        state.images = moved(self.images);
+        state.told = moved(self.told);
+        for record in state.records.iter_mut().flatten() {
+            record.holder = record.holder.map(|id| order[id]);
+            record.name = order[record.name];
+        }
+        for id in 0..FLIGHTS {
+            let mut flight = self.flights[id];
+            if flight.stage != Stage::NotBegun && flight.stage != Stage::Done {
+                flight.name = order[flight.name];
+            }
+            for write in [&mut flight.wire, &mut flight.late].into_iter().flatten() {
+                write.name = order[write.name];
+            }
+            flight.late_upload = flight.late_upload.map(|name| order[name]);
+            state.flights[order[id]] = flight;
+            state.callers[order[id]] = match self.callers[id] {
+                Caller::Waiting(flight) => Caller::Waiting(order[flight]),
+                Caller::Told(name) => Caller::Told(order[name]),
+                caller => caller,
+            };
+        }
+        state
     }
 }
 
