@@ -6,9 +6,10 @@ RUN rustup target add "$(uname -m)-unknown-linux-musl"
 # The dependencies, in a layer that only the manifests change: empty sources stand in for ours.
 COPY Cargo.toml Cargo.lock ./
 COPY benches/Cargo.toml benches/
+COPY emulator/Cargo.toml emulator/
 COPY scripts/build-static.sh scripts/
-RUN mkdir -p src/bin benches/src \
-    && touch src/lib.rs benches/src/lib.rs \
+RUN mkdir -p src/bin benches/src emulator/src \
+    && touch src/lib.rs benches/src/lib.rs emulator/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cp src/main.rs src/bin/iga-local.rs \
     && scripts/build-static.sh "$(uname -m)"
@@ -18,6 +19,7 @@ COPY src src
 RUN touch src/lib.rs src/main.rs && scripts/build-static.sh "$(uname -m)"
 
 FROM build AS build-local
+COPY emulator/src emulator/src
 COPY events/generate_image.json events/
 RUN mkdir pictures && scripts/build-static.sh "$(uname -m)" iga-local
 

@@ -10,8 +10,9 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 binary=${2:-iga}
 build=(build --release --locked --bin "$binary" --target "$triple")
 case $binary in
-    iga) build+=(--no-default-features) ;;
-    iga-local) ;;
+    # Without the package's name Cargo would add the features that the emulator needs of shared dependencies.
+    iga) build+=(--package iga --no-default-features) ;;
+    iga-local) build+=(--package iga) ;;
     *) build+=(--package iga-benches) ;;
 esac
 

@@ -1,44 +1,39 @@
-//! The parts, put together from the settings. Nothing is fetched: credentials and connections come with the first request.
+//! Builds the parts from the settings. Fetches nothing: the first request gets credentials and connections.
 
-use crate::auth::Auth;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
-use crate::image::Budget;
-use crate::storage::Storage;
-use crate::vertex::Vertex;
+use crate::google::client::Client;
+use crate::google::storage::Storage;
+use crate::google::vertex::Vertex;
+use crate::targets::Targets;
 use std::sync::Arc;
 
 pub struct App {
     pub config: Config,
     pub flights: Arc<Flights>,
     pub generator: Arc<Generator>,
-    pub auth: Arc<Auth>,
+    pub storage: Arc<Storage>,
+    pub client: Arc<Client>,
 }
 
 impl App {
     pub fn new(config: Config) -> Arc<App> {
         // One provider for all TLS of the process; a second App, as in tests, finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let auth = Arc::new(Auth::new(config.credentials.clone(), config.timing));
+        let client = Arc::new(Client::new(config.credentials.clone(), config.timing));
         let vertex = Vertex {
-            auth: Arc::clone(&auth),
+            client: Arc::clone(&client),
             endpoint: config.vertex_endpoint.clone(),
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
         };
-        let storage = Arc::new(Storage {
-            auth: Arc::clone(&auth),
-            endpoint: config.storage_endpoint.clone(),
-            bucket: config.bucket.clone(),
-            prefix: config.prefix.clone(),
-            timing: config.timing,
-            writable: Default::default(),
-        });
+        let storage = Arc::new(Storage::new(Arc::clone(&client), &config));
         let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
         let generator =
-            Arc::new(Generator { vertex, storage, targets, current: Default::default() });
+            Arc::new(Generator::new(vertex, Arc::clone(&storage), Targets::new(targets)));
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,
@@ -46,7 +41,7 @@ impl App {
             answer_within: config.answer_within,
             timing: config.timing,
         };
-        let flights = Arc::new(Flights::new(Arc::clone(&generator), rules));
-        Arc::new(App { config, flights, generator, auth })
+        let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
+        Arc::new(App { config, flights, generator, storage, client })
     }
 }

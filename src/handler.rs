@@ -1,16 +1,16 @@
 //! The single handler function: `POST /generate_image`.
 
-use crate::answer;
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::generate::Origin;
-use crate::request::{GenerateRequest, idempotency_key};
-use crate::telemetry;
+use crate::headers::{check_content_type, idempotency_key, workflow_id};
+use crate::request::GenerateRequest;
+use crate::response;
+use crate::telemetry::{self, metrics};
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use http_body_util::BodyExt;
 use serde::Serialize;
@@ -26,7 +26,7 @@ pub struct RequestId(pub String);
 #[derive(Debug, Clone, Copy)]
 pub struct PlatformDeadline(pub Instant);
 
-/// Prompt in, picture stored, its URI out.
+/// Prompt in, image stored, its URI out.
 pub async fn generate_image(
     State(app): State<Arc<App>>,
     Extension(RequestId(request_id)): Extension<RequestId>,
@@ -46,26 +46,21 @@ pub async fn generate_image(
         platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
-    telemetry::picture_delivered();
-    let body = AnswerBody {
-        image_url: format!("gs://{}/{}", app.config.bucket, generated.object),
+    let image_url = format!("gs://{}/{}", app.config.bucket, generated.object);
+    metrics::image_delivered(&image_url, &generated.model);
+    let body = ResponseBody {
+        image_url,
         prompt_used: prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
-    Ok(answer::json(200, &body))
+    Ok(response::json(200, &body))
 }
 
 #[derive(Serialize)]
-struct AnswerBody {
+struct ResponseBody {
     image_url: String,
     prompt_used: String,
     model_version: String,
-}
-
-/// The caller's name for the work that this request is part of, if it can go into a log.
-pub fn workflow_id(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get("x-workflow-id")?.to_str().ok()?;
-    (1..=MAX_WORKFLOW_ID_CHARS).contains(&text.len()).then_some(text)
 }
 
 /// Reads a body of bounded size. One that is too large is read on, and thrown away, for a while: a
@@ -79,10 +74,10 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
                 return Err(Kind::MalformedJson
                     .because(format!("The body ended early, at line 1 column {received}.")));
             };
-            let piece = frame.into_data().unwrap_or_default();
-            received += piece.len();
+            let chunk = frame.into_data().unwrap_or_default();
+            received += chunk.len();
             if received <= MAX_BODY_BYTES {
-                held.extend_from_slice(&piece);
+                held.extend_from_slice(&chunk);
             } else if received <= MAX_DISCARDED_BYTES {
                 held = Vec::new();
             } else {
@@ -103,20 +98,6 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
     }
 }
 
-/// An empty body is a missing prompt, whatever its type.
-fn check_content_type(headers: &HeaderMap, body: &[u8]) -> Result<(), Error> {
-    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = given.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    match body.is_empty() || essence.eq_ignore_ascii_case("application/json") {
-        true => Ok(()),
-        false => Err(Kind::UnsupportedMediaType.because(match given {
-            Some(given) => format!("The request's Content-Type is {given:?}."),
-            None => "The request has no Content-Type.".to_owned(),
-        })),
-    }
-}
-
 const MAX_BODY_BYTES: usize = 1 << 20;
 const MAX_DISCARDED_BYTES: usize = 32 << 20;
-const MAX_WORKFLOW_ID_CHARS: usize = 255;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

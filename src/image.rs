@@ -1,27 +1,26 @@
-//! Picture bytes: kept as they were received, typed by their first bytes, counted against a budget.
+//! Image bytes: kept as they were received, typed by their first bytes.
 
+use crate::budget::Reservation;
 use bytes::Bytes;
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A picture that is whole, of a known type, and whose memory is accounted for.
+/// An image that is whole, of a known type, and whose memory is accounted for.
 #[derive(Debug)]
-pub struct Picture {
+pub struct Image {
     pub blob: Blob,
     pub format: Format,
-    /// Given back to the budget when the picture is dropped.
-    _share: Share,
+    /// Given back to the budget on drop.
+    _reservation: Reservation,
 }
 
-impl Picture {
-    /// None where the bytes are of no type that is known here.
-    pub fn new(blob: Blob, share: Share) -> Option<Picture> {
+impl Image {
+    /// `None` if the bytes are of an unknown type.
+    pub fn new(blob: Blob, reservation: Reservation) -> Option<Image> {
         let format = Format::of(blob.first_bytes())?;
-        Some(Picture { blob, format, _share: share })
+        Some(Image { blob, format, _reservation: reservation })
     }
 }
 
-/// What the bytes are, whatever the model called them.
+/// The type of the bytes, whatever type the model names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Png,
@@ -56,10 +55,10 @@ impl Format {
     }
 }
 
-/// Bytes in the pieces they were written in; cloning shares them.
+/// Bytes in the chunks they were written in; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Blob {
-    pieces: Vec<Bytes>,
+    chunks: Vec<Bytes>,
     len: usize,
     crc32c: u32,
 }
@@ -77,32 +76,32 @@ impl Blob {
         self.crc32c
     }
 
-    pub fn pieces(&self) -> &[Bytes] {
-        &self.pieces
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.chunks
     }
 
     fn first_bytes(&self) -> &[u8] {
-        self.pieces.first().map_or(&[], |piece| piece)
+        self.chunks.first().map_or(&[], |chunk| chunk)
     }
 
     #[cfg(test)]
     pub fn to_vec(&self) -> Vec<u8> {
-        self.pieces.concat()
+        self.chunks.concat()
     }
 }
 
 impl From<Vec<u8>> for Blob {
     fn from(bytes: Vec<u8>) -> Blob {
-        Blob { len: bytes.len(), crc32c: crc32c::crc32c(&bytes), pieces: vec![bytes.into()] }
+        Blob { len: bytes.len(), crc32c: crc32c::crc32c(&bytes), chunks: vec![bytes.into()] }
     }
 }
 
-/// Collects a [`Blob`] in pieces of `PIECE_BYTES`, so that nothing is ever moved to make room.
+/// Collects a [`Blob`] in chunks of `CHUNK_BYTES`, so that nothing is ever moved to make room.
 #[derive(Default)]
 pub struct BlobWriter {
     blob: Blob,
-    /// The piece being filled; its length is `PIECE_BYTES` or, before the first write, zero.
-    piece: Vec<u8>,
+    /// The chunk being filled; its length is `CHUNK_BYTES` or, before the first write, zero.
+    chunk: Vec<u8>,
     filled: usize,
 }
 
@@ -111,13 +110,13 @@ impl BlobWriter {
         self.blob.len + self.filled
     }
 
-    /// Where the next bytes go: never less than three bytes, what four base64 symbols decode to.
+    /// The space for the next bytes: at least three, which four base64 symbols decode to.
     pub fn room(&mut self) -> &mut [u8] {
-        if self.piece.len() - self.filled < 3 {
+        if self.chunk.len() - self.filled < 3 {
             self.seal();
-            self.piece = vec![0; PIECE_BYTES];
+            self.chunk = vec![0; CHUNK_BYTES];
         }
-        &mut self.piece[self.filled..]
+        &mut self.chunk[self.filled..]
     }
 
     /// Takes the first `len` bytes of [`room`](BlobWriter::room) as written.
@@ -131,97 +130,24 @@ impl BlobWriter {
     }
 
     fn seal(&mut self) {
-        let mut piece = std::mem::take(&mut self.piece);
-        piece.truncate(std::mem::take(&mut self.filled));
-        if piece.is_empty() {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        chunk.truncate(std::mem::take(&mut self.filled));
+        if chunk.is_empty() {
             return;
         }
-        piece.shrink_to_fit();
-        self.blob.len += piece.len();
-        self.blob.crc32c = crc32c::crc32c_append(self.blob.crc32c, &piece);
-        self.blob.pieces.push(piece.into());
+        chunk.shrink_to_fit();
+        self.blob.len += chunk.len();
+        self.blob.crc32c = crc32c::crc32c_append(self.blob.crc32c, &chunk);
+        self.blob.chunks.push(chunk.into());
     }
 }
 
-/// A multiple of three: a piece is then filled to its last byte by whole groups of base64.
-const PIECE_BYTES: usize = 96 * 1024;
-
-/// What all pictures in transfer may hold together.
-///
-/// Whoever does not fit waits before reading on. So that those who wait for each other's memory cannot
-/// wait for ever, one of them at a time may go over: the most held is the budget and one picture.
-#[derive(Debug, Clone)]
-pub struct Budget {
-    units: Arc<Semaphore>,
-    overdraft: Arc<Semaphore>,
-    total_units: u32,
-}
-
-/// One picture's part of the [`Budget`]; dropping it gives the part back.
-#[derive(Debug)]
-pub struct Share {
-    budget: Budget,
-    held: Option<OwnedSemaphorePermit>,
-    held_units: u32,
-    overdraft: Option<OwnedSemaphorePermit>,
-}
-
-impl Budget {
-    pub fn new(bytes: usize) -> Budget {
-        let total_units = units(bytes).max(1);
-        Budget {
-            units: Arc::new(Semaphore::new(total_units as usize)),
-            overdraft: Arc::new(Semaphore::new(1)),
-            total_units,
-        }
-    }
-
-    /// A share that fits `bytes`, as soon as there is room for it.
-    pub async fn share(&self, bytes: usize) -> Share {
-        let mut share = Share { budget: self.clone(), held: None, held_units: 0, overdraft: None };
-        share.grow_to(bytes).await;
-        share
-    }
-}
-
-impl Share {
-    /// Waits until `bytes` fit; returns at once where they do already.
-    pub async fn grow_to(&mut self, bytes: usize) {
-        let wanted = units(bytes).saturating_sub(self.held_units);
-        if wanted == 0 || self.overdraft.is_some() {
-            return;
-        }
-        let more = Arc::clone(&self.budget.units).acquire_many_owned(wanted);
-        let overdraft = Arc::clone(&self.budget.overdraft).acquire_owned();
-        tokio::select! {
-            biased;
-            permit = more, if self.held_units + wanted <= self.budget.total_units => {
-                self.take(permit.expect("the budget is never closed"), wanted);
-            }
-            permit = overdraft => self.overdraft = Some(permit.expect("the budget is never closed")),
-        }
-    }
-
-    fn take(&mut self, permit: OwnedSemaphorePermit, units: u32) {
-        self.held_units += units;
-        match &mut self.held {
-            Some(held) => held.merge(permit),
-            held => *held = Some(permit),
-        }
-    }
-}
-
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
-}
-
-/// Shares grow by this much, so that reading does not queue for every piece.
-const UNIT_BYTES: usize = 256 * 1024;
+/// A multiple of three, so that whole groups of base64 fill a chunk to its last byte.
+const CHUNK_BYTES: usize = 96 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::task::yield_now;
 
     fn blob(bytes: &[u8]) -> Blob {
         bytes.to_vec().into()
@@ -242,9 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_any_portions_is_what_is_read() {
-        let bytes: Vec<u8> = (0..3 * PIECE_BYTES + 100).map(|i| (i * 7) as u8).collect();
-        for portion in [3, 1000, 96_000, PIECE_BYTES] {
+    fn bytes_written_in_any_portions_are_read_back() {
+        let bytes: Vec<u8> = (0..3 * CHUNK_BYTES + 100).map(|i| (i * 7) as u8).collect();
+        for portion in [3, 1000, 96_000, CHUNK_BYTES] {
             let mut writer = BlobWriter::default();
             let mut rest = &bytes[..];
             while !rest.is_empty() {
@@ -259,43 +185,5 @@ mod tests {
             assert!(blob.to_vec() == bytes && blob.len() == bytes.len(), "{portion}");
             assert_eq!(blob.crc32c(), crc32c::crc32c(&bytes));
         }
-    }
-
-    #[tokio::test]
-    async fn who_does_not_fit_waits_until_room_is_given_back() {
-        let budget = Budget::new(4 * UNIT_BYTES);
-        let first = budget.share(3 * UNIT_BYTES).await;
-        let _over = budget.share(2 * UNIT_BYTES).await;
-        let waiting = tokio::spawn({
-            let budget = budget.clone();
-            async move { drop(budget.share(2 * UNIT_BYTES).await) }
-        });
-        yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(first);
-        waiting.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn shares_that_wait_for_each_other_finish_one_after_the_other() {
-        let budget = Budget::new(2 * UNIT_BYTES);
-        let mut shares = Vec::new();
-        for _ in 0..2 {
-            shares.push(budget.share(UNIT_BYTES).await);
-        }
-        let growing: Vec<_> = shares
-            .into_iter()
-            .map(|mut share| tokio::spawn(async move { share.grow_to(10 * UNIT_BYTES).await }))
-            .collect();
-        for task in growing {
-            task.await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_picture_larger_than_the_whole_budget_still_gets_through() {
-        let budget = Budget::new(UNIT_BYTES);
-        let share = budget.share(100 * UNIT_BYTES).await;
-        assert!(share.overdraft.is_some());
     }
 }

@@ -1,7 +1,7 @@
-//! How instances agree on who pays: one note in the bucket for each key, or for each request without one.
+//! How instances agree on who pays: one record in the bucket for each key, or for each request without one.
 //!
 //! ```text
-//! (nothing) ──take──► lease ──land──► receipt
+//! (nothing) ──acquire──► lease ──complete──► receipt
 //!     ▲                │  ▲
 //!     └────release─────┘  └─ renewed while its holder lives; taken over once it has expired
 //! ```
@@ -11,29 +11,29 @@
 
 use crate::error::{Error, Kind};
 use crate::generate::Generated;
+use crate::google::storage::{Metadata, Record, Storage, Written};
 use crate::id::{random_hex, sha256_hex};
-use crate::storage::{Fields, Note, Storage, Written};
-use crate::telemetry;
+use crate::telemetry::metrics;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The right to pay for one request's picture.
+/// The right to pay for one request's image.
 pub struct Lease {
     storage: Arc<Storage>,
-    claim: Claim,
-    fields: Fields,
+    request: LeaseRequest,
+    metadata: Metadata,
     generation: String,
     renew_at: Instant,
 }
 
-/// Which picture is claimed, and when a picture that exists already is the answer.
+/// Which image is claimed, and when an image that exists already is the answer.
 #[derive(Clone, Debug)]
-pub struct Claim {
-    /// The note's name.
+pub struct LeaseRequest {
+    /// The record's name.
     pub name: String,
-    /// The request's; a note with another belongs to a different request.
+    /// The request's; a record with another belongs to a different request.
     pub fingerprint: String,
     /// How old a receipt may be; a key's is good for ever.
     pub receipt_life: Option<Duration>,
@@ -43,95 +43,108 @@ pub struct Claim {
     pub lease_life: Duration,
 }
 
-/// What came of claiming a picture.
-pub enum Claimed {
+/// What came of claiming an image.
+pub enum Acquired {
     /// Nobody else pays.
     Lease(Box<Lease>),
-    /// Somebody else has paid; this is the picture.
-    Landed(Generated),
+    /// Somebody else has paid; this is the image.
+    Completed(Generated),
     /// Somebody else began so shortly ago that this is not a retry.
     Variant,
 }
 
-impl Claim {
+impl LeaseRequest {
     pub fn name(prefix: &str, kind: &str, identity: &str) -> String {
         format!("{prefix}.iga/{kind}/{}", sha256_hex(&[identity.as_bytes()]))
     }
 }
 
 impl Lease {
-    /// Takes the lease, or waits for the picture of whoever holds it.
+    /// Takes the lease, or waits for the image of whoever holds it.
     ///
     /// # Errors
     /// 422 where the key belongs to another request; Cloud Storage's, before anything is paid; 503 at the deadline.
-    pub async fn take(
+    pub async fn acquire(
         storage: &Arc<Storage>,
-        claim: Claim,
+        request: LeaseRequest,
         deadline: Instant,
-    ) -> Result<Claimed, Error> {
+    ) -> Result<Acquired, Error> {
         let start = Instant::now();
-        let fields = lease_fields(&claim);
-        let mut over = None;
+        let metadata = lease_metadata(&request);
+        let mut if_generation = None;
         let mut wait = FIRST_POLL;
         loop {
-            let renew_at = Instant::now() + claim.lease_life / 3;
+            let renew_at = Instant::now() + request.lease_life / 3;
             let lease = |generation| {
-                let (storage, claim, fields) = (Arc::clone(storage), claim.clone(), fields.clone());
-                Lease { storage, claim, fields, generation, renew_at }
+                let (storage, request, metadata) =
+                    (Arc::clone(storage), request.clone(), metadata.clone());
+                Lease { storage, request, metadata, generation, renew_at }
             };
-            let mut seen =
-                match storage.write_note(&claim.name, over.as_deref(), &fields, deadline).await {
-                    Ok(Written::Mine(generation)) => {
-                        return Ok(Claimed::Lease(Box::new(lease(generation))));
-                    }
-                    Ok(Written::Conflict(seen)) => seen,
-                    Err(error) => {
-                        // It may have been written all the same, and nobody would renew it or give it back.
-                        lease(String::new()).release(Instant::now() + RELEASE_TIME).await;
-                        return Err(error);
-                    }
-                };
+            let mut seen = match storage
+                .write_record(&request.name, if_generation.as_deref(), &metadata, deadline)
+                .await
+            {
+                Ok(Written::Mine(generation)) => {
+                    return Ok(Acquired::Lease(Box::new(lease(generation))));
+                }
+                Ok(Written::Conflict(seen)) => seen,
+                Err(error) => {
+                    // It may have been written all the same, and nobody would renew it or give it back.
+                    lease(String::new()).release(Instant::now() + RELEASE_TIME).await;
+                    return Err(error);
+                }
+            };
             // What stands there decides; it is looked at until it is gone or can be replaced.
-            over = loop {
-                let Some(note) = seen else { break None };
-                match judge(&note, &claim)? {
-                    Verdict::Landed(generated) => {
-                        telemetry::lease_waited("landed", start.elapsed());
-                        return Ok(Claimed::Landed(generated));
+            if_generation = loop {
+                let Some(record) = seen else { break None };
+                match judge(&record, &request)? {
+                    Verdict::Completed(generated) => {
+                        metrics::lease_waited("completed", start.elapsed());
+                        return Ok(Acquired::Completed(generated));
                     }
-                    Verdict::Variant => return Ok(Claimed::Variant),
-                    Verdict::Replace => break Some(note.generation),
+                    Verdict::Variant => return Ok(Acquired::Variant),
+                    Verdict::Replace => break Some(record.generation),
                     Verdict::Wait => {}
                 }
                 if Instant::now() + wait >= deadline {
-                    telemetry::lease_waited("deadline", start.elapsed());
+                    metrics::lease_waited("deadline", start.elapsed());
                     return Err(Kind::VertexUnavailable.because(
                         "Service Unavailable: another instance is still working on this request.",
                     ));
                 }
                 sleep(wait).await;
                 wait = (wait * 3 / 2).min(LONGEST_POLL);
-                seen = storage.read_note(&claim.name, deadline).await?;
+                seen = storage.read_record(&request.name, deadline).await?;
             };
         }
     }
 
-    /// Renews the lease for as long as it is polled; when, is remembered between polls.
-    pub async fn keep(&mut self) -> Infallible {
-        let period = self.claim.lease_life / 3;
+    /// Runs `work` and renews the lease beside it.
+    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            never = self.renew() => match never {},
+        }
+    }
+
+    /// Renews the lease for as long as this future is polled.
+    async fn renew(&mut self) -> Infallible {
+        let period = self.request.lease_life / 3;
         loop {
             sleep_until(self.renew_at).await;
             let start = Instant::now();
             // Each renewal is told from the one before, should its answer be lost.
-            let fields = renewed(&self.fields);
-            let over = Some(self.generation.as_str());
-            let written =
-                self.storage.write_note(&self.claim.name, over, &fields, start + period).await;
+            let metadata = renewed(&self.metadata);
+            let if_generation = Some(self.generation.as_str());
+            let written = self
+                .storage
+                .write_record(&self.request.name, if_generation, &metadata, start + period)
+                .await;
             self.renew_at = start + period;
             match written {
                 Ok(Written::Mine(generation)) => self.generation = generation,
-                Ok(Written::Conflict(Some(note))) if self.is_mine(&note) => {
-                    self.generation = note.generation
+                Ok(Written::Conflict(Some(record))) if self.is_mine(&record) => {
+                    self.generation = record.generation
                 }
                 Ok(Written::Conflict(_)) => {
                     tracing::warn!("lease lost: another instance may pay too")
@@ -144,26 +157,26 @@ impl Lease {
         }
     }
 
-    /// Makes the lease a receipt for this picture, unless another picture came first: then it is that one.
-    pub async fn land(
+    /// Makes the lease a receipt for this image, unless another image came first: then it is that one.
+    pub async fn complete(
         &mut self,
         generated: &Generated,
         deadline: Instant,
     ) -> Result<Generated, Error> {
-        let receipt = receipt_fields(&self.claim, generated);
-        let mut over = Some(self.generation.clone());
+        let receipt = receipt_metadata(&self.request, generated);
+        let mut if_generation = Some(self.generation.clone());
         loop {
             match self
                 .storage
-                .write_note(&self.claim.name, over.as_deref(), &receipt, deadline)
+                .write_record(&self.request.name, if_generation.as_deref(), &receipt, deadline)
                 .await?
             {
                 Written::Mine(_) => return Ok(generated.clone()),
-                Written::Conflict(None) => over = None,
-                Written::Conflict(Some(note)) => match landed(&note) {
+                Written::Conflict(None) => if_generation = None,
+                Written::Conflict(Some(record)) => match completed(&record) {
                     Some(first) => return Ok(first),
                     // A lease, be it one that a renewal of ours has moved on: what is stored comes first.
-                    None => over = Some(note.generation),
+                    None => if_generation = Some(record.generation),
                 },
             }
         }
@@ -172,10 +185,12 @@ impl Lease {
     /// Gives the lease back, so that the next request need not wait for its end. Best effort: it ends anyhow.
     pub async fn release(self, deadline: Instant) {
         let released = async {
-            let note = self.storage.read_note(&self.claim.name, deadline).await?;
-            match note.filter(|note| self.is_mine(note)) {
-                Some(note) => {
-                    self.storage.delete(&self.claim.name, Some(&note.generation), deadline).await
+            let record = self.storage.read_record(&self.request.name, deadline).await?;
+            match record.filter(|record| self.is_mine(record)) {
+                Some(record) => {
+                    self.storage
+                        .delete(&self.request.name, Some(&record.generation), deadline)
+                        .await
                 }
                 None => Ok(()),
             }
@@ -185,35 +200,35 @@ impl Lease {
         }
     }
 
-    fn is_mine(&self, note: &Note) -> bool {
-        note.fields.get(HOLDER) == self.fields.get(HOLDER) && landed(note).is_none()
+    fn is_mine(&self, record: &Record) -> bool {
+        record.metadata.get(HOLDER) == self.metadata.get(HOLDER) && completed(record).is_none()
     }
 }
 
 enum Verdict {
-    Landed(Generated),
+    Completed(Generated),
     Variant,
     Wait,
     Replace,
 }
 
-/// What a note that stands where ours should means for us.
-fn judge(note: &Note, claim: &Claim) -> Result<Verdict, Error> {
-    if note.fields.get(FINGERPRINT) != Some(&claim.fingerprint) {
+/// What a record that stands where ours should means for us.
+fn judge(record: &Record, request: &LeaseRequest) -> Result<Verdict, Error> {
+    if record.metadata.get(FINGERPRINT) != Some(&request.fingerprint) {
         return Err(key_reused());
     }
-    Ok(match landed(note) {
-        Some(_) if claim.receipt_life.is_some_and(|life| note.age > life) => Verdict::Replace,
-        Some(generated) => Verdict::Landed(generated),
-        None if note.age > claim.lease_life => Verdict::Replace,
-        None if !is_renewed(note) && note.age < claim.variant_age => Verdict::Variant,
+    Ok(match completed(record) {
+        Some(_) if request.receipt_life.is_some_and(|life| record.age > life) => Verdict::Replace,
+        Some(generated) => Verdict::Completed(generated),
+        None if record.age > request.lease_life => Verdict::Replace,
+        None if !is_renewed(record) && record.age < request.variant_age => Verdict::Variant,
         None => Verdict::Wait,
     })
 }
 
-/// A lease that was renewed began longer ago than its note can tell.
-fn is_renewed(note: &Note) -> bool {
-    note.fields.contains_key(RENEWAL)
+/// A lease that was renewed began longer ago than its record can tell.
+fn is_renewed(record: &Record) -> bool {
+    record.metadata.contains_key(RENEWAL)
 }
 
 fn key_reused() -> Error {
@@ -221,31 +236,31 @@ fn key_reused() -> Error {
         .because("The key belongs to a request with another prompt or other parameters.")
 }
 
-/// The picture, if the note is a receipt.
-fn landed(note: &Note) -> Option<Generated> {
-    let (object, model) = (note.fields.get(OBJECT)?, note.fields.get(MODEL)?);
+/// The image, if the record is a receipt.
+fn completed(record: &Record) -> Option<Generated> {
+    let (object, model) = (record.metadata.get(OBJECT)?, record.metadata.get(MODEL)?);
     Some(Generated { object: object.clone(), model: model.clone() })
 }
 
-fn lease_fields(claim: &Claim) -> Fields {
-    fields([(FINGERPRINT, &claim.fingerprint), (HOLDER, &random_hex::<16>())])
+fn lease_metadata(request: &LeaseRequest) -> Metadata {
+    metadata([(FINGERPRINT, &request.fingerprint), (HOLDER, &random_hex::<16>())])
 }
 
-fn renewed(lease: &Fields) -> Fields {
-    let mut fields = lease.clone();
-    fields.insert(RENEWAL.to_owned(), random_hex::<8>());
-    fields
+fn renewed(lease: &Metadata) -> Metadata {
+    let mut metadata = lease.clone();
+    metadata.insert(RENEWAL.to_owned(), random_hex::<8>());
+    metadata
 }
 
-fn receipt_fields(claim: &Claim, generated: &Generated) -> Fields {
-    fields([
-        (FINGERPRINT, &claim.fingerprint),
+fn receipt_metadata(request: &LeaseRequest, generated: &Generated) -> Metadata {
+    metadata([
+        (FINGERPRINT, &request.fingerprint),
         (OBJECT, &generated.object),
         (MODEL, &generated.model),
     ])
 }
 
-fn fields<const N: usize>(pairs: [(&str, &String); N]) -> Fields {
+fn metadata<const N: usize>(pairs: [(&str, &String); N]) -> Metadata {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
@@ -264,8 +279,8 @@ const LONGEST_POLL: Duration = Duration::from_secs(2);
 mod tests {
     use super::*;
 
-    fn claim() -> Claim {
-        Claim {
+    fn request() -> LeaseRequest {
+        LeaseRequest {
             name: "n".to_owned(),
             fingerprint: "f".to_owned(),
             receipt_life: Some(Duration::from_secs(5)),
@@ -274,10 +289,11 @@ mod tests {
         }
     }
 
-    fn verdict(fields: Fields, age_ms: u64) -> &'static str {
-        let note = Note { fields, generation: "1".to_owned(), age: Duration::from_millis(age_ms) };
-        match judge(&note, &claim()) {
-            Ok(Verdict::Landed(_)) => "landed",
+    fn verdict(metadata: Metadata, age_ms: u64) -> &'static str {
+        let record =
+            Record { metadata, generation: "1".to_owned(), age: Duration::from_millis(age_ms) };
+        match judge(&record, &request()) {
+            Ok(Verdict::Completed(_)) => "completed",
             Ok(Verdict::Variant) => "variant",
             Ok(Verdict::Wait) => "wait",
             Ok(Verdict::Replace) => "replace",
@@ -288,22 +304,23 @@ mod tests {
     #[test]
     fn what_stands_there_decides() {
         let generated = Generated { object: "o".to_owned(), model: "m".to_owned() };
-        let (lease, receipt) = (lease_fields(&claim()), receipt_fields(&claim(), &generated));
-        let other = Claim { fingerprint: "g".to_owned(), ..claim() };
-        for (fields, age_ms, expected) in [
+        let (lease, receipt) =
+            (lease_metadata(&request()), receipt_metadata(&request(), &generated));
+        let other = LeaseRequest { fingerprint: "g".to_owned(), ..request() };
+        for (metadata, age_ms, expected) in [
             (lease.clone(), 0, "variant"),
             (renewed(&lease), 0, "wait"),
             (lease.clone(), 400, "wait"),
             (lease.clone(), 12_000, "wait"),
             (lease, 12_001, "replace"),
-            (receipt.clone(), 0, "landed"),
-            (receipt.clone(), 5000, "landed"),
+            (receipt.clone(), 0, "completed"),
+            (receipt.clone(), 5000, "completed"),
             (receipt, 5001, "replace"),
-            (lease_fields(&other), 0, "IGA_IDEMPOTENCY_KEY_REUSED"),
-            (receipt_fields(&other, &generated), 99_000, "IGA_IDEMPOTENCY_KEY_REUSED"),
-            (Fields::new(), 99_000, "IGA_IDEMPOTENCY_KEY_REUSED"),
+            (lease_metadata(&other), 0, "IGA_IDEMPOTENCY_KEY_REUSED"),
+            (receipt_metadata(&other, &generated), 99_000, "IGA_IDEMPOTENCY_KEY_REUSED"),
+            (Metadata::new(), 99_000, "IGA_IDEMPOTENCY_KEY_REUSED"),
         ] {
-            assert_eq!(verdict(fields, age_ms), expected, "{age_ms}");
+            assert_eq!(verdict(metadata, age_ms), expected, "{age_ms}");
         }
     }
 }

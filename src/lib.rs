@@ -1,4 +1,4 @@
-//! IGA, the Image Generation Agent: a prompt in, a picture made by Vertex AI, stored in Cloud Storage, its
+//! IGA, the Image Generation Agent: a prompt in, an image made by Vertex AI, stored in Cloud Storage, its
 //! `gs://` URI out.
 //!
 //! # Layout
@@ -11,37 +11,34 @@
 //! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
 //!             way out)   client (connections)   answer (JSON out)   retry   id
 //! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
-//! commands:   health (asks the running service)   doctor (checks all that a picture needs), with mend (its commands)
-//! offline:    local/ (the emulator, and the pictures it draws; feature `local`)
+//! commands:   health (asks the running service)   doctor (checks all that an image needs), with mend (its commands)
+//! offline:    the crate `iga-emulator`, in emulator/ (feature `local`)
 //! ```
 //!
 //! Arrows go left to right, never back. The emulator is reached through the settings that name Google's
 //! hosts: offline is another URL, never another branch.
 
-pub mod answer;
 pub mod app;
-pub mod auth;
-pub mod client;
+pub mod budget;
 pub mod config;
 pub mod doctor;
 pub mod error;
+pub mod extract;
 pub mod flight;
 pub mod generate;
+pub mod google;
 pub mod handler;
+pub mod headers;
 pub mod health;
 pub mod id;
-pub mod identity;
 pub mod image;
 pub mod lease;
-pub mod lift;
-#[cfg(feature = "local")]
-pub mod local;
-pub mod mend;
 pub mod model;
 pub mod request;
+pub mod response;
 pub mod retry;
 pub mod router;
 pub mod runtime;
-pub mod storage;
+pub mod server;
+pub mod targets;
 pub mod telemetry;
-pub mod vertex;

@@ -1,10 +1,9 @@
-//! The wire's JSON, parsed into a request that cannot be invalid.
+//! The body's JSON, parsed into a request that cannot be invalid.
 
 use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::id::sha256_hex;
 use crate::model::{ImageSize, MODELS, Model, OutputMimeType, Params, PersonGeneration, RATIOS};
-use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
@@ -27,44 +26,44 @@ impl GenerateRequest {
     /// # Errors
     /// The contract's 400 rows; `details` name the field and what is allowed.
     pub fn parse(body: &[u8], defaults: &Config) -> Result<GenerateRequest, Error> {
-        let wire = Wire::parse(body)?;
-        let Some(prompt) = wire.prompt.text().filter(|prompt| !prompt.trim().is_empty()) else {
+        let body = RequestBody::parse(body)?;
+        let Some(prompt) = body.prompt.text().filter(|prompt| !prompt.trim().is_empty()) else {
             return Err(prompt_missing());
         };
         let params = Params {
-            aspect_ratio: wire
+            aspect_ratio: body
                 .aspect_ratio
                 .one_of("aspect_ratio", RATIOS, |word| {
                     RATIOS.contains(&word).then(|| word.to_owned())
                 })?
                 .unwrap_or_else(|| defaults.default_aspect_ratio.clone()),
-            add_watermark: wire
+            add_watermark: body
                 .add_watermark
                 .bool("add_watermark")?
                 .unwrap_or(defaults.add_watermark),
-            negative_prompt: wire
+            negative_prompt: body
                 .negative_prompt
                 .string("negative_prompt")?
                 .filter(|text| !text.trim().is_empty()),
-            seed: wire.seed.seed()?,
-            image_size: wire.image_size.one_of(
+            seed: body.seed.seed()?,
+            image_size: body.image_size.one_of(
                 "image_size",
                 &ImageSize::ALL.map(ImageSize::as_str),
                 |word| ImageSize::ALL.into_iter().find(|size| size.as_str() == word),
             )?,
-            person_generation: wire.person_generation.one_of(
+            person_generation: body.person_generation.one_of(
                 "person_generation",
                 &["dont_allow", "allow_adult", "allow_all"],
                 PersonGeneration::parse,
             )?,
-            output_mime_type: wire.output_mime_type.one_of(
+            output_mime_type: body.output_mime_type.one_of(
                 "output_mime_type",
                 &OutputMimeType::ALL.map(OutputMimeType::as_str),
                 |word| OutputMimeType::ALL.into_iter().find(|mime_type| mime_type.as_str() == word),
             )?,
         };
         let ids: Vec<_> = MODELS.iter().map(|model| model.id).collect();
-        let model = wire.model_id_override.one_of("model_id_override", &ids, Model::find)?;
+        let model = body.model_id_override.one_of("model_id_override", &ids, Model::find)?;
         let prompt_sha256 = sha256_hex(&[prompt.as_bytes()]);
         Ok(GenerateRequest { prompt: prompt.to_owned(), prompt_sha256, params, model })
     }
@@ -76,59 +75,35 @@ impl GenerateRequest {
     }
 }
 
-/// The caller's idempotency key, if the request carries one.
-///
-/// # Errors
-/// 400 for a key that is empty, too long or not visible ASCII.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let Some(value) = KEY_HEADERS.iter().find_map(|name| headers.get(*name)) else {
-        return Ok(None);
-    };
-    match value.to_str() {
-        Ok(key)
-            if (1..=MAX_KEY_CHARS).contains(&key.len())
-                && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
-        {
-            Ok(Some(key.to_owned()))
-        }
-        _ => Err(Kind::InvalidIdempotencyKey.because(format!(
-            "The key must have 1 to {MAX_KEY_CHARS} characters, all of them visible ASCII."
-        ))),
-    }
-}
-
 fn prompt_missing() -> Error {
     Kind::PromptMissing.because("Missing or empty 'prompt' in request body.")
 }
 
-const KEY_HEADERS: [&str; 3] = ["idempotency-key", "x-idempotency-key", "x-cloudtasks-taskname"];
-const MAX_KEY_CHARS: usize = 255;
-
 /// The body as sent. Unknown fields are skipped without being held.
 #[derive(Deserialize)]
-struct Wire {
+struct RequestBody {
     #[serde(default)]
-    prompt: Given,
+    prompt: FieldValue,
     #[serde(default)]
-    aspect_ratio: Given,
+    aspect_ratio: FieldValue,
     #[serde(default)]
-    add_watermark: Given,
+    add_watermark: FieldValue,
     #[serde(default)]
-    model_id_override: Given,
+    model_id_override: FieldValue,
     #[serde(default)]
-    negative_prompt: Given,
+    negative_prompt: FieldValue,
     #[serde(default)]
-    seed: Given,
+    seed: FieldValue,
     #[serde(default)]
-    image_size: Given,
+    image_size: FieldValue,
     #[serde(default)]
-    person_generation: Given,
+    person_generation: FieldValue,
     #[serde(default)]
-    output_mime_type: Given,
+    output_mime_type: FieldValue,
 }
 
-impl Wire {
-    fn parse(body: &[u8]) -> Result<Wire, Error> {
+impl RequestBody {
+    fn parse(body: &[u8]) -> Result<RequestBody, Error> {
         match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
             None => Err(prompt_missing()),
             Some(b'{') => serde_json::from_slice(body).map_err(malformed),
@@ -147,7 +122,7 @@ fn malformed(error: serde_json::Error) -> Error {
 
 /// A field's value. What no field can use is not held, only named.
 #[derive(Debug, Default)]
-enum Given {
+enum FieldValue {
     #[default]
     Nothing,
     Text(String),
@@ -156,34 +131,37 @@ enum Given {
     Other(&'static str),
 }
 
-impl Given {
+impl FieldValue {
     fn text(&self) -> Option<&str> {
         match self {
-            Given::Text(text) => Some(text),
-            Given::Nothing | Given::Bool(_) | Given::Whole(_) | Given::Other(_) => None,
+            FieldValue::Text(text) => Some(text),
+            FieldValue::Nothing
+            | FieldValue::Bool(_)
+            | FieldValue::Whole(_)
+            | FieldValue::Other(_) => None,
         }
     }
 
     fn bool(&self, field: &str) -> Result<Option<bool>, Error> {
         match self {
-            Given::Nothing => Ok(None),
-            Given::Bool(value) => Ok(Some(*value)),
+            FieldValue::Nothing => Ok(None),
+            FieldValue::Bool(value) => Ok(Some(*value)),
             other => Err(other.refuse(field, "true, false")),
         }
     }
 
     fn string(&self, field: &str) -> Result<Option<String>, Error> {
         match self {
-            Given::Nothing => Ok(None),
-            Given::Text(text) => Ok(Some(text.clone())),
+            FieldValue::Nothing => Ok(None),
+            FieldValue::Text(text) => Ok(Some(text.clone())),
             other => Err(other.refuse(field, "a string")),
         }
     }
 
     fn seed(&self) -> Result<Option<u32>, Error> {
         match self {
-            Given::Nothing => Ok(None),
-            Given::Whole(seed) if *seed <= MAX_SEED => Ok(Some(*seed as u32)),
+            FieldValue::Nothing => Ok(None),
+            FieldValue::Whole(seed) if *seed <= MAX_SEED => Ok(Some(*seed as u32)),
             other => Err(other.refuse("seed", &format!("a whole number from 0 to {MAX_SEED}"))),
         }
     }
@@ -195,8 +173,8 @@ impl Given {
         find: impl Fn(&str) -> Option<T>,
     ) -> Result<Option<T>, Error> {
         match self {
-            Given::Nothing => Ok(None),
-            Given::Text(word) => match find(word) {
+            FieldValue::Nothing => Ok(None),
+            FieldValue::Text(word) => match find(word) {
                 Some(value) => Ok(Some(value)),
                 None => Err(self.refuse(field, &allowed.join(", "))),
             },
@@ -206,11 +184,11 @@ impl Given {
 
     fn refuse(&self, field: &str, allowed: &str) -> Error {
         let given = match self {
-            Given::Nothing => "nothing".to_owned(),
-            Given::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
-            Given::Bool(value) => value.to_string(),
-            Given::Whole(number) => number.to_string(),
-            Given::Other(what) => (*what).to_owned(),
+            FieldValue::Nothing => "nothing".to_owned(),
+            FieldValue::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
+            FieldValue::Bool(value) => value.to_string(),
+            FieldValue::Whole(number) => number.to_string(),
+            FieldValue::Other(what) => (*what).to_owned(),
         };
         Kind::UnsupportedParameter
             .because(format!("Field '{field}': {given} is not allowed; allowed: {allowed}."))
@@ -219,44 +197,44 @@ impl Given {
 
 const MAX_SEED: u64 = i32::MAX as u64;
 
-impl<'de> Deserialize<'de> for Given {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Given, D::Error> {
+impl<'de> Deserialize<'de> for FieldValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FieldValue, D::Error> {
         struct AnyValue;
 
         impl<'de> Visitor<'de> for AnyValue {
-            type Value = Given;
+            type Value = FieldValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any value")
             }
-            fn visit_unit<E>(self) -> Result<Given, E> {
-                Ok(Given::Nothing)
+            fn visit_unit<E>(self) -> Result<FieldValue, E> {
+                Ok(FieldValue::Nothing)
             }
-            fn visit_bool<E>(self, value: bool) -> Result<Given, E> {
-                Ok(Given::Bool(value))
+            fn visit_bool<E>(self, value: bool) -> Result<FieldValue, E> {
+                Ok(FieldValue::Bool(value))
             }
-            fn visit_u64<E>(self, value: u64) -> Result<Given, E> {
-                Ok(Given::Whole(value))
+            fn visit_u64<E>(self, value: u64) -> Result<FieldValue, E> {
+                Ok(FieldValue::Whole(value))
             }
-            fn visit_i64<E>(self, _: i64) -> Result<Given, E> {
-                Ok(Given::Other("a negative number"))
+            fn visit_i64<E>(self, _: i64) -> Result<FieldValue, E> {
+                Ok(FieldValue::Other("a negative number"))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Given, E> {
-                Ok(Given::Other("a number with decimals"))
+            fn visit_f64<E>(self, _: f64) -> Result<FieldValue, E> {
+                Ok(FieldValue::Other("a number with decimals"))
             }
-            fn visit_str<E>(self, value: &str) -> Result<Given, E> {
-                Ok(Given::Text(value.to_owned()))
+            fn visit_str<E>(self, value: &str) -> Result<FieldValue, E> {
+                Ok(FieldValue::Text(value.to_owned()))
             }
-            fn visit_string<E>(self, value: String) -> Result<Given, E> {
-                Ok(Given::Text(value))
+            fn visit_string<E>(self, value: String) -> Result<FieldValue, E> {
+                Ok(FieldValue::Text(value))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Given, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<FieldValue, A::Error> {
                 while items.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Given::Other("an array"))
+                Ok(FieldValue::Other("an array"))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Given, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<FieldValue, A::Error> {
                 while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Given::Other("an object"))
+                Ok(FieldValue::Other("an object"))
             }
         }
 
@@ -421,21 +399,5 @@ mod tests {
         ] {
             assert_ne!(of(other), of(r#"{"prompt": "x"}"#));
         }
-    }
-
-    #[test]
-    fn a_key_is_visible_ascii_of_bounded_length() {
-        let key = |name: &'static str, value: &[u8]| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, axum::http::HeaderValue::from_bytes(value).unwrap());
-            idempotency_key(&headers)
-        };
-        for name in KEY_HEADERS {
-            assert_eq!(key(name, b"a-1_!").unwrap().as_deref(), Some("a-1_!"));
-        }
-        for bad in [&b""[..], b"a b", b"caf\xc3\xa9", &[b'x'; 256]] {
-            assert_eq!(key("idempotency-key", bad).unwrap_err().kind, Kind::InvalidIdempotencyKey);
-        }
-        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
     }
 }

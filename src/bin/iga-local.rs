@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 use iga::app::App;
 use iga::config::{self, Config};
-use iga::local::emulator::{Emulator, Options};
 use iga::{runtime, telemetry};
+use iga_emulator::{Emulator, Options};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,7 +23,7 @@ struct Cli {
     #[arg(long, global = true)]
     google: bool,
     /// Where the emulator keeps what is stored: DIR/BUCKET/OBJECT.
-    #[arg(long, global = true, default_value = "pictures")]
+    #[arg(long, global = true, default_value = "images")]
     dir: PathBuf,
 }
 
@@ -114,10 +114,10 @@ async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
 
 async fn serve(google: bool, dir: PathBuf) -> Result<ExitCode, String> {
     let (app, emulator) = app(google, &dir).await?;
-    telemetry::install(app.config.debug);
+    telemetry::install(app.config.debug, app.config.log_format, false);
     if emulator.is_some() {
         print(&format!(
-            "IGA with the emulator, pictures under {}. Try:\n  \
+            "IGA with the emulator, images under {}. Try:\n  \
              curl http://127.0.0.1:{}/generate_image -H 'Content-Type: application/json' \
              -d '{{\"prompt\": \"a red fox\"}}'\n",
             shown(&dir),
@@ -132,7 +132,7 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
     let (source, event) = event(&args)?;
     let (app, emulator) = app(google, &dir).await?;
     if args.logs {
-        telemetry::install(app.config.debug);
+        telemetry::install(app.config.debug, app.config.log_format, false);
     }
     let bucket = app.config.bucket.clone();
     let answer = runtime::invoke(app, &event).await?;
@@ -154,7 +154,7 @@ fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<St
         emulator.object(bucket, name).ok_or(format!("{uri} is not in the emulator's bucket."))?;
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     Ok(format!(
-        "Object   {uri}\n         {} bytes, {}\nModel    {}\nPicture  {}\n",
+        "Object   {uri}\n         {} bytes, {}\nModel    {}\nImage  {}\n",
         text(&object.metadata["size"]),
         text(&object.metadata["contentType"]),
         text(&object.metadata["metadata"]["model"]),
@@ -226,5 +226,5 @@ fn shown(path: &Path) -> String {
     std::path::absolute(path).unwrap_or(path.to_owned()).display().to_string()
 }
 
-const BUCKET: &str = "iga-pictures";
+const BUCKET: &str = "iga-images";
 const EXAMPLE: &str = include_str!("../../events/generate_image.json");

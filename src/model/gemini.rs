@@ -1,17 +1,17 @@
-//! Gemini's `:generateContent`: request body out, answer in ("Generate and edit images with Gemini").
+//! Gemini's `:generateContent`: request body out, response in ("Generate and edit images with Gemini").
 
-use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, picture_at};
+use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, image_at};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The request for one picture and no text. `add_watermark` has no place here: these models always watermark.
+/// The request for one image and no text. `add_watermark` is not sent: these models always watermark.
 pub fn body(prompt: &str, params: &Params) -> Value {
     let mut image_config = json!({"aspectRatio": params.aspect_ratio});
     if let Some(size) = params.image_size.map(ImageSize::as_str) {
         image_config["imageSize"] = json!(size);
     }
-    if let Some(who) = params.person_generation {
-        image_config["personGeneration"] = json!(match who {
+    if let Some(person_generation) = params.person_generation {
+        image_config["personGeneration"] = json!(match person_generation {
             PersonGeneration::Nobody => "ALLOW_NONE",
             PersonGeneration::Adults => "ALLOW_ADULT",
             PersonGeneration::Everybody => "ALLOW_ALL",
@@ -28,24 +28,25 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}], "generationConfig": generation_config})
 }
 
-/// The final picture, else why there is none.
+/// The final image, otherwise the reason why there is none.
 pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
-    let answer: Answer = serde_json::from_slice(skeleton)?;
-    if let Some(picture) = answer.final_picture().or_else(|| answer.draft_of_a_finished_answer()) {
-        return Ok(Outcome::Picture(picture));
+    let response: Response = serde_json::from_slice(skeleton)?;
+    if let Some(image) = response.final_image().or_else(|| response.draft_of_a_finished_response())
+    {
+        return Ok(Outcome::Image(image));
     }
-    Ok(answer.refusal())
+    Ok(response.refusal())
 }
 
-/// The last picture that is not a draft, else the last draft.
+/// The last image that is not a draft, else the last draft.
 pub fn best_so_far(skeleton: &[u8]) -> Option<usize> {
-    let answer: Answer = serde_json::from_slice(skeleton).ok()?;
-    answer.final_picture().or_else(|| answer.pictures().last())
+    let response: Response = serde_json::from_slice(skeleton).ok()?;
+    response.final_image().or_else(|| response.images().last())
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
+struct Response {
     candidates: Option<Vec<Candidate>>,
     prompt_feedback: Option<PromptFeedback>,
 }
@@ -90,7 +91,7 @@ struct PromptFeedback {
     block_reason_message: Option<String>,
 }
 
-impl Answer {
+impl Response {
     fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.candidates.iter().flatten()
     }
@@ -99,20 +100,20 @@ impl Answer {
         self.candidates().flat_map(Candidate::parts)
     }
 
-    fn pictures(&self) -> impl Iterator<Item = usize> {
-        self.parts().filter_map(Part::picture)
+    fn images(&self) -> impl Iterator<Item = usize> {
+        self.parts().filter_map(Part::image)
     }
 
-    /// Drafts carry `thought`, or nothing at all: the last unflagged picture is the final one. A
-    /// signature says nothing, final pictures carry it too.
-    fn final_picture(&self) -> Option<usize> {
-        self.parts().filter(|part| part.thought != Some(true)).filter_map(Part::picture).last()
+    /// Drafts carry `thought`, or nothing at all: the last unflagged image is the final one. A
+    /// signature says nothing, final images carry it too.
+    fn final_image(&self) -> Option<usize> {
+        self.parts().filter(|part| part.thought != Some(true)).filter_map(Part::image).last()
     }
 
-    /// Rarely every picture is flagged; after a normal end the last draft equals the final picture.
-    fn draft_of_a_finished_answer(&self) -> Option<usize> {
+    /// Rarely every image is flagged; after a normal end the last draft equals the final image.
+    fn draft_of_a_finished_response(&self) -> Option<usize> {
         let finished = self.candidates().filter(|c| c.finish_reason.as_deref() == Some("STOP"));
-        finished.flat_map(Candidate::parts).filter_map(Part::picture).last()
+        finished.flat_map(Candidate::parts).filter_map(Part::image).last()
     }
 
     fn refusal(&self) -> Outcome {
@@ -150,7 +151,7 @@ impl Candidate {
         }
         if let Some(uri) = self.parts().find_map(|p| p.file_data.as_ref()?.file_uri.as_deref()) {
             return Outcome::Empty(format!(
-                "The model stored the picture elsewhere ({uri}) instead of sending it."
+                "The model stored the image elsewhere ({uri}) instead of sending it."
             ));
         }
         match (reason, words.as_str()) {
@@ -161,8 +162,8 @@ impl Candidate {
 }
 
 impl Part {
-    fn picture(&self) -> Option<usize> {
-        picture_at(self.inline_data.as_ref()?.data.as_deref())
+    fn image(&self) -> Option<usize> {
+        image_at(self.inline_data.as_ref()?.data.as_deref())
     }
 }
 
@@ -192,11 +193,11 @@ mod tests {
     use super::super::tests::square;
     use super::*;
 
-    fn outcome(answer: &str) -> Outcome {
-        super::outcome(answer.as_bytes()).unwrap()
+    fn outcome(response: &str) -> Outcome {
+        super::outcome(response.as_bytes()).unwrap()
     }
 
-    /// An answer whose one candidate has these parts and ends for that reason.
+    /// A response whose one candidate has these parts and ends for that reason.
     fn candidate(parts: &str, finish_reason: &str) -> String {
         format!(
             r#"{{"candidates": [{{"content": {{"parts": [{parts}]}}, "finishReason": "{finish_reason}"}}]}}"#
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_picture_that_is_not_a_draft_is_chosen() {
+    fn the_last_image_that_is_not_a_draft_is_chosen() {
         for (parts, chosen) in [
             (format!("{TEXT},{FIRST}"), 0),
             (FIRST.to_owned(), 0),
@@ -246,25 +247,25 @@ mod tests {
             (format!("{FIRST},{DRAFT_AFTER}"), 0),
             (format!("{DRAFT},{DRAFT_AFTER}"), 1),
         ] {
-            assert_eq!(outcome(&candidate(&parts, "STOP")), Outcome::Picture(chosen), "{parts}");
+            assert_eq!(outcome(&candidate(&parts, "STOP")), Outcome::Image(chosen), "{parts}");
         }
     }
 
     #[test]
-    fn a_draft_alone_is_no_picture_when_the_answer_was_filtered() {
+    fn a_draft_alone_is_not_chosen_when_the_response_was_filtered() {
         assert!(matches!(outcome(&candidate(DRAFT, "IMAGE_SAFETY")), Outcome::Blocked(_)));
     }
 
     #[test]
-    fn a_usable_picture_is_taken_whatever_the_finish_reason() {
-        assert_eq!(outcome(&candidate(FIRST, "MAX_TOKENS")), Outcome::Picture(0));
+    fn a_usable_image_is_taken_whatever_the_finish_reason() {
+        assert_eq!(outcome(&candidate(FIRST, "MAX_TOKENS")), Outcome::Image(0));
     }
 
     #[test]
     fn a_blocked_prompt_carries_its_reason_and_text() {
-        let answer = r#"{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "Not allowed."}}"#;
+        let response = r#"{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "Not allowed."}}"#;
         assert_eq!(
-            outcome(answer),
+            outcome(response),
             Outcome::Blocked("PROHIBITED_CONTENT: Not allowed.".to_owned())
         );
     }
@@ -278,18 +279,18 @@ mod tests {
                 r#""content": {"role": "model"},"#,
                 r#""content": {"parts": null},"#,
             ] {
-                let answer = format!(
+                let response = format!(
                     r#"{{"candidates": [{{{content} "finishReason": "{reason}", "finishMessage": "Support code: 15236754",
                         "safetyRatings": [{{}}]}}]}}"#
                 );
                 let expected = Outcome::Blocked(format!("{reason}: Support code: 15236754"));
-                assert_eq!(outcome(&answer), expected, "{answer}");
+                assert_eq!(outcome(&response), expected, "{response}");
             }
         }
     }
 
     #[test]
-    fn an_answer_without_a_picture_says_why() {
+    fn a_response_without_an_image_says_why() {
         for reason in [
             "IMAGE_OTHER",
             "OTHER",
@@ -307,16 +308,16 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_answer_is_empty() {
-        for answer in [
+    fn an_empty_response_is_empty() {
+        for response in [
             "{}",
             r#"{"candidates": []}"#,
             r#"{"candidates": [{"content": {}}]}"#,
             r#"{"candidates": null}"#,
         ] {
             assert!(
-                matches!(outcome(answer), Outcome::Empty(text) if !text.is_empty()),
-                "{answer}"
+                matches!(outcome(response), Outcome::Empty(text) if !text.is_empty()),
+                "{response}"
             );
         }
     }

@@ -1,10 +1,10 @@
-//! Imagen's `:predict`: request body out, answer in ("Imagen API reference").
+//! Imagen's `:predict`: request body out, response in ("Imagen API reference").
 
-use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, picture_at};
+use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, image_at};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The request for one picture.
+/// The request for one image.
 pub fn body(prompt: &str, params: &Params) -> Value {
     let mut parameters = json!({
         "sampleCount": 1,
@@ -22,8 +22,8 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     if let Some(size) = params.image_size.map(ImageSize::as_str) {
         parameters["sampleImageSize"] = json!(size);
     }
-    if let Some(who) = params.person_generation {
-        parameters["personGeneration"] = json!(match who {
+    if let Some(person_generation) = params.person_generation {
+        parameters["personGeneration"] = json!(match person_generation {
             PersonGeneration::Nobody => "dont_allow",
             PersonGeneration::Adults => "allow_adult",
             PersonGeneration::Everybody => "allow_all",
@@ -35,17 +35,17 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"instances": [{"prompt": prompt}], "parameters": parameters})
 }
 
-/// The first picture, else the reasons that were given, else a block without a reason: an answer
-/// with no predictions is how the API says that everything was filtered.
+/// The first image, otherwise the given reasons, otherwise a block without a reason: a response without
+/// predictions means that everything was filtered.
 pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
-    let answer: Answer = serde_json::from_slice(skeleton)?;
-    if let Some(picture) = answer.picture() {
-        return Ok(Outcome::Picture(picture));
+    let response: Response = serde_json::from_slice(skeleton)?;
+    if let Some(image) = response.image() {
+        return Ok(Outcome::Image(image));
     }
-    let predictions = answer.predictions.unwrap_or_default();
+    let predictions = response.predictions.unwrap_or_default();
     if let Some(uri) = predictions.iter().find_map(|p| p.gcs_uri.as_ref()) {
         return Ok(Outcome::Empty(format!(
-            "The model stored the picture elsewhere ({uri}) instead of sending it."
+            "The model stored the image elsewhere ({uri}) instead of sending it."
         )));
     }
     if predictions.iter().any(|p| p.bytes_base64_encoded.is_some()) {
@@ -53,18 +53,18 @@ pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
     }
     let reasons: Vec<_> = predictions.into_iter().filter_map(|p| p.rai_filtered_reason).collect();
     Ok(Outcome::Blocked(match reasons.is_empty() {
-        true => "The picture was filtered out; the model gave no reason.".to_owned(),
+        true => "The image was filtered out; the model gave no reason.".to_owned(),
         false => reasons.join(" "),
     }))
 }
 
-/// One picture is asked for, so the first is the one.
+/// One image is requested, so the first one is chosen.
 pub fn best_so_far(skeleton: &[u8]) -> Option<usize> {
-    serde_json::from_slice::<Answer>(skeleton).ok()?.picture()
+    serde_json::from_slice::<Response>(skeleton).ok()?.image()
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Response {
     predictions: Option<Vec<Prediction>>,
 }
 
@@ -76,12 +76,9 @@ struct Prediction {
     rai_filtered_reason: Option<String>,
 }
 
-impl Answer {
-    fn picture(&self) -> Option<usize> {
-        self.predictions
-            .iter()
-            .flatten()
-            .find_map(|p| picture_at(p.bytes_base64_encoded.as_deref()))
+impl Response {
+    fn image(&self) -> Option<usize> {
+        self.predictions.iter().flatten().find_map(|p| image_at(p.bytes_base64_encoded.as_deref()))
     }
 }
 
@@ -90,8 +87,8 @@ mod tests {
     use super::super::tests::square;
     use super::*;
 
-    fn outcome(answer: &str) -> Outcome {
-        super::outcome(answer.as_bytes()).unwrap()
+    fn outcome(response: &str) -> Outcome {
+        super::outcome(response.as_bytes()).unwrap()
     }
 
     #[test]
@@ -123,28 +120,28 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_found_beside_a_reason_and_in_any_field_order() {
-        let answer = r##"{"predictions": [{"mimeType": "image/png", "bytesBase64Encoded": "#0", "prompt": "vivid"},
+    fn an_image_is_found_beside_a_reason_and_in_any_field_order() {
+        let response = r##"{"predictions": [{"mimeType": "image/png", "bytesBase64Encoded": "#0", "prompt": "vivid"},
                         {"raiFilteredReason": "filtered out 2"}], "deployedModelId": "1"}"##;
-        assert_eq!(outcome(answer), Outcome::Picture(0));
+        assert_eq!(outcome(response), Outcome::Image(0));
     }
 
     #[test]
-    fn the_positive_prompt_entry_is_not_a_picture() {
-        let answer = r##"{"predictions": [{"contentType": "Positive Prompt", "safetyAttributes": {"scores": [0.1, 1]}},
+    fn the_positive_prompt_entry_is_not_an_image() {
+        let response = r##"{"predictions": [{"contentType": "Positive Prompt", "safetyAttributes": {"scores": [0.1, 1]}},
                         {"bytesBase64Encoded": "#0"}]}"##;
-        assert_eq!(outcome(answer), Outcome::Picture(0));
+        assert_eq!(outcome(response), Outcome::Image(0));
     }
 
     #[test]
     fn everything_filtered_is_blocked_in_all_three_shapes_and_with_a_reason() {
-        for answer in [
+        for response in [
             "{}",
             r#"{"predictions": []}"#,
             r#"{"deployedModelId": "1"}"#,
             r#"{"predictions": null}"#,
         ] {
-            assert!(matches!(outcome(answer), Outcome::Blocked(_)), "{answer}");
+            assert!(matches!(outcome(response), Outcome::Blocked(_)), "{response}");
         }
         let reason = r#"{"predictions": [{"raiFilteredReason": "Unable to show. Support codes: 39322892"}]}"#;
         assert_eq!(
@@ -154,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_stored_elsewhere_is_none_of_ours() {
-        let answer = r#"{"predictions": [{"mimeType": "image/jpeg", "gcsUri": "gs://b/x.jpg"}]}"#;
-        assert!(matches!(outcome(answer), Outcome::Empty(text) if text.contains("gs://b/x.jpg")));
+    fn an_image_stored_elsewhere_is_not_an_image() {
+        let response = r#"{"predictions": [{"mimeType": "image/jpeg", "gcsUri": "gs://b/x.jpg"}]}"#;
+        assert!(matches!(outcome(response), Outcome::Empty(text) if text.contains("gs://b/x.jpg")));
     }
 }

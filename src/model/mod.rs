@@ -68,11 +68,11 @@ pub enum OutputMimeType {
 /// What a whole, well-formed answer of a model amounts to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The picture that [`crate::lift`] took out at this place.
-    Picture(usize),
-    /// A safety filter stopped the prompt or the picture; the text is the model's.
+    /// The image that [`crate::extract`] took out at this place.
+    Image(usize),
+    /// A safety filter stopped the prompt or the image; the text is the model's.
     Blocked(String),
-    /// No usable picture, for the reason given.
+    /// No usable image, for the reason given.
     Empty(String),
 }
 
@@ -173,7 +173,7 @@ impl Family {
         body.to_string().into_bytes()
     }
 
-    /// A request that no picture can come of.
+    /// A request that no image can come of.
     pub fn body_without_prompt(self) -> &'static [u8] {
         match self {
             Family::Imagen => br#"{"instances": []}"#,
@@ -181,7 +181,7 @@ impl Family {
         }
     }
 
-    /// Reads a whole answer whose pictures [`crate::lift`] has taken out.
+    /// Reads a whole answer whose images [`crate::extract`] has taken out.
     ///
     /// # Errors
     /// Where the answer is not what the API documents.
@@ -192,7 +192,7 @@ impl Family {
         }
     }
 
-    /// Reads an answer that has arrived this far and names the picture to keep if no better one follows.
+    /// Reads an answer that has arrived this far and names the image to keep if no better one follows.
     pub fn best_so_far(self) -> fn(&[u8]) -> Option<usize> {
         match self {
             Family::Imagen => imagen::best_so_far,
@@ -240,12 +240,12 @@ fn or_nothing(list: &str) -> String {
     if list.is_empty() { "nothing".to_owned() } else { list.to_owned() }
 }
 
-/// The number of the picture that a reference left by [`crate::lift`] stands for.
-fn picture_at(reference: Option<&str>) -> Option<usize> {
-    reference?.strip_prefix(crate::lift::REFERENCE)?.parse().ok()
+/// The number of the image that a reference left by [`crate::extract`] stands for.
+fn image_at(reference: Option<&str>) -> Option<usize> {
+    reference?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
 }
 
-/// What the caller reads when a model says nothing about why there is no picture.
+/// What the caller reads when a model says nothing about why there is no image.
 const NO_BYTES: &str = "The image data from Vertex AI was empty or inaccessible.";
 
 /// Every aspect ratio that some model takes.

@@ -1,6 +1,6 @@
 //! What callers get wrong, by accident or otherwise: a clear error, nothing asked of anyone, nothing lost.
 
-use crate::service::{CURRENT, PROMPT, Service, answer};
+use crate::support::service::{CURRENT, PROMPT, Service, answer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -59,7 +59,7 @@ async fn a_very_long_prompt_is_taken() {
     let service = Service::with(CURRENT).await;
     let prompt = "\u{1f98a} a fox. ".repeat(10_000);
     let answer = service.post(json!({"prompt": prompt})).await;
-    assert_eq!(answer.is_picture().text("prompt_used"), prompt);
+    assert_eq!(answer.is_image().text("prompt_used"), prompt);
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn only_json_is_taken() {
     }
     answer(service.request().body(body.clone())).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
     let with_charset = service.request().header("content-type", "Application/JSON; charset=utf-8");
-    answer(with_charset.body(body)).await.is_picture();
+    answer(with_charset.body(body)).await.is_image();
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn a_body_cut_off_half_way_harms_nobody() {
     socket.read_to_string(&mut text).await.unwrap();
     assert!(text.is_empty() || text.contains("IGA_MALFORMED_JSON"), "{text}");
     assert_eq!(service.emulator.requests().len(), 0);
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
 }
 
 #[tokio::test]

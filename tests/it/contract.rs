@@ -1,15 +1,15 @@
 //! One row for each line of the wire contract.
 
-use crate::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
+use crate::support::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
 use iga::error::Kind;
-use iga::local::emulator::{Action, Stage};
+use iga_emulator::{Action, Stage};
 use serde_json::json;
 
 #[tokio::test]
-async fn a_prompt_becomes_a_stored_picture_and_three_fields() {
+async fn a_prompt_becomes_a_stored_image_and_three_fields() {
     let service = Service::start().await;
     let answer = service.prompt().await;
-    answer.is_picture();
+    answer.is_image();
     assert_eq!(answer.text("prompt_used"), PROMPT);
     assert_eq!(answer.text("model_version"), "vertex-ai-gemini-nano-banana-2.1");
     let id = answer.header("x-request-id");
@@ -39,7 +39,7 @@ async fn the_workflow_id_goes_to_the_metadata() {
         .request()
         .header("x-workflow-id", "wf-7")
         .header("content-type", "application/json");
-    answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_picture();
+    answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
     assert_eq!(service.only_object().metadata["metadata"]["workflow_id"], "wf-7");
 }
 
@@ -48,7 +48,7 @@ async fn a_prompt_is_sent_on_and_echoed_exactly() {
     let service = Service::current().await;
     let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";
     let answer = service.post(json!({"prompt": prompt, "unknown": [1, {"x": null}]})).await;
-    assert_eq!(answer.is_picture().text("prompt_used"), prompt);
+    assert_eq!(answer.is_image().text("prompt_used"), prompt);
     let sent: serde_json::Value =
         serde_json::from_slice(&service.model_requests()[0].body).unwrap();
     assert_eq!(sent["contents"][0]["parts"][0]["text"], prompt);
@@ -196,7 +196,7 @@ async fn trouble_that_passes_is_not_seen_by_the_caller() {
         let service = Service::current().await;
         service.fault(Stage::Model, Action::status(status));
         service.fault(Stage::Model, Action::status(status));
-        service.prompt().await.is_picture();
+        service.prompt().await.is_image();
         let counters = service.emulator.counters();
         assert_eq!((counters.model_calls, counters.paid_generations), (3, 1));
     }
@@ -205,9 +205,9 @@ async fn trouble_that_passes_is_not_seen_by_the_caller() {
 #[tokio::test]
 async fn a_token_that_expired_is_replaced_once() {
     let service = Service::current().await;
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     service.emulator.expire_tokens();
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     let counters = service.emulator.counters();
     assert_eq!((counters.unauthorized, counters.paid_generations, counters.objects), (1, 2, 2));
 }
@@ -215,7 +215,7 @@ async fn a_token_that_expired_is_replaced_once() {
 #[tokio::test]
 async fn the_deadline_ends_a_silent_model() {
     let service = Service::with(
-        &[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::service::CURRENT].concat(),
+        &[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::support::service::CURRENT].concat(),
     )
     .await;
     for stage in [Stage::Model, Stage::Answer] {
@@ -232,8 +232,7 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
     for action in [Action::Reset, Action::Truncate] {
         for after in [0, 1000] {
             let service = Service::current().await;
-            let fault =
-                iga::local::emulator::Fault::new(Stage::Answer, action.clone()).after(after);
+            let fault = iga_emulator::Fault::new(Stage::Answer, action.clone()).after(after);
             service.emulator.script(fault);
             let answer = service.prompt().await;
             assert!(answer.status >= 500, "{answer:?}");
@@ -246,8 +245,10 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
 
 #[tokio::test]
 async fn beyond_its_capacity_the_service_says_so_at_once() {
-    let service =
-        Service::with(&[&[("IGA_MAX_GENERATIONS", "1")], crate::service::CURRENT].concat()).await;
+    let service = Service::with(
+        &[&[("IGA_MAX_GENERATIONS", "1")], crate::support::service::CURRENT].concat(),
+    )
+    .await;
     service.fault(Stage::Model, Action::Stall);
     let held = tokio::spawn(answer(
         service

@@ -1,10 +1,10 @@
 //! Application Default Credentials of every kind, and their absence.
 
-use crate::process::Process;
-use crate::service::{CURRENT, Service, answer, client, config, emulator};
+use crate::support::process::Process;
+use crate::support::service::{CURRENT, Service, answer, client, config, emulator};
 use iga::app::App;
-use iga::local::emulator::{Action, Emulator, Fault, Stage};
 use iga::runtime;
+use iga_emulator::{Action, Emulator, Fault, Stage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,19 +36,19 @@ async fn service_with(emulator: Emulator, file: &Value) -> (Service, TempDir) {
 }
 
 #[tokio::test]
-async fn an_authorized_user_and_an_impersonated_account_get_their_picture() {
+async fn an_authorized_user_and_an_impersonated_account_get_their_image() {
     let emulator = emulator().await;
     let user = authorized_user(&emulator);
     let impersonated = json!({"type": "impersonated_service_account", "source_credentials": user,
         "service_account_impersonation_url": impersonation_url(&emulator)});
     for file in [user, impersonated] {
         let (service, _folder) = service_with(emulator.clone(), &file).await;
-        service.prompt().await.is_picture();
+        service.prompt().await.is_image();
     }
 }
 
 #[tokio::test]
-async fn a_federated_identity_gets_its_picture() {
+async fn a_federated_identity_gets_its_image() {
     let emulator = emulator().await;
     let folder = TempDir::new().unwrap();
     let subject = folder.path().join("subject_token");
@@ -57,7 +57,7 @@ async fn a_federated_identity_gets_its_picture() {
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt", "token_url": format!("{}/v1/token", emulator.url()),
         "credential_source": {"file": subject}, "service_account_impersonation_url": impersonation_url(&emulator)});
     let (service, _folder) = service_with(emulator, &file).await;
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn a_service_account_signs_its_own_tokens() {
     let file = json!({"type": "service_account", "project_id": "p", "private_key_id": "k", "private_key": PRIVATE_KEY,
         "client_email": "iga@test-project.iam.gserviceaccount.com", "token_uri": format!("{}/token", emulator.url())});
     let (service, _folder) = service_with(emulator, &file).await;
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     assert_eq!(service.emulator.counters().token_fetches, 0, "no token was asked for");
     let sent = service.emulator.requests()[0].headers["authorization"].to_str().unwrap().to_owned();
     assert_eq!(sent.matches('.').count(), 2, "a signed token has three parts");
@@ -79,7 +79,7 @@ async fn without_any_source_the_answer_names_those_that_were_tried() {
     config.credentials = Default::default();
     config.credentials.gcloud_file = Some("/nowhere/application_default_credentials.json".into());
     let app = App::new(config);
-    let hint = app.auth.hint().expect("nothing was found");
+    let hint = app.client.credentials.hint().expect("nothing was found");
     assert!(
         hint.contains("GOOGLE_APPLICATION_CREDENTIALS (not set)") && hint.contains("/nowhere/"),
         "{hint}"
@@ -122,7 +122,7 @@ async fn a_token_service_that_recovers_is_asked_again_and_costs_nothing() {
     for action in [Action::status(503), Action::Reset] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::Token, action).times(2));
-        service.prompt().await.is_picture();
+        service.prompt().await.is_image();
     }
 }
 
@@ -136,7 +136,7 @@ async fn a_token_service_that_stays_away_is_503_and_the_next_request_starts_afre
         .is_error(503, "IGA_VERTEXAI_API_ERROR")
         .details_have("Service Unavailable: no access token");
     assert_eq!(service.emulator.counters().model_calls, 0);
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
 }
 
 /// A federation file whose other cloud is not here.

@@ -1,8 +1,8 @@
 //! `iga doctor`: the real binary against the emulator, with each fault.
 
-use crate::process::{Process, command};
-use crate::service::{BUCKET, CURRENT, emulator, emulator_with};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use crate::support::process::{Process, command};
+use crate::support::service::{BUCKET, CURRENT, emulator, emulator_with};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::time::Duration;
@@ -107,9 +107,9 @@ async fn doctor_with_file(emulator: &Emulator, file: &str, settings: &[(&str, &s
 
 const ADD_ROLE: &str = "gcloud projects add-iam-policy-binding test-project \
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/aiplatform.user";
-const OBJECT_CREATOR: &str = "gcloud storage buckets add-iam-policy-binding gs://test-pictures \
+const OBJECT_CREATOR: &str = "gcloud storage buckets add-iam-policy-binding gs://test-images \
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/storage.objectCreator";
-const OBJECT_USER: &str = "gcloud storage buckets add-iam-policy-binding gs://test-pictures \
+const OBJECT_USER: &str = "gcloud storage buckets add-iam-policy-binding gs://test-images \
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/storage.objectUser";
 
 #[tokio::test]
@@ -118,13 +118,13 @@ async fn a_healthy_service_is_ok_throughout() {
     let findings = doctor(&emulator, &[]).await;
     assert!(findings.well().text.lines().all(|line| line.starts_with("ok ")), "{}", findings.text);
     let account = "service account iga@iga-local.iam.gserviceaccount.com (metadata server)";
-    findings.ok("settings", "project test-project, location global, bucket test-pictures");
+    findings.ok("settings", "project test-project, location global, bucket test-images");
     findings
         .ok("identity", account)
         .ok("clock", "agrees")
         .ok("model", "gemini-3.1-flash-image answers in global");
     findings
-        .ok("bucket", "created in gs://test-pictures/images/iga/.iga/, read and deleted")
+        .ok("bucket", "created in gs://test-images/images/iga/.iga/, read and deleted")
         .ok("port", "is free");
     let counters = emulator.counters();
     assert_eq!((counters.uploads_completed, counters.metadata_gets, counters.deletes), (1, 1, 1));
@@ -139,9 +139,9 @@ async fn the_readmes_example_is_real() {
     let findings = run(&emulator, &mut command(&emulator, &settings)).await;
     let all_but_the_port = findings.well().text.split("ok    port").next().unwrap();
     let all_but_the_port = all_but_the_port.replace("iga@iga-local.", "iga@your-project.");
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/operations.md");
     assert!(
-        readme.contains(&format!("```console\n$ iga doctor\n{all_but_the_port}ok    port")),
+        page.contains(&format!("```console\n$ iga doctor\n{all_but_the_port}ok    port")),
         "{all_but_the_port}"
     );
 }
@@ -149,7 +149,7 @@ async fn the_readmes_example_is_real() {
 #[tokio::test]
 async fn every_setting_that_is_missing_or_invalid_is_a_finding_and_the_rest_is_checked() {
     let emulator = emulator().await;
-    for (names, words, mend) in [
+    for (names, words, remedy) in [
         (
             ["GCP_PROJECT_ID", ""],
             "IGA_VERTEXAI_PROJECT_ID or GCP_PROJECT_ID is not set",
@@ -197,7 +197,7 @@ async fn every_setting_that_is_missing_or_invalid_is_a_finding_and_the_rest_is_c
         let current = [("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-2.5-flash-image"), (name, value)];
         let mut command = command(&emulator, &current);
         let findings = run(&emulator, &mut command).await;
-        findings.fail("settings", words, mend);
+        findings.fail("settings", words, remedy);
         assert_eq!(findings.text.matches("FAIL").count(), 1, "{name} {value}: {}", findings.text);
         let skips = |subject: &str| findings.text.contains(&format!("skip  {subject}"));
         let model = [
@@ -244,11 +244,11 @@ async fn all_settings_missing_are_all_listed() {
 #[tokio::test]
 async fn the_platform_is_where_settings_are_mended() {
     let emulator = emulator().await;
-    let cloud_run = doctor(&emulator, &[("K_SERVICE", "pictures"), ("GCP_PROJECT_ID", "")]).await;
+    let cloud_run = doctor(&emulator, &[("K_SERVICE", "images"), ("GCP_PROJECT_ID", "")]).await;
     cloud_run.fail(
         "settings",
         "is not set",
-        "gcloud run services update pictures --update-env-vars \"^;^IGA_VERTEXAI_PROJECT_ID=$(",
+        "gcloud run services update images --update-env-vars \"^;^IGA_VERTEXAI_PROJECT_ID=$(",
     );
     let lambda = [("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1"), ("IGA_DEBUG_MODE", "x")];
     let lambda = doctor(&emulator, &lambda).await;
@@ -291,11 +291,11 @@ async fn a_credentials_file_that_is_none_is_a_finding() {
 
 #[tokio::test]
 async fn gclouds_own_file_that_is_none_is_a_finding() {
-    let (emulator, home) = (emulator().await, TempDir::new().unwrap());
-    let folder = home.path().join(".config/gcloud");
+    let (emulator, deployment) = (emulator().await, TempDir::new().unwrap());
+    let folder = deployment.path().join(".config/gcloud");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("application_default_credentials.json"), "TOP-SECRET").unwrap();
-    let findings = run(&emulator, command(&emulator, CURRENT).env("HOME", home.path())).await;
+    let findings = run(&emulator, command(&emulator, CURRENT).env("HOME", deployment.path())).await;
     findings.fail(
         "identity",
         "is not JSON; sign in anew",
@@ -419,18 +419,18 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
 async fn a_federation_file_that_is_not_complete_is_a_finding() {
     let emulator = emulator().await;
     let file = r#"{"type": "external_account", "credential_source": {"environment_id": "aws1"}}"#;
-    for (settings, mend) in [
+    for (settings, remedy) in [
         (AWS.to_vec(), "unset GOOGLE_"),
         ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project"),
     ] {
         let findings = doctor_with_file(&emulator, file, &settings).await;
-        findings.fail("token", "is not complete; download or generate it anew. (cannot parse the credentials file missing field `audience`)", mend);
+        findings.fail("token", "is not complete; download or generate it anew. (cannot parse the credentials file missing field `audience`)", remedy);
     }
 }
 
 #[tokio::test]
 async fn a_federated_identity_that_google_does_not_let_in_is_a_finding() {
-    for (path, words, mend) in [
+    for (path, words, remedy) in [
         (
             "/v1/token",
             "pool does not let this identity in",
@@ -447,7 +447,7 @@ async fn a_federated_identity_that_google_does_not_let_in_is_a_finding() {
         let emulator = emulator().await;
         emulator.script(Fault::new(Stage::Token, Action::status(403)).matching(path).always());
         let file = federated(&emulator, json!({"environment_id": "aws1"}));
-        doctor_with_file(&emulator, &file, AWS).await.fail("token", words, mend);
+        doctor_with_file(&emulator, &file, AWS).await.fail("token", words, remedy);
     }
 }
 
@@ -482,10 +482,10 @@ async fn a_retired_model_costs_a_404_and_is_a_warning() {
     let emulator = emulator().await;
     let findings =
         doctor(&emulator, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", "imagegeneration@006")]).await;
-    let mend =
+    let remedy =
         "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-nano-banana-2.1 IGA_VERTEXAI_LOCATION=global";
     findings
-        .warn("model", "imagegeneration@006 is not served in", mend)
+        .warn("model", "imagegeneration@006 is not served in", remedy)
         .ok("model", "gemini-nano-banana-2.1 answers");
     findings.ok("model", "fallback gemini-3.1-flash-image answers in global");
     assert_eq!(emulator.counters().model_calls, 3);
@@ -510,29 +510,30 @@ async fn a_fallback_that_is_gone_is_a_warning_and_the_last_one_decides() {
         "",
     );
     findings.ok("model", "gemini-nano-banana-2.1 answers");
-    let mend = "export IGA_VERTEXAI_FALLBACK_MODELS=global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,global/";
-    findings.warn("model", "fallback imagen-3.0-generate-001 in ", mend);
+    let remedy = "export IGA_VERTEXAI_FALLBACK_MODELS=global/gemini-3-pro-image-preview,global/gemini-nano-banana-2.1,global/";
+    findings.warn("model", "fallback imagen-3.0-generate-001 in ", remedy);
 }
 
 #[tokio::test]
 async fn a_model_that_is_served_elsewhere_is_moved_there() {
     let settings = [("IGA_VERTEXAI_LOCATION", "us-central1"), ("IGA_VERTEXAI_FALLBACK_MODELS", "")];
     let findings = doctor(&emulator().await, &settings).await;
-    let mend =
+    let remedy =
         "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
-    findings.fail("model", "retired, or not served in us-central1", mend);
+    findings.fail("model", "retired, or not served in us-central1", remedy);
 }
 
 #[tokio::test]
 async fn models_that_are_all_gone_are_a_finding() {
     let findings = doctor_after(Fault::new(Stage::Model, Action::status(404)).always()).await;
-    let mend = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3-pro-image IGA_VERTEXAI_LOCATION=global";
+    let remedy =
+        "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3-pro-image IGA_VERTEXAI_LOCATION=global";
     findings.fail(
         "model",
         "gemini-3.1-flash-image in global: Model gemini-3.1-flash-image is retired, or not",
-        mend,
+        remedy,
     );
-    findings.fail("model", "gemini-nano-banana-2.1 in global", mend).ok("bucket", "created");
+    findings.fail("model", "gemini-nano-banana-2.1 in global", remedy).ok("bucket", "created");
 }
 
 #[tokio::test]
@@ -562,7 +563,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
     let json =
         |status, body: &Value| Action::answer_with(status, "application/json", body.to_string());
     let quotas = "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project=test-project";
-    for (action, words, mend) in [
+    for (action, words, remedy) in [
         (Action::status(403), "Permission 'aiplatform.endpoints.predict' denied", ADD_ROLE),
         (
             json(403, &service_disabled),
@@ -581,7 +582,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
         (Action::Reset, "connection broke", ""),
     ] {
         let findings = doctor_after(Fault::new(Stage::Model, action).always()).await;
-        findings.fail("model", words, mend).ok("bucket", "created");
+        findings.fail("model", words, remedy).ok("bucket", "created");
     }
     let findings = doctor_after(Fault::new(Stage::Model, Action::status(429)).always()).await;
     findings.warn("model", "gemini-3.1-flash-image in global: Resource exhausted", quotas);
@@ -600,16 +601,16 @@ async fn a_fallback_that_may_not_be_asked_is_a_warning_while_the_model_answers()
 async fn a_location_that_does_not_exist_is_a_finding() {
     let settings = [("IGA_VERTEXAI_LOCATION", "mars"), ("IGA_VERTEXAI_FALLBACK_MODELS", "")];
     let findings = doctor(&emulator().await, &settings).await;
-    let mend =
+    let remedy =
         "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-image IGA_VERTEXAI_LOCATION=global";
-    findings.fail("model", "no such address for location mars", mend);
+    findings.fail("model", "no such address for location mars", remedy);
 }
 
 #[tokio::test]
 async fn a_bucket_that_does_not_exist_is_a_finding() {
     let findings = doctor(&emulator().await, &[("GCS_BUCKET_NAME", "nobodys")]).await;
-    let mend = "gcloud storage buckets create gs://nobodys --project test-project --location us";
-    findings.fail("bucket", "gs://nobodys: The specified bucket does not exist.", mend);
+    let remedy = "gcloud storage buckets create gs://nobodys --project test-project --location us";
+    findings.fail("bucket", "gs://nobodys: The specified bucket does not exist.", remedy);
 }
 
 #[tokio::test]
@@ -628,11 +629,7 @@ async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
         let findings = doctor_without(&[permission], &[]).await;
         findings.warn("bucket", "requests with an idempotency key fail", OBJECT_USER);
         let findings = doctor_without(&[permission], &shared).await;
-        findings.fail(
-            "bucket",
-            "no request is answered while IGA_SHARED_RETRIES is on",
-            OBJECT_USER,
-        );
+        findings.fail("bucket", "every request fails while IGA_SHARED_RETRIES is on", OBJECT_USER);
     }
     let withheld = vec![delete.to_owned()];
     let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
@@ -681,8 +678,8 @@ async fn a_clock_that_is_wrong_is_a_finding() {
         let emulator = emulator().await;
         emulator.advance_clock(Duration::from_secs(seconds));
         let findings = doctor(&emulator, &[]).await;
-        let mend = if verdict == "ok" { "" } else { "sudo timedatectl set-ntp true" };
-        findings.have(verdict, "clock", " s behind Cloud Storage's", mend);
+        let remedy = if verdict == "ok" { "" } else { "sudo timedatectl set-ntp true" };
+        findings.have(verdict, "clock", " s behind Cloud Storage's", remedy);
         assert_eq!(findings.code, Some(i32::from(verdict == "FAIL")), "{}", findings.text);
     }
 }
@@ -698,8 +695,8 @@ async fn a_port_in_use_by_a_stranger_is_a_finding() {
         let mut command = command(&emulator, &[CURRENT, &[(name, &port.to_string())]].concat());
         others.map(|other| command.env_remove(other));
         let findings = run(&emulator, &mut command).await;
-        let mend = format!("export {name}={}", port.checked_add(1).unwrap_or(8080));
-        findings.fail("port", &format!("127.0.0.1:{port} is in use by another process"), &mend);
+        let remedy = format!("export {name}={}", port.checked_add(1).unwrap_or(8080));
+        findings.fail("port", &format!("127.0.0.1:{port} is in use by another process"), &remedy);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached};
-use iga::local::emulator::{Action, Counters, Fault, Stage};
+use crate::support::service::{
+    Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached,
+};
+use iga_emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -49,7 +51,7 @@ fn holds_the_model(service: &Service, ms: u64) {
     service.fault(Stage::Model, Action::Delay { ms });
 }
 
-fn notes(service: &Service) -> Vec<Value> {
+fn records(service: &Service) -> Vec<Value> {
     let all = service.emulator.objects();
     all.into_iter()
         .filter(|object| object.name.contains("/.iga/"))
@@ -57,27 +59,27 @@ fn notes(service: &Service) -> Vec<Value> {
         .collect()
 }
 
-fn pictures(service: &Service) -> usize {
-    service.emulator.objects().len() - notes(service).len()
+fn images(service: &Service) -> usize {
+    service.emulator.objects().len() - records(service).len()
 }
 
 #[tokio::test]
-async fn the_same_key_gets_the_same_picture_from_any_instance_at_any_time() {
+async fn the_same_key_gets_the_same_image_from_any_instance_at_any_time() {
     let (one, other) = two(CURRENT).await;
     let first = with_key(&one, "k").await;
-    first.is_picture();
+    first.is_image();
     one.emulator.advance_clock(Duration::from_secs(86_400));
     for service in [&one, &other] {
         assert_eq!(with_key(service, "k").await.body, first.body);
     }
-    assert_eq!((one.emulator.counters().paid_generations, pictures(&one)), (1, 1));
+    assert_eq!((one.emulator.counters().paid_generations, images(&one)), (1, 1));
     assert_ne!(with_key(&other, "another").await.body, first.body);
 }
 
 #[tokio::test]
 async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
     let (one, other) = two(CURRENT).await;
-    with_key(&one, "k").await.is_picture();
+    with_key(&one, "k").await.is_image();
     for service in [&one, &other] {
         for body in
             [json!({"prompt": "something else"}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})]
@@ -101,7 +103,7 @@ async fn a_key_still_answers_its_own_request_while_another_is_being_refused() {
     other.fault(Stage::Read, Action::Delay { ms: 500 });
     let wrong = send(&other, Some("k"), json!({"prompt": "something else"}));
     reached(&other.emulator, |counters| counters.metadata_gets > 0).await;
-    assert_eq!(with_key(&other, "k").await.is_picture().body, first.body);
+    assert_eq!(with_key(&other, "k").await.is_image().body, first.body);
     wrong.await.unwrap().is_error(422, "IGA_IDEMPOTENCY_KEY_REUSED");
 }
 
@@ -126,10 +128,10 @@ async fn many_with_one_key_on_two_instances_pay_once() {
         .collect();
     let mut urls = Vec::new();
     for request in requests {
-        urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
+        urls.push(request.await.unwrap().is_image().text("image_url").to_owned());
     }
     urls.dedup();
-    assert_eq!((urls.len(), one.emulator.counters().paid_generations, pictures(&one)), (1, 1, 1));
+    assert_eq!((urls.len(), one.emulator.counters().paid_generations, images(&one)), (1, 1, 1));
 }
 
 #[tokio::test]
@@ -139,21 +141,21 @@ async fn a_retry_without_a_key_joins_what_is_under_way() {
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     let retry = send(&service, None, prompt()).await.unwrap();
-    assert_eq!(retry.is_picture().body, first.await.unwrap().body);
+    assert_eq!(retry.is_image().body, first.await.unwrap().body);
     assert_eq!(service.emulator.counters().paid_generations, 1);
 }
 
 #[tokio::test]
-async fn a_caller_that_left_finds_its_picture_when_it_comes_back() {
+async fn a_caller_that_left_finds_its_image_when_it_comes_back() {
     let service = that_joins(&[]).await;
     holds_the_model(&service, 500);
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     first.abort();
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     // Landed by now, and still answering for the retry window.
-    service.prompt().await.is_picture();
-    assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+    service.prompt().await.is_image();
+    assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
 }
 
 #[tokio::test]
@@ -163,7 +165,7 @@ async fn requests_fired_together_are_variants() {
     let requests: Vec<_> = (0..3).map(|_| send(&one, None, prompt())).collect();
     let mut urls = Vec::new();
     for request in requests {
-        urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
+        urls.push(request.await.unwrap().is_image().text("image_url").to_owned());
     }
     urls.sort();
     urls.dedup();
@@ -177,7 +179,7 @@ async fn joining_can_be_switched_off() {
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     let second = service.prompt().await;
-    assert_ne!(second.is_picture().body, first.await.unwrap().body);
+    assert_ne!(second.is_image().body, first.await.unwrap().body);
 }
 
 #[tokio::test]
@@ -187,10 +189,7 @@ async fn a_different_request_never_joins() {
     for body in
         [json!({"prompt": format!("{PROMPT}!")}), json!({"prompt": PROMPT, "aspect_ratio": "16:9"})]
     {
-        assert_ne!(
-            service.post(body).await.is_picture().body["image_url"],
-            first.body["image_url"]
-        );
+        assert_ne!(service.post(body).await.is_image().body["image_url"], first.body["image_url"]);
     }
 }
 
@@ -205,8 +204,8 @@ async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
     for request in [first, joined] {
         request.await.unwrap().is_error(500, "IGA_VERTEXAI_API_ERROR");
     }
-    assert_eq!(notes(&service).len(), 0, "the lease is given back");
-    with_key(&service, "k").await.is_picture();
+    assert_eq!(records(&service).len(), 0, "the lease is given back");
+    with_key(&service, "k").await.is_image();
 }
 
 #[tokio::test]
@@ -220,7 +219,7 @@ async fn without_cloud_storage_nothing_is_paid() {
 }
 
 #[tokio::test]
-async fn a_picture_that_could_not_be_saved_waits_for_the_next_try_and_costs_nothing() {
+async fn an_image_that_could_not_be_saved_waits_for_the_next_try_and_costs_nothing() {
     for key in [None, Some("k")] {
         let service = that_joins(&[]).await;
         // All tries of the first request, and none after.
@@ -228,9 +227,9 @@ async fn a_picture_that_could_not_be_saved_waits_for_the_next_try_and_costs_noth
             Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_").times(3),
         );
         send(&service, key, prompt()).await.unwrap().is_error(500, "IGA_FILE_SAVE_ERROR");
-        send(&service, key, prompt()).await.unwrap().is_picture();
+        send(&service, key, prompt()).await.unwrap().is_image();
         assert_eq!(
-            (service.emulator.counters().paid_generations, pictures(&service)),
+            (service.emulator.counters().paid_generations, images(&service)),
             (1, 1),
             "{key:?}"
         );
@@ -244,17 +243,13 @@ async fn shared_retries_hold_between_instances() {
     let first = send(&one, None, prompt());
     model_called(&one, 1).await;
     let retry = send(&other, None, prompt()).await.unwrap();
-    assert_eq!(retry.is_picture().body, first.await.unwrap().body);
-    assert_eq!((one.emulator.counters().paid_generations, pictures(&one)), (1, 1));
+    assert_eq!(retry.is_image().body, first.await.unwrap().body);
+    assert_eq!((one.emulator.counters().paid_generations, images(&one)), (1, 1));
 
     one.emulator.advance_clock(Duration::from_secs(60));
     let later = Service::that_joins(one.emulator.clone(), SHARED).await.prompt().await;
-    assert_ne!(
-        later.is_picture().body,
-        retry.body,
-        "after the window an equal request is a new one"
-    );
-    assert_eq!(notes(&one).len(), 1, "the note is used again");
+    assert_ne!(later.is_image().body, retry.body, "after the window an equal request is a new one");
+    assert_eq!(records(&one).len(), 1, "the record is used again");
 }
 
 /// Requests to Cloud Storage about objects since the last time: writes, refused writes, reads.
@@ -270,21 +265,21 @@ fn storage_operations(service: &Service, before: &Counters) -> [u64; 3] {
 #[tokio::test]
 async fn what_agreement_costs_is_what_the_readme_says() {
     let one = Service::current().await;
-    one.prompt().await.is_picture();
+    one.prompt().await.is_image();
     assert_eq!(storage_operations(&one, &Counters::default()), [1, 0, 0], "without a key");
     let before = one.emulator.counters();
-    with_key(&one, "k").await.is_picture();
+    with_key(&one, "k").await.is_image();
     assert_eq!(storage_operations(&one, &before), [3, 0, 0], "with a key");
     let before = one.emulator.counters();
-    with_key(&Service::on(one.emulator.clone(), CURRENT).await, "k").await.is_picture();
+    with_key(&Service::on(one.emulator.clone(), CURRENT).await, "k").await.is_image();
     assert_eq!(storage_operations(&one, &before), [0, 1, 1], "from the receipt");
 }
 
 #[tokio::test]
-async fn without_sharing_an_unkeyed_request_leaves_no_note() {
+async fn without_sharing_an_unkeyed_request_leaves_no_record() {
     let service = Service::current().await;
-    service.prompt().await.is_picture();
-    assert_eq!(notes(&service).len(), 0);
+    service.prompt().await.is_image();
+    assert_eq!(records(&service).len(), 0);
 }
 
 #[tokio::test]
@@ -299,22 +294,22 @@ async fn the_lease_of_a_dead_holder_is_taken_over_by_exactly_one() {
     dead.emulator.advance_clock(HOUR + Duration::from_secs(2));
     let mut urls = Vec::new();
     for request in waiting {
-        urls.push(request.await.unwrap().is_picture().text("image_url").to_owned());
+        urls.push(request.await.unwrap().is_image().text("image_url").to_owned());
     }
     urls.dedup();
-    assert_eq!((urls.len(), dead.emulator.counters().paid_generations, pictures(&dead)), (1, 1, 1));
+    assert_eq!((urls.len(), dead.emulator.counters().paid_generations, images(&dead)), (1, 1, 1));
 }
 
 #[tokio::test]
-async fn a_holder_that_comes_second_returns_the_first_picture_and_keeps_none_of_its_own() {
+async fn a_holder_that_comes_second_returns_the_first_image_and_keeps_none_of_its_own() {
     let (slow, quick) = two(CURRENT).await;
     holds_the_model(&slow, 1500);
     let slow_answer = send(&slow, Some("k"), prompt());
     model_called(&slow, 1).await;
     slow.emulator.advance_clock(HOUR + Duration::from_secs(2));
     let first = with_key(&quick, "k").await;
-    assert_eq!(slow_answer.await.unwrap().body, first.is_picture().body);
-    assert_eq!((slow.emulator.counters().paid_generations, pictures(&slow)), (2, 1));
+    assert_eq!(slow_answer.await.unwrap().body, first.is_image().body);
+    assert_eq!((slow.emulator.counters().paid_generations, images(&slow)), (2, 1));
 }
 
 #[tokio::test]
@@ -322,19 +317,19 @@ async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
     for action in [Action::Reset, Action::status(503), Action::Truncate] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::UploadEnd, action).matching("/.iga/").times(2));
-        with_key(&service, "k").await.is_picture();
-        let receipt = &notes(&service)[0]["metadata"];
+        with_key(&service, "k").await.is_image();
+        let receipt = &records(&service)[0]["metadata"];
         assert!(
             receipt["object"].is_string() && receipt["model"] == "gemini-3.1-flash-image",
             "{receipt}"
         );
-        assert!(!receipt.to_string().contains("fox"), "no prompt in the note");
-        assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+        assert!(!receipt.to_string().contains("fox"), "no prompt in the record");
+        assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
     }
 }
 
 #[tokio::test]
-async fn a_lease_is_kept_while_its_picture_cannot_be_saved() {
+async fn a_lease_is_kept_while_its_image_cannot_be_saved() {
     let emulator = emulator().await;
     let mut config = config(&emulator, CURRENT);
     config.timing.lease_life = Duration::from_millis(900);
@@ -342,17 +337,17 @@ async fn a_lease_is_kept_while_its_picture_cannot_be_saved() {
     service
         .emulator
         .script(Fault::new(Stage::UploadStart, Action::status(403)).matching("/iga_req_").always());
-    let is_renewed = |note: &Value| note["metadata"]["renewal"].is_string();
+    let is_renewed = |record: &Value| record["metadata"]["renewal"].is_string();
     let mut tries = 0;
     // However often a caller comes and has it tried again.
-    while !notes(&service).iter().any(is_renewed) {
+    while !records(&service).iter().any(is_renewed) {
         with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
         tries += 1;
         assert!(tries < 1000, "the lease is never renewed");
     }
     service.emulator.clear_faults();
-    with_key(&service, "k").await.is_picture();
-    assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+    with_key(&service, "k").await.is_image();
+    assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
 }
 
 #[tokio::test]
@@ -363,25 +358,25 @@ async fn a_lease_that_was_written_without_our_knowing_is_given_back() {
         .emulator
         .script(Fault::new(Stage::Read, Action::status(503)).matching("/.iga/").times(2));
     with_key(&service, "k").await.is_error(500, "IGA_FILE_SAVE_ERROR");
-    assert_eq!((notes(&service).len(), service.emulator.counters().model_calls), (0, 0));
-    with_key(&service, "k").await.is_picture();
+    assert_eq!((records(&service).len(), service.emulator.counters().model_calls), (0, 0));
+    with_key(&service, "k").await.is_image();
 }
 
 #[tokio::test]
-async fn an_answer_can_be_had_before_the_picture_is_there() {
+async fn an_answer_can_be_had_before_the_image_is_there() {
     let service = that_joins(&[("IGA_ANSWER_WITHIN_SECONDS", "0.1")]).await;
     holds_the_model(&service, 1000);
     let early = service.prompt().await;
     early
         .is_error(503, "IGA_VERTEXAI_API_ERROR")
-        .details_have("Service Unavailable: the picture is not there yet");
+        .details_have("Service Unavailable: the image is not there yet");
     assert_eq!(early.header("retry-after"), "1");
     let mut tries = 0;
     while service.prompt().await.status == 503 {
         tries += 1;
         assert!(tries < 100);
     }
-    assert_eq!((service.emulator.counters().paid_generations, pictures(&service)), (1, 1));
+    assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
 }
 
 #[tokio::test]
@@ -391,6 +386,6 @@ async fn joins_are_welcome_when_there_is_no_room_for_more() {
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     service.post(json!({"prompt": "another"})).await.is_error(503, "IGA_OVERLOADED");
-    assert_eq!(service.prompt().await.is_picture().body, first.await.unwrap().body);
-    service.post(json!({"prompt": "another"})).await.is_picture();
+    assert_eq!(service.prompt().await.is_image().body, first.await.unwrap().body);
+    service.post(json!({"prompt": "another"})).await.is_image();
 }

@@ -1,9 +1,9 @@
 //! Lambda events, through the path that the Lambda runtime takes.
 
-use crate::service::{BUCKET, config, emulator};
+use crate::support::service::{BUCKET, config, emulator};
 use iga::app::App;
-use iga::local::emulator::Emulator;
 use iga::runtime;
+use iga_emulator::Emulator;
 use serde_json::{Value, json};
 
 const FUNCTION_URL: &str = include_str!("../../events/generate_image.json");
@@ -27,7 +27,7 @@ fn header<'a>(answer: &'a Value, name: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn events_of_every_shape_get_their_picture() {
+async fn events_of_every_shape_get_their_image() {
     for (event, prompt) in [
         (
             FUNCTION_URL,

@@ -1,9 +1,11 @@
 //! The real router over real sockets, against the emulator of Google's services.
 
 mod bad_input;
+mod connections;
 mod contract;
 mod cpoa;
 mod credentials;
+mod docs;
 mod doctor;
 mod flights;
 mod health;
@@ -14,8 +16,7 @@ mod models;
 mod process;
 mod queue;
 mod random;
-mod readme;
 mod retries;
-mod service;
 mod storage;
+mod support;
 mod third_party;

@@ -2,9 +2,9 @@
 //!
 //! The table stands in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
 
-use crate::service::{CURRENT, PROMPT, Service, answer, config, emulator};
-use iga::local::emulator::{Action, Fault, Stage, StoredObject};
+use crate::support::service::{CURRENT, PROMPT, Service, answer, config, emulator};
 use iga::telemetry;
+use iga_emulator::{Action, Fault, Stage, StoredObject};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -56,7 +56,7 @@ struct Row {
     status: u16,
     code: String,
     paid: u64,
-    pictures: usize,
+    images: usize,
     leases: usize,
     receipts: usize,
     metrics: String,
@@ -64,16 +64,16 @@ struct Row {
 
 impl Row {
     fn text(&self) -> String {
-        let Row { stage, fault, status, code, paid, pictures, metrics, .. } = self;
+        let Row { stage, fault, status, code, paid, images, metrics, .. } = self;
         let how_often = if self.lasting { "lasting" } else { "once" };
         let answer = if *status == 200 { "200".to_owned() } else { format!("{status} `{code}`") };
-        let note = match (self.leases, self.receipts) {
+        let record = match (self.leases, self.receipts) {
             (0, 0) => "none",
             (0, _) => "receipt",
             _ => "lease",
         };
         format!(
-            "| {stage} | {fault} | {how_often} | {answer} | {paid} | {pictures} | {note} | {metrics} |\n"
+            "| {stage} | {fault} | {how_often} | {answer} | {paid} | {images} | {record} | {metrics} |\n"
         )
     }
 }
@@ -93,11 +93,11 @@ fn every_fault_at_every_stage_has_its_row() {
     let rows = side_by_side(runs);
     for row in &rows {
         let text = row.text();
-        assert!(row.paid <= 1 && row.pictures as u64 <= row.paid, "{text}");
-        assert!(row.status != 200 || row.pictures == 1, "{text}");
+        assert!(row.paid <= 1 && row.images as u64 <= row.paid, "{text}");
+        assert!(row.status != 200 || row.images == 1, "{text}");
         assert!([200, 403, 429, 500, 503].contains(&row.status), "{text}");
         assert!(row.status == 200 || row.code.starts_with("IGA_"), "{text}");
-        // A paid picture is still being saved after the answer, under its lease. Where the notes themselves
+        // A paid image is still being saved after the answer, under its lease. Where the records themselves
         // cannot be written, only time ends a lease. Else none is left.
         let may_hold_a_lease =
             row.stage.starts_with("lease") || (row.paid == 1 && row.stage.starts_with("upload"));
@@ -136,7 +136,7 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
             // Only here a try, or the whole generation, ends by the clock.
             config.generation_deadline = Duration::from_secs(4);
             config.timing.token_try = Duration::from_secs(1);
-            config.timing.note_try = Duration::from_secs(1);
+            config.timing.record_try = Duration::from_secs(1);
             config.timing.upload_try = Duration::from_secs(1);
         }
         let service = Service::run(emulator, config).await;
@@ -148,10 +148,10 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
         let answer = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
         service.emulator.clear_faults();
         let objects = service.emulator.objects();
-        let (notes, pictures): (Vec<_>, Vec<_>) =
+        let (records, images): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| object.name.contains("/.iga/"));
         assert!(
-            pictures.iter().all(|picture| picture.bytes.ends_with(b"IEND\xaeB`\x82")),
+            images.iter().all(|image| image.bytes.ends_with(b"IEND\xaeB`\x82")),
             "nothing is half"
         );
         Row {
@@ -161,16 +161,16 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
             status: answer.status,
             code: answer.text("error_code").to_owned(),
             paid: service.emulator.counters().paid_generations,
-            pictures: pictures.len(),
-            leases: notes.iter().filter(|note| !is_receipt(note)).count(),
-            receipts: notes.iter().filter(|note| is_receipt(note)).count(),
+            images: images.len(),
+            leases: records.iter().filter(|record| !is_receipt(record)).count(),
+            receipts: records.iter().filter(|record| is_receipt(record)).count(),
             metrics: metrics(&logged.lock().unwrap()),
         }
     })
 }
 
-fn is_receipt(note: &StoredObject) -> bool {
-    !note.metadata["metadata"]["object"].is_null()
+fn is_receipt(record: &StoredObject) -> bool {
+    !record.metadata["metadata"]["object"].is_null()
 }
 
 /// The status counted, and what went wrong on the way.
@@ -196,7 +196,7 @@ fn metrics(lines: &[Value]) -> String {
 
 fn table(rows: &[Row]) -> String {
     let mut table =
-        "| stage | fault | how often | answer | paid | pictures | note left | metrics |\n|---|---|---|---|---|---|---|---|\n"
+        "| stage | fault | how often | answer | paid | images | record left | metrics |\n|---|---|---|---|---|---|---|---|\n"
             .to_owned();
     table.extend(rows.iter().map(Row::text));
     table

@@ -1,14 +1,16 @@
-//! Both families of models: what is sent, which picture is chosen, what becomes of refusals and of retirement.
+//! Both families of models: the requests, the chosen image, refusals and retirement.
 
-use crate::service::{Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with};
+use crate::support::service::{
+    Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with,
+};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use iga::local::emulator::Options;
+use iga_emulator::Options;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-fn bytes(picture: &str) -> Vec<u8> {
-    BASE64_STANDARD.decode(picture).unwrap()
+fn bytes(image: &str) -> Vec<u8> {
+    BASE64_STANDARD.decode(image).unwrap()
 }
 
 /// A service whose model is an Imagen that is still served.
@@ -20,12 +22,12 @@ async fn imagen() -> Service {
 }
 
 #[tokio::test]
-async fn imagen_is_asked_and_answers() {
+async fn imagen_is_called() {
     let service = imagen().await;
     let answer = service
         .post(json!({"prompt": PROMPT, "aspect_ratio": "16:9", "add_watermark": false}))
         .await;
-    assert_eq!(answer.is_picture().text("model_version"), "vertex-ai-imagen-4.0-generate-001");
+    assert_eq!(answer.is_image().text("model_version"), "vertex-ai-imagen-4.0-generate-001");
     let request = &service.model_requests()[0];
     assert_eq!(
         request.path,
@@ -38,7 +40,7 @@ async fn imagen_is_asked_and_answers() {
 }
 
 #[tokio::test]
-async fn imagens_pictures_come_in_every_field_order_and_with_every_sibling() {
+async fn imagens_images_come_in_every_field_order_and_with_every_sibling() {
     let both_orders = [
         json!({"bytesBase64Encoded": RED, "mimeType": "image/png"}).to_string(),
         format!(
@@ -52,7 +54,7 @@ async fn imagens_pictures_come_in_every_field_order_and_with_every_sibling() {
             200,
             format!(r#"{{"deployedModelId": "1", "predictions": [{prediction}, {reason}]}}"#),
         );
-        service.prompt().await.is_picture();
+        service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(RED));
     }
 }
@@ -79,7 +81,7 @@ async fn imagens_refusals_are_blocks_and_never_a_5xx() {
 }
 
 #[tokio::test]
-async fn a_picture_stored_elsewhere_or_empty_is_no_picture() {
+async fn an_image_stored_elsewhere_or_empty_is_not_an_image() {
     for (body, words) in [
         (
             r#"{"predictions": [{"gcsUri": "gs://x/y.png", "mimeType": "image/png"}]}"#,
@@ -91,7 +93,7 @@ async fn a_picture_stored_elsewhere_or_empty_is_no_picture() {
         ),
         (
             r#"{"predictions": [{"bytesBase64Encoded": "aGVsbG8=", "mimeType": "image/png"}]}"#,
-            "no known picture",
+            "no known image",
         ),
     ] {
         let service = imagen().await;
@@ -102,23 +104,23 @@ async fn a_picture_stored_elsewhere_or_empty_is_no_picture() {
     }
 }
 
-/// A `:generateContent` answer with these parts.
+/// A `:generateContent` response with these parts.
 fn gemini(parts: &[Value], finish_reason: &str) -> String {
     json!({"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}, "finishReason": finish_reason,
         "safetyRatings": [{}]}], "usageMetadata": {"totalTokenCount": 9}, "modelVersion": "m", "responseId": "r"})
     .to_string()
 }
 
-fn part(picture: &str) -> Value {
-    json!({"inlineData": {"mimeType": "image/png", "data": picture}, "thoughtSignature": "CpcB"})
+fn part(image: &str) -> Value {
+    json!({"inlineData": {"mimeType": "image/png", "data": image}, "thoughtSignature": "CpcB"})
 }
 
-fn draft(picture: &str) -> Value {
-    json!({"thought": true, "inlineData": {"mimeType": "image/png", "data": picture}})
+fn draft(image: &str) -> Value {
+    json!({"thought": true, "inlineData": {"mimeType": "image/png", "data": image}})
 }
 
 #[tokio::test]
-async fn the_final_picture_is_the_one_that_is_stored() {
+async fn the_final_image_is_the_one_that_is_stored() {
     let text = json!({"text": "Here is the fox."});
     for (parts, stored) in [
         (vec![text.clone(), part(RED)], RED),
@@ -130,13 +132,13 @@ async fn the_final_picture_is_the_one_that_is_stored() {
     ] {
         let service = Service::current().await;
         service.model_answers(200, gemini(&parts, "STOP"));
-        service.prompt().await.is_picture();
+        service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(stored), "{parts:?}");
     }
 }
 
 #[tokio::test]
-async fn a_draft_is_never_stored_when_the_final_picture_was_filtered() {
+async fn a_draft_is_never_stored_when_the_final_image_was_filtered() {
     let service = Service::current().await;
     service.model_answers(200, gemini(&[draft(RED)], "IMAGE_SAFETY"));
     service
@@ -151,19 +153,19 @@ async fn a_draft_is_never_stored_when_the_final_picture_was_filtered() {
 async fn type_and_extension_follow_the_bytes() {
     let jpeg = BASE64_STANDARD.encode(b"\xff\xd8\xff\xe0 a jpeg");
     let webp = BASE64_STANDARD.encode(b"RIFF\x10\0\0\0WEBPVP8 ");
-    for (picture, content_type, extension) in
+    for (image, content_type, extension) in
         [(RED, "image/png", ".png"), (&jpeg, "image/jpeg", ".jpg"), (&webp, "image/webp", ".webp")]
     {
         let service = Service::current().await;
-        let part = json!({"inlineData": {"mimeType": "image/tiff", "data": picture}});
+        let part = json!({"inlineData": {"mimeType": "image/tiff", "data": image}});
         service.model_answers(200, gemini(&[part], "STOP"));
-        assert!(service.prompt().await.is_picture().text("image_url").ends_with(extension));
+        assert!(service.prompt().await.is_image().text("image_url").ends_with(extension));
         assert_eq!(service.only_object().metadata["contentType"], content_type);
     }
 }
 
 #[tokio::test]
-async fn every_way_of_having_no_picture_has_its_row() {
+async fn every_response_without_an_image_has_its_row() {
     let finished = |reason: &str| {
         json!({"candidates": [{"content": {"role": "model"}, "finishReason": reason, "finishMessage": "Because."}]})
             .to_string()
@@ -204,7 +206,7 @@ async fn every_way_of_having_no_picture_has_its_row() {
 }
 
 #[tokio::test]
-async fn the_emulators_magic_prompts_are_answered_as_they_say() {
+async fn the_emulators_magic_prompts_have_their_outcomes() {
     let service = Service::start().await;
     for (word, status, code) in [
         ("[blocked]", 400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY"),
@@ -225,7 +227,7 @@ async fn a_retired_model_costs_one_404_in_a_process() {
     let service = Service::start().await;
     for _ in 0..2 {
         assert_eq!(
-            service.prompt().await.is_picture().text("model_version"),
+            service.prompt().await.is_image().text("model_version"),
             "vertex-ai-gemini-nano-banana-2.1"
         );
     }
@@ -240,7 +242,7 @@ async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
         "us-central1/gemini-3-pro-image,imagen-4.0-generate-001,global/gemini-3.1-flash-lite-image";
     let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
     let answer = service.prompt().await;
-    assert_eq!(answer.is_picture().text("model_version"), "vertex-ai-gemini-3.1-flash-lite-image");
+    assert_eq!(answer.is_image().text("model_version"), "vertex-ai-gemini-3.1-flash-lite-image");
     assert_eq!(service.emulator.counters().model_calls, 4);
 
     for list in ["", "imagen-4.0-generate-001"] {
@@ -253,7 +255,7 @@ async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
 }
 
 #[tokio::test]
-async fn a_model_that_the_caller_names_never_falls_back() {
+async fn a_model_named_by_the_caller_never_falls_back() {
     let service = Service::start().await;
     let retired = service
         .post(json!({"prompt": PROMPT, "model_id_override": "imagen-4.0-generate-001"}))
@@ -262,11 +264,11 @@ async fn a_model_that_the_caller_names_never_falls_back() {
     assert_eq!(service.emulator.counters().model_calls, 1);
     let named =
         service.post(json!({"prompt": PROMPT, "model_id_override": "gemini-3-pro-image"})).await;
-    assert_eq!(named.is_picture().text("model_version"), "vertex-ai-gemini-3-pro-image");
+    assert_eq!(named.is_image().text("model_version"), "vertex-ai-gemini-3-pro-image");
     let regional = service
         .post(json!({"prompt": PROMPT, "model_id_override": "gemini-2.5-flash-image"}))
         .await;
-    regional.is_picture();
+    regional.is_image();
     assert!(service.model_requests().last().unwrap().path.contains("/locations/us-central1/"));
 }
 
@@ -278,7 +280,7 @@ async fn the_fallbacks_own_limits_count() {
     service
         .post(json!({"prompt": PROMPT, "aspect_ratio": "8:1", "image_size": "2K"}))
         .await
-        .is_picture();
+        .is_image();
     let header = &service.only_object().bytes[16..24];
     assert_eq!(
         header,
@@ -293,46 +295,46 @@ async fn every_model_and_every_ratio_of_the_table_is_taken() {
         let service =
             Service::with(&[CURRENT, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", model.id)]].concat()).await;
         for ratio in model.ratios() {
-            service.post(json!({"prompt": PROMPT, "aspect_ratio": ratio})).await.is_picture();
+            service.post(json!({"prompt": PROMPT, "aspect_ratio": ratio})).await.is_image();
         }
         let everything = json!({"prompt": PROMPT, "person_generation": "dont_allow", "output_mime_type": "image/png"});
-        service.post(everything).await.is_picture();
+        service.post(everything).await.is_image();
     }
 }
 
 #[tokio::test]
-async fn a_watermark_that_cannot_be_left_out_is_no_error() {
+async fn a_watermark_that_cannot_be_left_out_is_not_an_error() {
     let service = Service::current().await;
-    service.post(json!({"prompt": PROMPT, "add_watermark": false})).await.is_picture();
+    service.post(json!({"prompt": PROMPT, "add_watermark": false})).await.is_image();
     let body: Value = serde_json::from_slice(&service.model_requests()[0].body).unwrap();
     assert!(!body.to_string().contains("atermark"));
 }
 
-/// A PNG of that many bytes, as far as anyone here looks at it.
-fn large_picture(bytes: usize) -> String {
-    let mut picture = b"\x89PNG\r\n\x1a\n".to_vec();
-    picture.resize(bytes, 7);
-    BASE64_STANDARD.encode(picture)
+/// Bytes of this length that begin like a PNG.
+fn large_image(bytes: usize) -> String {
+    let mut image = b"\x89PNG\r\n\x1a\n".to_vec();
+    image.resize(bytes, 7);
+    BASE64_STANDARD.encode(image)
 }
 
 #[tokio::test]
-async fn an_answer_of_30_mb_is_taken() {
+async fn a_response_of_30_mb_is_read() {
     let service = Service::current().await;
     service.model_answers(
         200,
-        gemini(&[draft(&large_picture(4 << 20)), part(&large_picture(23 << 20))], "STOP"),
+        gemini(&[draft(&large_image(4 << 20)), part(&large_image(23 << 20))], "STOP"),
     );
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     assert_eq!(service.only_object().bytes.len(), 23 << 20);
 }
 
 #[tokio::test]
-async fn pictures_beyond_the_budget_wait_for_each_other() {
+async fn images_beyond_the_budget_wait_for_each_other() {
     let service = Service::with(&[CURRENT, &[("IGA_TRANSFER_BUDGET_MIB", "1")]].concat()).await;
-    service.model_answers(200, gemini(&[part(&large_picture(3 << 20))], "STOP"));
+    service.model_answers(200, gemini(&[part(&large_image(3 << 20))], "STOP"));
     let requests = several_at_once(&service, 6);
     for request in requests {
-        request.await.unwrap().is_picture();
+        request.await.unwrap().is_image();
     }
     assert_eq!(service.emulator.counters().objects, 6);
 }
@@ -344,11 +346,11 @@ fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
 }
 
 #[tokio::test]
-async fn an_answer_beyond_the_limits_is_a_clear_error() {
+async fn a_response_beyond_the_limits_is_a_clear_error() {
     for (answer, words) in [
         (
-            gemini(&[part(&large_picture((64 << 20) + 1))], "STOP"),
-            "a picture of more than 67108864 bytes",
+            gemini(&[part(&large_image((64 << 20) + 1))], "STOP"),
+            "an image of more than 67108864 bytes",
         ),
         (
             gemini(&[json!({"text": "x".repeat(2 << 20)}), part(RED)], "STOP"),

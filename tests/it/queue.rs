@@ -1,7 +1,7 @@
 //! A push queue in front, as Cloud Tasks is one: it delivers at least once, and every task is paid once.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, client, emulator};
-use iga::local::emulator::{Action, Emulator, Fault, Stage};
+use crate::support::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, client, emulator};
+use iga_emulator::{Action, Emulator, Fault, Stage};
 use reqwest::Client;
 use serde_json::json;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Queue {
             let request = self.http.post(format!("{}/generate_image", instance.url));
             let request = request
                 .header("content-type", "application/json")
-                .header("x-cloudtasks-queuename", "pictures");
+                .header("x-cloudtasks-queuename", "images");
             let request = request.header("x-cloudtasks-taskname", task);
             let request = request.header("x-cloudtasks-taskretrycount", attempts.len());
             let request = request.body(json!({"prompt": prompt}).to_string());
@@ -61,12 +61,12 @@ fn statuses(attempts: &[Option<Answer>]) -> Vec<u16> {
     attempts.iter().map(|answer| answer.as_ref().map_or(0, |answer| answer.status)).collect()
 }
 
-fn picture(attempts: &[Option<Answer>]) -> String {
+fn image(attempts: &[Option<Answer>]) -> String {
     let last = attempts.last().unwrap().as_ref().expect("the last attempt is answered");
-    last.is_picture().text("image_url").to_owned()
+    last.is_image().text("image_url").to_owned()
 }
 
-fn pictures(emulator: &Emulator) -> usize {
+fn images(emulator: &Emulator) -> usize {
     emulator.objects().into_iter().filter(|object| !object.name.contains("/.iga/")).count()
 }
 
@@ -98,25 +98,21 @@ async fn a_task_that_fails_is_delivered_again_and_paid_once() {
         let first = queue.deliver("task", PROMPT).await;
         assert_eq!(statuses(&first), expected, "{fault:?}");
         let again = queue.deliver("task", PROMPT).await;
-        assert_eq!(picture(&again), picture(&first), "{fault:?}");
-        assert_eq!(
-            (emulator.counters().paid_generations, pictures(&emulator)),
-            (1, 1),
-            "{fault:?}"
-        );
+        assert_eq!(image(&again), image(&first), "{fault:?}");
+        assert_eq!((emulator.counters().paid_generations, images(&emulator)), (1, 1), "{fault:?}");
     }
 }
 
 #[tokio::test]
-async fn a_task_whose_deadline_passes_finds_its_picture_at_the_next_delivery() {
+async fn a_task_whose_deadline_passes_finds_its_image_at_the_next_delivery() {
     let emulator = emulator().await;
     let queue = Queue::of(&emulator, Duration::from_millis(400)).await;
     emulator.script(Fault::new(Stage::Model, Action::Delay { ms: 1500 }));
     let attempts = queue.deliver("task", PROMPT).await;
     assert_eq!(statuses(&attempts)[0], 0);
-    picture(&attempts);
+    image(&attempts);
     // Not even under way is there another.
-    assert_eq!((emulator.counters().model_calls, pictures(&emulator)), (1, 1));
+    assert_eq!((emulator.counters().model_calls, images(&emulator)), (1, 1));
 }
 
 #[tokio::test]
@@ -165,9 +161,9 @@ async fn a_full_queue_is_worked_off_whatever_fails_and_each_task_is_paid_once() 
     let (mut attempts, mut deliveries) = (0, 0);
     for (number, task) in (0..).zip(tasks) {
         let delivered = task.await.unwrap();
-        let first = picture(&delivered[0]);
+        let first = image(&delivered[0]);
         assert!(
-            delivered.iter().all(|delivery| picture(delivery) == first),
+            delivered.iter().all(|delivery| image(delivery) == first),
             "task {number}: {delivered:?}"
         );
         deliveries += delivered.len();
@@ -184,9 +180,9 @@ async fn a_full_queue_is_worked_off_whatever_fails_and_each_task_is_paid_once() 
     }
     let refused = u64::from(REFUSED.iter().sum::<u32>());
     assert_eq!(emulator.counters().model_calls, TASKS + refused, "and none is still under way");
-    assert_eq!(pictures(&emulator) as u64, TASKS);
+    assert_eq!(images(&emulator) as u64, TASKS);
 }
 
 fn prompt(number: u64) -> String {
-    format!("Picture {number} of many")
+    format!("Image {number} of many")
 }

@@ -3,13 +3,13 @@
 //! Each seed is one story. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a story
 //! that goes wrong is printed.
 
-use crate::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
+use crate::support::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::app::App;
 use iga::error::Kind;
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage, StoredObject};
-use iga::runtime;
+use iga::server;
+use iga_emulator::{Action, Emulator, Fault, Options, Stage, StoredObject};
 use reqwest::Client;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,7 +80,7 @@ struct Wish {
 #[derive(Debug)]
 struct Told {
     wish: Wish,
-    /// Its `X-Workflow-ID`, by which its picture is recognised.
+    /// Its `X-Workflow-ID`, by which its image is recognised.
     id: String,
     sent: Instant,
     ended: Instant,
@@ -94,7 +94,7 @@ impl Story {
         let shared = chance.one_in(2);
         let variant_age = match chance.below(3) {
             0 => Duration::ZERO,
-            // A receipt does not tell how old its flight is, so pictures would be shared before an hour is over.
+            // A receipt does not tell how old its flight is, so images would be shared before an hour is over.
             1 if !shared => HOUR,
             _ => SHORT_VARIANT_AGE,
         };
@@ -180,7 +180,7 @@ impl Story {
         let mut config = config(emulator, &settings.concat());
         config.timing.variant_age = self.variant_age;
         config.timing.lease_life = LEASE_LIFE;
-        config.timing.note_try = Duration::from_millis(600);
+        config.timing.record_try = Duration::from_millis(600);
         config.timing.upload_try = Duration::from_millis(600);
         Instance::start(App::new(config))
     }
@@ -214,7 +214,7 @@ impl Story {
 }
 
 /// Asks an instance to stop, and its end.
-type Stop = (oneshot::Sender<()>, JoinHandle<std::io::Result<()>>);
+type Stop = (oneshot::Sender<()>, JoinHandle<()>);
 
 /// An instance on threads of its own, so that it can die with all that it was doing.
 struct Instance {
@@ -237,7 +237,7 @@ impl Instance {
         let (stop, stopped) = oneshot::channel();
         let serving = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            runtime::serve(app, listener, async move { stopped.await.unwrap() }).await
+            server::serve(app, listener, async move { stopped.await.unwrap() }).await
         });
         let (runtime, stop) = (Some(runtime).into(), Some((stop, serving)).into());
         Arc::new(Instance { url, runtime, stop, dead: AtomicBool::new(false) })
@@ -248,7 +248,7 @@ impl Instance {
         let (stop, serving) = self.stop.lock().unwrap().take().unwrap();
         if !self.dead.load(Ordering::SeqCst) {
             stop.send(()).unwrap();
-            serving.await.unwrap().unwrap();
+            serving.await.unwrap();
         }
         self.die();
     }
@@ -405,10 +405,15 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         match stage {
             Stage::Token | Stage::Model | Stage::Answer => fault,
             Stage::Read
+            | Stage::Stat
+            | Stage::Download
+            | Stage::List
+            | Stage::Permissions
             | Stage::UploadStart
             | Stage::UploadBody
             | Stage::UploadEnd
-            | Stage::Delete => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
+            | Stage::Delete
+            | Stage::DeleteEnd => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
         }
     };
     (0..count).map(|_| any()).collect()
@@ -437,12 +442,12 @@ struct Ending<'a> {
 impl Ending<'_> {
     fn check(&self) {
         self.all().filter_map(|told| told.answer.as_ref()).for_each(is_a_row_of_the_contract);
-        self.every_200_has_its_picture();
+        self.every_200_has_its_image();
         self.a_key_has_one_answer();
         self.a_key_in_use_is_the_only_reason_for_422();
         self.nobody_shares_who_should_not();
         self.payments_are_as_few_as_promised();
-        self.no_picture_is_lost();
+        self.no_image_is_lost();
         self.no_lease_is_left();
         self.afterwards_everything_is_answered();
         if self.story.weather == Weather::Calm {
@@ -454,7 +459,7 @@ impl Ending<'_> {
         self.told.iter().chain(&self.afterwards)
     }
 
-    /// Who got a picture, and its object's name.
+    /// Who got an image, and its object's name.
     fn delivered(&self) -> impl Iterator<Item = (&Told, &str)> {
         self.all().filter_map(|told| {
             let answer = told.answer.as_ref().filter(|answer| answer.status == 200)?;
@@ -463,35 +468,35 @@ impl Ending<'_> {
         })
     }
 
-    fn pictures(&self) -> impl Iterator<Item = &StoredObject> {
+    fn images(&self) -> impl Iterator<Item = &StoredObject> {
         self.objects.iter().filter(|object| !object.name.contains("/.iga/"))
     }
 
-    fn notes(&self) -> impl Iterator<Item = &Value> {
-        let notes = self.objects.iter().filter(|object| object.name.contains("/.iga/"));
-        notes.map(|object| &object.metadata["metadata"])
+    fn records(&self) -> impl Iterator<Item = &Value> {
+        let records = self.objects.iter().filter(|object| object.name.contains("/.iga/"));
+        records.map(|object| &object.metadata["metadata"])
     }
 
-    /// The request that a picture was paid for.
-    fn founder(&self, picture: &StoredObject) -> &Told {
-        let id = picture.metadata["metadata"]["workflow_id"].as_str().unwrap();
-        self.all().find(|told| told.id == id).expect("every picture was asked for")
+    /// The request that an image was paid for.
+    fn founder(&self, image: &StoredObject) -> &Told {
+        let id = image.metadata["metadata"]["workflow_id"].as_str().unwrap();
+        self.all().find(|told| told.id == id).expect("every image was asked for")
     }
 
-    fn every_200_has_its_picture(&self) {
+    fn every_200_has_its_image(&self) {
         for (told, name) in self.delivered() {
             let answer = told.answer.as_ref().unwrap();
-            answer.is_picture();
+            answer.is_image();
             assert_eq!(answer.text("prompt_used"), told.wish.prompt);
             assert_eq!(answer.text("model_version"), "vertex-ai-gemini-3.1-flash-image");
-            let picture = self.pictures().find(|picture| picture.name == name);
-            let picture = picture
-                .unwrap_or_else(|| panic!("{told:?} was promised a picture that is not there"));
+            let image = self.images().find(|image| image.name == name);
+            let image =
+                image.unwrap_or_else(|| panic!("{told:?} was promised an image that is not there"));
             let whole =
-                picture.bytes.starts_with(b"\x89PNG\r\n\x1a\n") && picture.bytes.ends_with(IEND);
-            assert!(whole && picture.metadata["contentType"] == "image/png", "{picture:?}");
-            let crc32c = BASE64_STANDARD.encode(crc32c::crc32c(&picture.bytes).to_be_bytes());
-            assert_eq!(picture.metadata["crc32c"], crc32c);
+                image.bytes.starts_with(b"\x89PNG\r\n\x1a\n") && image.bytes.ends_with(IEND);
+            assert!(whole && image.metadata["contentType"] == "image/png", "{image:?}");
+            let crc32c = BASE64_STANDARD.encode(crc32c::crc32c(&image.bytes).to_be_bytes());
+            assert_eq!(image.metadata["crc32c"], crc32c);
         }
     }
 
@@ -518,15 +523,15 @@ impl Ending<'_> {
 
     fn nobody_shares_who_should_not(&self) {
         for (told, name) in self.delivered() {
-            let picture = self.pictures().find(|picture| picture.name == name).unwrap();
-            let founder = self.founder(picture);
-            assert_eq!(told.wish, founder.wish, "{told:?} got the picture of {founder:?}");
+            let image = self.images().find(|image| image.name == name).unwrap();
+            let founder = self.founder(image);
+            assert_eq!(told.wish, founder.wish, "{told:?} got the image of {founder:?}");
             if told.wish.key.is_none() && told.id != founder.id {
                 // It came before it was answered, and the flight began after its founder's request was sent.
                 let apart = told.ended.saturating_duration_since(founder.sent);
                 assert!(
                     apart >= self.story.variant_age,
-                    "a variant got the picture of another: {told:?} {founder:?}"
+                    "a variant got the image of another: {told:?} {founder:?}"
                 );
             }
         }
@@ -555,39 +560,35 @@ impl Ending<'_> {
         }
     }
 
-    /// A picture that nobody was told of was asked for by someone who left or was told of a failure, and
-    /// with a key there is no such picture.
-    fn no_picture_is_lost(&self) {
+    /// An image that nobody was told of was asked for by someone who left or was told of a failure, and
+    /// with a key there is no such image.
+    fn no_image_is_lost(&self) {
         let delivered: BTreeSet<_> = self.delivered().map(|(_, name)| name).collect();
         let received: BTreeSet<_> =
-            self.notes().filter_map(|note| note["object"].as_str()).collect();
-        for picture in self.pictures().filter(|picture| !delivered.contains(&*picture.name)) {
-            let founder = self.founder(picture);
+            self.records().filter_map(|record| record["object"].as_str()).collect();
+        for image in self.images().filter(|image| !delivered.contains(&*image.name)) {
+            let founder = self.founder(image);
             let answered = founder.answer.as_ref().is_some_and(|answer| answer.status == 200);
             if self.story.weather != Weather::Storm {
-                assert!(
-                    !answered,
-                    "{founder:?} got another picture than its own, {}",
-                    picture.name
-                );
+                assert!(!answered, "{founder:?} got another image than its own, {}", image.name);
                 assert!(
                     founder.wish.key.is_none(),
                     "{founder:?} paid, and nobody got {}",
-                    picture.name
+                    image.name
                 );
             }
         }
         for object in received {
             assert!(
-                self.pictures().any(|picture| picture.name == object),
+                self.images().any(|image| image.name == object),
                 "a receipt for {object}, which is not there"
             );
         }
     }
 
     fn no_lease_is_left(&self) {
-        for note in self.notes() {
-            assert!(note["object"].is_string(), "{note}");
+        for record in self.records() {
+            assert!(record["object"].is_string(), "{record}");
         }
     }
 
@@ -616,7 +617,7 @@ impl Ending<'_> {
                 (503, "IGA_OVERLOADED") => assert_ne!(self.story.max_generations, "80", "{told:?}"),
                 (503, "IGA_VERTEXAI_API_ERROR") => {
                     assert_ne!(self.story.answer_within, "off", "{told:?}");
-                    answer.details_have("the picture is not there yet");
+                    answer.details_have("the image is not there yet");
                 }
                 _ => panic!("{told:?}"),
             }
@@ -632,8 +633,8 @@ fn is_a_row_of_the_contract(answer: &Answer) {
     let (code, message) = (answer.text("error_code"), answer.text("message"));
     answer.is_error(answer.status, code);
     let is_row = Kind::ALL
-        .map(Kind::row)
         .iter()
+        .map(|kind| kind.row())
         .any(|row| (row.status, row.code, row.message) == (answer.status, code, message));
     assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{answer:?}");
     assert_eq!(

@@ -1,12 +1,12 @@
 //! Cloud Storage: put once, confirmed whole, tried again while that can help.
 
-use crate::service::{BUCKET, CURRENT, Service, emulator_with};
-use iga::local::emulator::{Action, Emulator, Fault, Options, Stage};
+use crate::support::service::{BUCKET, CURRENT, Service, emulator_with};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 
 #[tokio::test]
 async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server() {
     let service = Service::current().await;
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     let upload = service
         .emulator
         .requests()
@@ -27,7 +27,7 @@ async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server()
 }
 
 #[tokio::test]
-async fn trouble_that_passes_costs_tries_and_no_second_picture() {
+async fn trouble_that_passes_costs_tries_and_no_second_image() {
     for (stage, action) in [
         (Stage::UploadStart, Action::status(503)),
         (Stage::UploadStart, Action::status(429)),
@@ -41,7 +41,7 @@ async fn trouble_that_passes_costs_tries_and_no_second_picture() {
     ] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(stage, action.clone()));
-        service.prompt().await.is_picture();
+        service.prompt().await.is_image();
         let counters = service.emulator.counters();
         assert_eq!((counters.paid_generations, counters.objects), (1, 1), "{stage:?} {action:?}");
         let lost_answer = stage == Stage::UploadEnd;
@@ -114,8 +114,8 @@ async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
 #[tokio::test]
 async fn the_bucket_is_asked_about_once_in_a_process() {
     let service = Service::current().await;
-    service.prompt().await.is_picture();
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
+    service.prompt().await.is_image();
     let asked = service
         .emulator
         .requests()
@@ -140,6 +140,6 @@ async fn a_lost_answer_is_recognised_under_any_prefix() {
     let service =
         Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a b/ü?#%/x")]].concat()).await;
     service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset));
-    service.prompt().await.is_picture();
+    service.prompt().await.is_image();
     assert_eq!(service.emulator.counters().objects, 1);
 }

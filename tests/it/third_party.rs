@@ -1,14 +1,13 @@
 //! The whole way with Cloud Storage played by `gcp-storage-emulator`, which knows nothing of this crate.
 
-use crate::process::command;
-use crate::service::{BUCKET, CURRENT, Service};
+use crate::support::process::command;
+use crate::support::service::{BUCKET, CURRENT, Service};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use iga::local::emulator::{Emulator, Options};
+use iga_emulator::{Emulator, Options};
 use reqwest::{Client, Response, Url};
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,8 +22,8 @@ struct ThirdParty {
 }
 
 impl ThirdParty {
-    /// None, and a line that says so, where the program is not installed.
-    async fn start() -> Option<ThirdParty> {
+    /// Starts the program that `IGA_TEST_GCP_STORAGE_EMULATOR` names, else the one on the path.
+    async fn start() -> ThirdParty {
         let program =
             std::env::var_os("IGA_TEST_GCP_STORAGE_EMULATOR").unwrap_or(OsString::from(PROGRAM));
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -44,15 +43,8 @@ impl ThirdParty {
             .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn();
-        match process {
-            Ok(process) => Some(ThirdParty { process, address }.listening().await),
-            Err(error) => {
-                // Past the test harness, which hides what `eprintln!` writes.
-                let _ =
-                    writeln!(std::io::stderr(), "SKIPPED: {PROGRAM} cannot be started: {error}");
-                None
-            }
-        }
+        let process = process.expect("gcp-storage-emulator can be started");
+        ThirdParty { process, address }.listening().await
     }
 
     async fn listening(mut self) -> ThirdParty {
@@ -80,8 +72,9 @@ impl ThirdParty {
 }
 
 #[tokio::test]
+#[ignore = "needs gcp-storage-emulator"]
 async fn another_cloud_storage_holds_what_the_model_sent() {
-    let Some(third_party) = ThirdParty::start().await else { return };
+    let third_party = ThirdParty::start().await;
     let emulator = Emulator::start(Options::default()).await.unwrap();
     let url = third_party.url();
     let settings = [CURRENT, &[("STORAGE_EMULATOR_HOST", &url)]].concat();
@@ -91,27 +84,24 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
         (&b"\x89PNG\r\n\x1a\n"[..], 70, "image/png", ".png"),
         (b"\xff\xd8\xff\xe0", 5_000_003, "image/jpeg", ".jpg"),
     ] {
-        let picture = picture(first_bytes, len);
+        let image = image(first_bytes, len);
         service.emulator.clear_faults();
-        service.model_answers(200, model_answer(&picture));
+        service.model_answers(200, model_answer(&image));
         // Each row its own prompt: an equal one soon afterwards would be taken for a retry.
         let answer = service.post(json!({"prompt": content_type})).await;
         let name =
-            answer.is_picture().text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
+            answer.is_image().text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
         assert!(name.ends_with(extension), "{name}");
 
         let media = third_party.get(name, "alt=media").await;
         assert_eq!(media.headers()["content-type"], content_type);
-        assert!(media.bytes().await.unwrap() == picture, "the bytes are those that the model sent");
+        assert!(media.bytes().await.unwrap() == image, "the bytes are those that the model sent");
 
         let object = third_party.get(name, "").await.bytes().await.unwrap();
         let object: Value = serde_json::from_slice(&object).unwrap();
         assert_eq!((&object["name"], &object["contentType"]), (&json!(name), &json!(content_type)));
-        assert_eq!(object["size"], picture.len().to_string());
-        assert_eq!(
-            object["crc32c"],
-            BASE64_STANDARD.encode(crc32c::crc32c(&picture).to_be_bytes())
-        );
+        assert_eq!(object["size"], image.len().to_string());
+        assert_eq!(object["crc32c"], BASE64_STANDARD.encode(crc32c::crc32c(&image).to_be_bytes()));
         let metadata = &object["metadata"];
         assert_eq!(metadata["request_id"], answer.header("x-request-id"));
         assert_eq!(metadata["model"], "gemini-3.1-flash-image");
@@ -121,15 +111,16 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
 }
 
 #[tokio::test]
+#[ignore = "needs gcp-storage-emulator"]
 async fn the_doctor_leaves_nothing_behind_in_another_cloud_storage() {
-    let Some(third_party) = ThirdParty::start().await else { return };
+    let third_party = ThirdParty::start().await;
     let emulator = Emulator::start(Options::default()).await.unwrap();
     let url = third_party.url();
     let settings = [CURRENT, &[("STORAGE_EMULATOR_HOST", &url)]].concat();
     let output = command(&emulator, &settings).arg("doctor").output().await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
-        output.status.success() && text.contains("created in gs://test-pictures/images/iga/.iga/"),
+        output.status.success() && text.contains("created in gs://test-images/images/iga/.iga/"),
         "{text}"
     );
     let all =
@@ -140,14 +131,14 @@ async fn the_doctor_leaves_nothing_behind_in_another_cloud_storage() {
 }
 
 /// Bytes of every value after the signature, line ends and dashes among them.
-fn picture(first_bytes: &[u8], len: usize) -> Vec<u8> {
+fn image(first_bytes: &[u8], len: usize) -> Vec<u8> {
     let rest = (0..len - first_bytes.len()).map(|n| (n * n / 7 + n) as u8);
     first_bytes.iter().copied().chain(rest).collect()
 }
 
-fn model_answer(picture: &[u8]) -> String {
+fn model_answer(image: &[u8]) -> String {
     let part =
-        json!({"inlineData": {"mimeType": "image/png", "data": BASE64_STANDARD.encode(picture)}});
+        json!({"inlineData": {"mimeType": "image/png", "data": BASE64_STANDARD.encode(image)}});
     json!({"candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}]})
         .to_string()
 }

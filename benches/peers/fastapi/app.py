@@ -1,4 +1,4 @@
-"""The service as one would write it in Python today: FastAPI, google-genai, google-cloud-storage."""
+"""The service in modern Python: FastAPI, google-genai, google-cloud-storage."""
 
 import asyncio
 import logging
@@ -11,7 +11,9 @@ from google.cloud import storage
 from google.genai import errors, types
 from pydantic import BaseModel, Field
 
-logging.basicConfig(level=logging.INFO, format='{"message": "%(message)s", "severity": "%(levelname)s"}')
+logging.basicConfig(
+    level=logging.INFO, format='{"message": "%(message)s", "severity": "%(levelname)s"}'
+)
 
 PROJECT = os.environ["GCP_PROJECT_ID"]
 MODEL = os.environ["IGA_VERTEXAI_IMAGE_MODEL_ID"]
@@ -27,7 +29,7 @@ models = genai.Client(
 bucket = storage.Client(project=PROJECT).bucket(os.environ["GCS_BUCKET_NAME"])
 
 
-class Ask(BaseModel):
+class ImageRequest(BaseModel):
     prompt: str = Field(min_length=1)
     aspect_ratio: str = "1:1"
 
@@ -38,22 +40,26 @@ async def health():
 
 
 @app.post("/generate_image")
-async def generate_image(ask: Ask):
-    config = types.GenerateImagesConfig(number_of_images=1, aspect_ratio=ask.aspect_ratio)
+async def generate_image(body: ImageRequest):
+    config = types.GenerateImagesConfig(number_of_images=1, aspect_ratio=body.aspect_ratio)
     try:
-        answer = await models.generate_images(model=MODEL, prompt=ask.prompt, config=config)
+        response = await models.generate_images(model=MODEL, prompt=body.prompt, config=config)
     except errors.APIError as error:
         logging.exception("generation failed")
         raise HTTPException(500, f"Vertex AI failed: {error}")
-    picture = answer.generated_images[0].image.image_bytes
+    image = response.generated_images[0].image.image_bytes
     name = f"{PREFIX}iga_{uuid.uuid4().hex}.png"
-    # This client knows no await; a thread waits for it.
+    # The storage client is synchronous, so it runs on a thread.
     await asyncio.to_thread(
-        bucket.blob(name).upload_from_string, picture, content_type="image/png", if_generation_match=0, timeout=60
+        bucket.blob(name).upload_from_string,
+        image,
+        content_type="image/png",
+        if_generation_match=0,
+        timeout=60,
     )
     logging.info("stored %s", name)
     return {
         "image_url": f"gs://{bucket.name}/{name}",
-        "prompt_used": ask.prompt,
+        "prompt_used": body.prompt,
         "model_version": f"vertex-ai-{MODEL}",
     }

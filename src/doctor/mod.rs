@@ -1,0 +1,501 @@
+//! `iga doctor`: checks everything that an image needs, in the order of need, and says how to fix what fails.
+//!
+//! It predicts what a generation would meet. It pays for nothing, leaves nothing behind and shows no secret.
+
+use crate::app::App;
+use crate::config::{self, Config, Platform, Problem, Target, Variables};
+use crate::error::Error;
+use crate::google::credentials::CredentialSource;
+use crate::google::storage::{Access, CREATE_PERMISSION, Metadata, Storage, Written};
+use crate::google::vertex::ProbeError;
+use crate::health;
+use crate::model::{MODELS, Model};
+use remedy::Deployment;
+use report::{Finding, Report};
+use std::cmp::Ordering;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+pub mod remedy;
+mod report;
+
+pub use report::Format;
+
+/// Prints what each check finds, with the command that fixes it; whether no check failed.
+pub fn run(variable: Variables, format: Format) -> bool {
+    let mut report = Report::new(format);
+    let env_file = config::load_env_file();
+    report.add(env_file.err().map(|problem| Finding::fail("settings", problem)));
+    let mut doctor = Doctor::new(variable);
+    report.add(doctor.settings());
+    let app = App::new(doctor.config.clone());
+    match app.client.http.build() {
+        Ok(()) => {
+            report.add([Finding::ok("tls", "CA certificates were found")]);
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(tokio) => {
+                    tokio.block_on(doctor.google(&app, &mut report));
+                    // Do not wait for DNS lookups still running on blocking threads.
+                    tokio.shutdown_background();
+                }
+                Err(error) => report.add([Finding::fail("runtime", error.to_string())]),
+            }
+        }
+        Err(error) => {
+            let remedy = "sudo apt-get install ca-certificates".to_owned();
+            report.add([Finding::fail("tls", error.to_string()).remedy(remedy)]);
+            let subjects = ["identity", "clock", "token", "model", "bucket"];
+            report.add(skip(&subjects, "no TLS connection can be made"));
+        }
+    }
+    report.add([doctor.port(config::port_name(variable))]);
+    report.finish()
+}
+
+struct Doctor {
+    /// The fields of settings with a problem hold arbitrary values.
+    config: Config,
+    problems: Vec<Problem>,
+    deployment: Deployment,
+    /// The member that roles are to be granted to.
+    member: String,
+}
+
+/// Whether a model would answer.
+type Probed = Result<(), (ProbeError, Error)>;
+
+impl Doctor {
+    fn new(variable: Variables) -> Doctor {
+        let (mut config, problems) = Config::read(variable);
+        config.timing.first_retry_wait = FIRST_RETRY_WAIT;
+        let deployment =
+            Deployment { platform: config.platform, service: config::service_name(variable) };
+        Doctor { config, problems, deployment, member: "serviceAccount:ACCOUNT".to_owned() }
+    }
+
+    /// The settings of these names are valid, or the finding that `subject` is not checked.
+    fn require(&self, subject: &'static str, names: &[&str]) -> Result<(), Finding> {
+        let problem =
+            self.problems.iter().find(|problem| names.iter().any(|name| problem.is_about(name)));
+        match problem {
+            None => Ok(()),
+            Some(problem) => {
+                Err(Finding::skip(subject, format!("{} needs attention", problem.name)))
+            }
+        }
+    }
+
+    fn settings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for problem in &self.problems {
+            let remedy = match problem.name {
+                "GOOGLE_APPLICATION_CREDENTIALS" => self.remedy_credentials(),
+                name if problem.is_about_a_required_setting() => {
+                    remedy::required(&self.deployment, name, &self.config.project_id)
+                }
+                name => self.deployment.unset(name),
+            };
+            findings.push(Finding::fail("settings", &problem.text).remedy(remedy));
+        }
+        for warning in &self.config.warnings {
+            let name = warning.split(' ').next().unwrap_or_default();
+            let remedy = self.deployment.unset(name);
+            findings.push(Finding::warn("settings", warning).remedy(remedy));
+        }
+        if self.problems.is_empty() {
+            let Config { project_id, model, bucket, prefix, .. } = &self.config;
+            let location = &model.location;
+            findings.push(Finding::ok(
+                "settings",
+                format!(
+                    "project {project_id}, location {location}, bucket {bucket}, prefix {prefix:?}"
+                ),
+            ));
+        }
+        findings
+    }
+
+    fn remedy_credentials(&self) -> String {
+        match self.config.platform {
+            Platform::Plain => format!("unset GOOGLE_APPLICATION_CREDENTIALS; {}", remedy::SIGN_IN),
+            Platform::CloudRun => self.deployment.unset("GOOGLE_APPLICATION_CREDENTIALS"),
+            Platform::Lambda => remedy::identity(&self.deployment),
+        }
+    }
+
+    /// The checks that need the network.
+    async fn google(&mut self, app: &App, report: &mut Report) {
+        let (source, finding) = match self.identity(app).await {
+            Ok((source, finding)) => (Some(source), finding),
+            Err(finding) => (None, finding),
+        };
+        report.add([finding]);
+        report.add([self.clock(&app.storage).await]);
+        let Some(source) = source else {
+            return report.add(skip(&["token", "model", "bucket"], "there is no identity"));
+        };
+        if let Err(finding) = self.token(app, &source).await {
+            report.add([finding]);
+            return report.add(skip(&["model", "bucket"], "there is no access token"));
+        }
+        report.add([Finding::ok("token", "an access token was given out")]);
+        report.add(self.models(app).await);
+        report.add([self.bucket(&app.storage).await]);
+    }
+
+    /// Also remembers the member that roles are to be granted to.
+    async fn identity(&mut self, app: &App) -> Result<(CredentialSource, Finding), Finding> {
+        self.require("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"])?;
+        let source = app.client.credentials.credential_source().map_err(|error| {
+            Finding::fail("identity", said(&error)).remedy(self.remedy_credentials())
+        })?;
+        let finding = match &source {
+            CredentialSource::File(path, kind) => {
+                self.member = remedy::member(kind);
+                Finding::ok("identity", format!("{kind} ({})", path.display()))
+            }
+            CredentialSource::MetadataServer => {
+                match app.client.metadata_email(Instant::now() + EMAIL_LIMIT).await {
+                    Some(email) => {
+                        self.member = format!("serviceAccount:{email}");
+                        Finding::ok(
+                            "identity",
+                            format!("service account {email} (metadata server)"),
+                        )
+                    }
+                    None => Finding::warn(
+                        "identity",
+                        "no credentials file was found, and no metadata server names a service account",
+                    ),
+                }
+            }
+        };
+        Ok((source, finding))
+    }
+
+    /// Checked before the token, because a wrong clock is a common reason for a refused token.
+    async fn clock(&self, storage: &Storage) -> Finding {
+        if let Err(finding) = self.require("clock", &["STORAGE_EMULATOR_HOST"]) {
+            return finding;
+        }
+        let skew = match storage.time(soon()).await {
+            Ok(time) => OffsetDateTime::now_utc() - time,
+            Err(error) => return Finding::skip("clock", said(&error)),
+        };
+        let seconds = skew.abs().whole_seconds();
+        let side = if skew.is_positive() { "ahead of" } else { "behind" };
+        let text = format!("{seconds} s {side} Cloud Storage's");
+        let remedy = remedy::SET_CLOCK.to_owned();
+        match seconds {
+            0..=5 => Finding::ok("clock", "agrees with Cloud Storage's"),
+            6..=30 => Finding::ok("clock", text),
+            31..=300 => Finding::warn("clock", text).remedy(remedy),
+            _ => Finding::fail("clock", format!("{text}; tokens are refused beyond 5 min"))
+                .remedy(remedy),
+        }
+    }
+
+    async fn token(&self, app: &App, source: &CredentialSource) -> Result<(), Finding> {
+        let Err(error) = app.client.credentials.try_token(soon()).await else {
+            return Ok(());
+        };
+        let remedy = match source {
+            CredentialSource::File(path, kind) => {
+                let path = path.display().to_string();
+                remedy::token(&self.deployment, kind, &path, &error.causes())
+            }
+            CredentialSource::MetadataServer => remedy::identity(&self.deployment),
+        };
+        Err(Finding::fail("token", said(&error)).remedy(remedy))
+    }
+
+    /// Follows the order of a generation: models that are gone are passed over, the first other one is used.
+    async fn models(&self, app: &App) -> Vec<Finding> {
+        let needed = ["IGA_VERTEXAI_PROJECT_ID", "IGA_VERTEXAI_ENDPOINT"];
+        if let Err(finding) = self.require("model", &needed) {
+            return vec![finding];
+        }
+        let first =
+            self.require("model", &["IGA_VERTEXAI_LOCATION", "IGA_VERTEXAI_IMAGE_MODEL_ID"]);
+        let targets = self.targets(first.is_ok());
+        let mut findings: Vec<_> = first.err().into_iter().collect();
+        let mut probes = Vec::new();
+        for target in targets {
+            let generator = Arc::clone(&app.generator);
+            probes.push(tokio::spawn(async move {
+                let probed = generator.vertex.probe(&target, soon()).await;
+                (target, probed)
+            }));
+        }
+        let mut results = Vec::new();
+        for probe in probes {
+            results.extend(probe.await);
+        }
+        let is_served =
+            |(_, probed): &(Target, Probed)| !matches!(probed, Err((ProbeError::ModelGone, _)));
+        let served = results.iter().position(is_served);
+        for (place, (target, probed)) in results.iter().enumerate() {
+            findings.push(match served.map(|served| (place.cmp(&served), &results[served].0)) {
+                Some((Ordering::Less, next)) => self.passed_over(target, next),
+                Some((Ordering::Equal, _)) | None => self.model(target, probed),
+                Some((Ordering::Greater, _)) => self.fallback(target, probed),
+            });
+        }
+        findings
+    }
+
+    fn passed_over(&self, target: &Target, next: &Target) -> Finding {
+        let text = format!(
+            "{} is not served in {}: a 404 at every start, then {}",
+            target.model.id, target.location, next.model.id
+        );
+        let is_first = *target == self.config.model;
+        let remedy = is_first.then(|| remedy::use_model(&self.deployment, next));
+        Finding::warn("model", text).remedy(remedy)
+    }
+
+    /// The model that makes the images.
+    fn model(&self, target: &Target, probed: &Probed) -> Finding {
+        let name = format!("{} in {}", target.model.id, target.location);
+        let instead = || remedy::use_model(&self.deployment, &self.instead_of(target));
+        match probed {
+            // Vertex AI may look at the prompt before it looks for the model; our table knows better.
+            Ok(()) if target.model.retired => {
+                let text = format!("{name} answers, but Google has retired it");
+                Finding::warn("model", text).remedy(instead())
+            }
+            Ok(()) => {
+                Finding::ok("model", format!("{} answers in {}", target.model.id, target.location))
+            }
+            Err((probe_error, error)) => {
+                let text = format!("{name}: {}", said(error));
+                let finding = match probe_error {
+                    ProbeError::Busy => Finding::warn("model", text),
+                    _ => Finding::fail("model", text),
+                };
+                finding.remedy(match probe_error {
+                    ProbeError::ModelGone | ProbeError::NoSuchLocation => Some(instead()),
+                    _ => self.remedy_access(*probe_error),
+                })
+            }
+        }
+    }
+
+    /// A model that is used once the one before it is gone.
+    fn fallback(&self, target: &Target, probed: &Probed) -> Finding {
+        let Target { model, location } = target;
+        let Err((probe_error, error)) = probed else {
+            return Finding::ok("model", format!("fallback {} answers in {location}", model.id));
+        };
+        let remedy = match probe_error {
+            ProbeError::ModelGone | ProbeError::NoSuchLocation => {
+                let kept = self.config.fallbacks.iter().filter(|fallback| *fallback != target);
+                let instead = self.instead_of(target);
+                let targets = kept.chain([&instead]);
+                Some(remedy::use_fallbacks(&self.deployment, targets))
+            }
+            _ => self.remedy_access(*probe_error),
+        };
+        let text = format!("fallback {} in {location}: {}", model.id, said(error));
+        Finding::warn("model", text).remedy(remedy)
+    }
+
+    /// The configured model, if its settings are valid, and its fallbacks, each once.
+    fn targets(&self, with_first: bool) -> Vec<Target> {
+        let Config { model, fallbacks, .. } = &self.config;
+        let first = with_first.then_some(model);
+        let others = fallbacks.iter().filter(|fallback| !fallback.location.is_empty());
+        let mut targets: Vec<Target> = Vec::new();
+        for target in first.into_iter().chain(others) {
+            if !targets.contains(target) {
+                targets.push(target.clone());
+            }
+        }
+        targets
+    }
+
+    /// None where only waiting helps.
+    fn remedy_access(&self, probe_error: ProbeError) -> Option<String> {
+        let project = &self.config.project_id;
+        match probe_error {
+            ProbeError::Permission => Some(remedy::project_role(project, &self.member)),
+            ProbeError::ApiDisabled => Some(remedy::enable_api(project)),
+            ProbeError::BillingDisabled => Some(remedy::link_billing(project)),
+            ProbeError::Busy | ProbeError::NoQuota => Some(remedy::quota(project)),
+            ProbeError::ModelGone | ProbeError::NoSuchLocation | ProbeError::Other => None,
+        }
+    }
+
+    /// The same model in another location, otherwise a current model, if possible one that is not asked yet.
+    fn instead_of(&self, gone: &Target) -> Target {
+        let location = "global".to_owned();
+        if !gone.model.retired && gone.location != location {
+            return Target { model: gone.model, location };
+        }
+        let Config { model, fallbacks, .. } = &self.config;
+        let is_asked = |other: &Model| {
+            model.model == other || fallbacks.iter().any(|target| target.model == other)
+        };
+        let current = || MODELS.iter().filter(|model| !model.retired);
+        let model = current()
+            .find(|model| !is_asked(model))
+            .or_else(|| current().next())
+            .unwrap_or(&MODELS[0]);
+        Target { model, location }
+    }
+
+    /// Writes an object only where it may be deleted again; otherwise the permissions decide.
+    async fn bucket(&self, storage: &Storage) -> Finding {
+        let needed = ["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"];
+        if let Err(finding) = self.require("bucket", &needed) {
+            return finding;
+        }
+        let bucket = &self.config.bucket;
+        let missing: Vec<_> = match storage.access(PERMISSIONS, soon()).await {
+            Err(error) => return Finding::fail("bucket", said(&error)),
+            Ok(Access::NoBucket(message)) => {
+                return Finding::fail("bucket", format!("gs://{bucket}: {message}"))
+                    .remedy(remedy::create_bucket(&self.config));
+            }
+            Ok(Access::Granted(granted)) => PERMISSIONS
+                .iter()
+                .copied()
+                .filter(|permission| !granted.iter().any(|held| held == permission))
+                .collect(),
+            // Some emulators do not implement permissions.
+            Ok(Access::Unknown(_)) if self.config.storage_endpoint != config::GOOGLES_STORAGE => {
+                Vec::new()
+            }
+            Ok(Access::Unknown(error)) => {
+                return Finding::fail("bucket", format!("gs://{bucket}: {}", said(&error)));
+            }
+        };
+        match missing.is_empty() {
+            true => self.round_trip(storage).await,
+            false => self.lacking(&missing),
+        }
+    }
+
+    fn lacking(&self, missing: &[&str]) -> Finding {
+        let bucket = &self.config.bucket;
+        let (lacks_create, shared) =
+            (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
+        let role = match lacks_create && (missing.len() == 1 || !shared) {
+            true => "roles/storage.objectCreator",
+            false => "roles/storage.objectUser",
+        };
+        let lacks = format!("gs://{bucket}: the account lacks {}", missing.join(", "));
+        let finding = match (lacks_create, shared) {
+            (true, _) => Finding::fail("bucket", lacks),
+            (false, true) => Finding::fail(
+                "bucket",
+                format!(
+                    "{lacks}, without which every request fails while IGA_SHARED_RETRIES is on"
+                ),
+            ),
+            (false, false) => Finding::warn(
+                "bucket",
+                format!("{lacks}: images can be stored, but requests with an idempotency key fail"),
+            ),
+        };
+        finding.remedy(remedy::bucket_role(bucket, &self.member, role))
+    }
+
+    async fn round_trip(&self, storage: &Storage) -> Finding {
+        let Config { bucket, prefix, .. } = &self.config;
+        let folder = format!("{prefix}.iga/");
+        let mark = crate::id::random_hex::<8>();
+        let name = format!("{folder}doctor-{mark}");
+        let deadline = soon();
+        let metadata = Metadata::from([("doctor".to_owned(), mark)]);
+        let created = storage.write_record(&name, None, &metadata, deadline).await;
+        let read = storage.read_record(&name, deadline).await;
+        // Always: the object may have been created although its response was lost.
+        let deleted = storage.delete(&name, None, soon()).await;
+        let place = format!("gs://{bucket}/{folder}");
+        match (created, read, deleted) {
+            (Ok(Written::Mine(_)), Ok(Some(_)), Ok(())) => {
+                Finding::ok("bucket", format!("an object was created in {place}, read and deleted"))
+            }
+            (Ok(_), _, Err(error)) => Finding::fail(
+                "bucket",
+                format!(
+                    "{place}: an object could not be deleted and is left behind: {}",
+                    said(&error)
+                ),
+            )
+            .remedy(remedy::remove(bucket, &name)),
+            (Err(error), _, _) => Finding::fail(
+                "bucket",
+                format!("{place}: no object could be created: {}", said(&error)),
+            ),
+            (Ok(_), Err(error), Ok(())) => Finding::fail(
+                "bucket",
+                format!("{place}: an object could not be read: {}", said(&error)),
+            ),
+            (Ok(_), Ok(_), Ok(())) => Finding::fail(
+                "bucket",
+                format!("{place}: an object was read back with other content than was written"),
+            ),
+        }
+    }
+
+    fn port(&self, variable: &str) -> Finding {
+        if let Err(finding) = self.require("port", &["PORT", "IGA_HOST"]) {
+            return finding;
+        }
+        if self.config.platform == Platform::Lambda {
+            return Finding::ok("port", "none is needed under AWS Lambda");
+        }
+        let address = SocketAddr::new(self.config.host, self.config.port);
+        let another = address.port().checked_add(1).unwrap_or(8080).max(1024);
+        let another = self.deployment.set(&[(variable, &another.to_string())]);
+        let error = match TcpListener::bind(address) {
+            Ok(_) => return Finding::ok("port", format!("{address} is free")),
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::AddrInUse if health::ask(config::reachable(address)).is_ok() => Finding::ok(
+                "port",
+                format!("{address} is in use by a running service, which is healthy"),
+            ),
+            ErrorKind::AddrInUse => {
+                Finding::fail("port", format!("{address} is in use by another process"))
+                    .remedy(another)
+            }
+            ErrorKind::AddrNotAvailable => Finding::fail("port", format!("{address}: {error}"))
+                .remedy(self.deployment.unset("IGA_HOST")),
+            _ => Finding::fail("port", format!("{address}: {error}")).remedy(another),
+        }
+    }
+}
+
+fn skip(subjects: &[&'static str], because: &str) -> Vec<Finding> {
+    subjects.iter().map(|subject| Finding::skip(subject, because)).collect()
+}
+
+/// When a check must be over.
+fn soon() -> Instant {
+    Instant::now() + CHECK_LIMIT
+}
+
+/// An error with its causes, which are for the operator.
+fn said(error: &Error) -> String {
+    match error.causes() {
+        causes if causes.is_empty() => error.to_string(),
+        causes => format!("{error} ({causes})"),
+    }
+}
+
+/// Without `list`, Cloud Storage returns 403 instead of 404 for a missing object.
+const PERMISSIONS: &[&str] =
+    &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete", "storage.objects.list"];
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// The metadata server is either near or absent.
+const EMAIL_LIMIT: Duration = Duration::from_secs(3);
+/// Shorter than a service's, because an operator is waiting.
+const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);

@@ -1,0 +1,121 @@
+//! The one way in which a request is sent to Google's services, with the credential that both share.
+
+use crate::config::{Credentials as Sources, Timing};
+use crate::error::{Error, Kind};
+use crate::google::credentials::{Authorization, CredentialStore};
+use crate::google::http::{Body, HttpClient, Via, text};
+use crate::retry::within;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// The HTTP client and the credential of one process.
+pub struct Client {
+    pub http: HttpClient,
+    pub credentials: CredentialStore,
+}
+
+/// Why a request got no answer.
+#[derive(Debug)]
+pub enum SendError {
+    /// Nothing was sent, said in the caller's words: no client, no access token, no valid request.
+    Unsent(Error),
+    Http(legacy::Error),
+    /// The deadline passed first.
+    Deadline,
+}
+
+impl Client {
+    pub fn new(sources: Sources, timing: Timing) -> Client {
+        Client { http: HttpClient::default(), credentials: CredentialStore::new(sources, timing) }
+    }
+
+    /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
+    ///
+    /// The response must begin before `deadline`, and within `limit` of the sending.
+    pub async fn send(
+        &self,
+        deadline: Instant,
+        limit: Duration,
+        build: impl Fn() -> http::Result<Request<Body>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        self.send_via(Via::Pool, deadline, limit, build).await
+    }
+
+    /// Like [`send`](Client::send), on the connection that `via` asks for.
+    pub async fn send_via(
+        &self,
+        via: Via,
+        deadline: Instant,
+        limit: Duration,
+        build: impl Fn() -> http::Result<Request<Body>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        // The credentials library panics where no HTTP client can be built, so build ours first.
+        self.http.build().map_err(unsent)?;
+        let authorization =
+            self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
+        let request = signed(build(), &authorization);
+        let response = self.send_unsigned(via, within(deadline, limit), request).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        tracing::info!("access token refused, asking for another");
+        self.credentials.evict(&authorization.credential);
+        let authorization =
+            self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
+        let request = signed(build(), &authorization);
+        self.send_unsigned(via, within(deadline, limit), request).await
+    }
+
+    /// Sends a request without an `Authorization` header of its own.
+    pub async fn send_unsigned(
+        &self,
+        via: Via,
+        deadline: Instant,
+        request: http::Result<Request<Body>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let request = request.map_err(unsent)?;
+        match timeout_at(deadline, self.http.request(request, via).map_err(unsent)?).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(SendError::Http(error)),
+            Err(_) => Err(SendError::Deadline),
+        }
+    }
+
+    /// The service account that the metadata server speaks for, if there is one and it answers.
+    pub async fn metadata_email(&self, deadline: Instant) -> Option<String> {
+        let host = self.credentials.metadata_host();
+        let url =
+            format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
+        let request = Request::get(url).header("metadata-flavor", "Google").body(text(""));
+        let response = self
+            .send_unsigned(Via::Pool, deadline, request)
+            .await
+            .ok()
+            .filter(|answer| answer.status().is_success())?;
+        let email =
+            timeout_at(deadline, Limited::new(response.into_body(), MAX_EMAIL_BYTES).collect())
+                .await
+                .ok()?;
+        let text = String::from_utf8(email.ok()?.to_bytes().into()).ok()?;
+        text.contains('@').then(|| text.trim().to_owned())
+    }
+}
+
+const MAX_EMAIL_BYTES: usize = 1024;
+
+fn signed(
+    request: http::Result<Request<Body>>,
+    authorization: &Authorization,
+) -> http::Result<Request<Body>> {
+    let mut request = request?;
+    request.headers_mut().extend(authorization.headers.clone());
+    Ok(request)
+}
+
+fn unsent(cause: impl std::error::Error + Send + Sync + 'static) -> SendError {
+    SendError::Unsent(Kind::Internal.because("The request could not be sent.").caused_by(cause))
+}

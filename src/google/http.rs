@@ -1,0 +1,192 @@
+//! The HTTP client for all that goes out: one pool of connections, one way to trust, bounded buffers.
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{Request, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::{Client as Pool, ResponseFuture};
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use lambda_http::tower::{BoxError, Service};
+use rustls::ClientConfig;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// The HTTP client of one process, built on first use.
+///
+/// Reading the CA certificates dominates start-up, so the process calls [`build`](HttpClient::build) in the
+/// background once it listens.
+#[derive(Default)]
+pub struct HttpClient {
+    pools: OnceLock<Pools>,
+    building: Mutex<()>,
+}
+
+/// One pool that keeps connections, and one that opens a connection for each request.
+struct Pools {
+    reusing: Pool<Connector, Body>,
+    fresh: Pool<Connector, Body>,
+}
+
+/// Which connection a request goes out on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// An idle connection, or a new one where no connection is idle.
+    Pool,
+    /// A connection of its own: for a second try after a connection that fell silent.
+    Fresh,
+}
+
+/// What is sent: a small text at once, or an image's chunks.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The client cannot be built. All else about it being fixed, the machine lacks what TLS needs; Google's
+/// credentials library would panic there.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "IGA cannot start: this machine has no usable CA certificates, so no TLS connection can be trusted. Install \
+     the package ca-certificates, or point SSL_CERT_FILE at a bundle."
+)]
+pub struct NoClient(#[source] rustls::Error);
+
+impl HttpClient {
+    /// # Errors
+    /// Where the machine lacks what TLS needs.
+    pub fn build(&self) -> Result<(), NoClient> {
+        self.pools().map(|_| ())
+    }
+
+    /// Sends a request and returns once the head of its response has arrived. Redirects are not followed.
+    pub fn request(&self, request: Request<Body>, via: Via) -> Result<ResponseFuture, NoClient> {
+        let pools = self.pools()?;
+        Ok(match via {
+            Via::Pool => pools.reusing.request(request),
+            Via::Fresh => pools.fresh.request(request),
+        })
+    }
+
+    /// Blocks for some milliseconds while another thread builds the client. A failure is not kept: it may pass, as
+    /// when the file table was full.
+    fn pools(&self) -> Result<&Pools, NoClient> {
+        if let Some(pools) = self.pools.get() {
+            return Ok(pools);
+        }
+        let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.pools.get() {
+            Some(pools) => Ok(pools),
+            None => {
+                let pools = Pools::new().map_err(NoClient)?;
+                Ok(self.pools.get_or_init(|| pools))
+            }
+        }
+    }
+}
+
+/// A body that is sent at once.
+pub fn text(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed_unsync()
+}
+
+/// The next chunk of a body; None at its end.
+///
+/// # Errors
+/// Where the connection broke.
+pub async fn next_chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(chunk) = frame?.into_data() {
+            return Ok(Some(chunk));
+        }
+    }
+    Ok(None)
+}
+
+impl Pools {
+    fn new() -> Result<Pools, rustls::Error> {
+        let connector = Connector::new()?;
+        let mut builder = Pool::builder(TokioExecutor::new());
+        builder
+            .http1_max_buf_size(BUFFER_BYTES)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_timer(TokioTimer::new());
+        let reusing = builder.build(connector.clone());
+        let fresh = builder.pool_max_idle_per_host(0).build(connector);
+        Ok(Pools { reusing, fresh })
+    }
+}
+
+/// Opens connections: to the host itself or, for https, through the proxy that the environment names for it
+/// (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+#[derive(Clone)]
+struct Connector {
+    tcp: HttpConnector,
+    tls: Arc<ClientConfig>,
+    proxies: Arc<Matcher>,
+}
+
+type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+impl Connector {
+    fn new() -> Result<Connector, rustls::Error> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // A model takes its time, and what lies between forgets connections on which nothing is said.
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_keepalive_interval(Some(KEEPALIVE));
+        tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+        let tls = ClientConfig::builder().try_with_platform_verifier()?.with_no_client_auth();
+        Ok(Connector { tcp, tls: Arc::new(tls), proxies: Arc::new(Matcher::from_env()) })
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = Connection;
+    type Error = BoxError;
+    type Future = Connecting<Connection>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, target: Uri) -> Connecting<Connection> {
+        let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
+        let proxy = (target.scheme() == Some(&Scheme::HTTPS))
+            .then(|| self.proxies.intercept(&target))
+            .flatten();
+        let connecting: Connecting<Connection> = match proxy {
+            None => Box::pin(HttpsConnector::from((tcp, tls)).call(target)),
+            Some(proxy) => {
+                let tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+                let tunnel = match proxy.basic_auth() {
+                    Some(auth) => tunnel.with_auth(auth.clone()),
+                    None => tunnel,
+                };
+                Box::pin(HttpsConnector::from((tunnel, tls)).call(target))
+            }
+        };
+        Box::pin(async move { timeout(CONNECT_TIMEOUT, connecting).await? })
+    }
+}
+
+/// What one connection reads at once, and the most that it holds for somebody who does not read on.
+pub const BUFFER_BYTES: usize = 32 * 1024;
+
+/// TCP, the proxy and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that a frozen instance wakes up with is most likely dead.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;

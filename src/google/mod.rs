@@ -1,0 +1,8 @@
+//! Google's services over HTTP: credentials, one client that sends, Vertex AI and Cloud Storage.
+
+pub mod client;
+pub mod credential_file;
+pub mod credentials;
+pub mod http;
+pub mod storage;
+pub mod vertex;

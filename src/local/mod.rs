@@ -1,4 +1,0 @@
-//! What runs on a developer's machine instead of Google's services.
-
-pub mod emulator;
-pub mod picture;

@@ -1,0 +1,78 @@
+//! The tables of the docs say what the code does.
+
+use iga::config::Timing;
+use iga::config::settings::{Preset, SETTINGS, Setting};
+use iga::error::Kind;
+use iga::telemetry::metrics;
+
+const API: &str = include_str!("../../docs/api.md");
+const DEPENDENCIES: &str = include_str!("../../docs/dependencies.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const RELIABILITY: &str = include_str!("../../docs/reliability.md");
+const SETTINGS_PAGE: &str = include_str!("../../docs/settings.md");
+const MANIFEST: &str = include_str!("../../Cargo.toml");
+
+#[track_caller]
+fn has(page: &str, row: &str) {
+    assert!(page.contains(row), "the page lacks:\n{row}");
+}
+
+fn row(setting: &Setting) -> String {
+    let names =
+        setting.names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", then ");
+    let preset = match setting.preset {
+        Preset::Required => "required".to_owned(),
+        Preset::Unset => "–".to_owned(),
+        Preset::Value(text) => format!("`{text}`"),
+        Preset::ByPlatform(text) => text.to_owned(),
+    };
+    format!("| {names} | {preset} | {} |\n", setting.meaning)
+}
+
+#[test]
+fn every_setting_is_in_the_table_and_no_other() {
+    let head = "| variable | default | meaning |\n|---|---|---|\n";
+    let table = SETTINGS.iter().map(|setting| row(setting)).collect::<String>();
+    has(SETTINGS_PAGE, &format!("\n{head}{table}\n"));
+}
+
+#[test]
+fn every_error_is_in_the_table() {
+    for kind in Kind::ALL {
+        let row = kind.row();
+        has(API, &format!("| {} | `{}` | `{}` |\n", row.status, row.code, row.message));
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_table() {
+    for name in metrics::ALL {
+        has(OPERATIONS, &format!("| `{name}` | "));
+    }
+}
+
+#[test]
+fn the_times_in_the_text_are_the_codes() {
+    let lease_life = Timing::DEFAULT.lease_life.as_secs();
+    has(
+        RELIABILITY,
+        &format!("at least {} ms after that one began", Timing::DEFAULT.variant_age.as_millis()),
+    );
+    has(
+        RELIABILITY,
+        &format!("A lease that is not renewed ends after {lease_life} s by Cloud Storage's clock"),
+    );
+    has(RELIABILITY, &format!("3, and 1 for every {} s of generation", lease_life / 3));
+    has(RELIABILITY, &format!("its lease ends after {lease_life} s,"));
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    for table in ["\n[dependencies]\n", "\n[target.'cfg(target_env = \"musl\")'.dependencies]\n"] {
+        let shipped =
+            MANIFEST.split(table).nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+        for name in shipped.lines().filter_map(|line| Some(line.split_once(" = ")?.0)) {
+            has(DEPENDENCIES, &format!("`{name}`"));
+        }
+    }
+}
