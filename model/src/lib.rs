@@ -98,6 +98,8 @@ pub enum Broken {
     JoinRenews,
     /// Equal requests join the first flight, or the one with the fewest joins, whatever it owes.
     JoinLeast,
+    /// A claim bears no name, so that its flight does not know it again when the answer is lost.
+    ClaimWithoutName,
     /// A slot is created or replaced before the later ones are read.
     FirstFreeSlot,
     /// A record that cannot be overwritten is succeeded as soon as its lease has expired.
@@ -180,6 +182,8 @@ pub struct Record {
     /// How long ago its caller had asked when the lease was acquired; 0 or 1.
     pub asked: u8,
     pub owed: bool,
+    /// The running flight whose claim made it owed no more.
+    pub claimant: Option<Id>,
     /// How long the holder may live after its write.
     pub ends: u8,
     /// Ticks since the holder's own last write, less what rounding at joins has lost.
@@ -221,8 +225,6 @@ pub struct Flight {
     pub seen_for: Option<u8>,
     /// Ticks since the first unanswered try to acquire.
     pub doubt_for: Option<u8>,
-    /// The slot whose owed image it has claimed.
-    pub claim: Option<usize>,
     /// Its caller has left, and the record does not say so yet.
     pub owes: bool,
     pub paid: bool,
@@ -354,6 +356,13 @@ pub enum Action {
     Tick,
 }
 
+impl Record {
+    /// Surely older than the variant age.
+    fn is_a_retrys(&self) -> bool {
+        self.kind == Kind::Receipt || self.renewed || self.asked + self.age + self.carried > 0
+    }
+}
+
 impl Flight {
     const NEW: Flight = Flight {
         stage: Stage::NotBegun,
@@ -370,7 +379,6 @@ impl Flight {
         age: 0,
         seen_for: None,
         doubt_for: None,
-        claim: None,
         owes: false,
         paid: false,
         release_doubt: false,
@@ -448,12 +456,16 @@ impl Protocol {
             renewed: false,
             asked: sender.age.min(1),
             owed: write.owed,
+            claimant: None,
             ends: self.deadline.saturating_sub(sender.age),
             silent: 0,
         };
         let after = match (write.kind, before) {
             (WriteKind::Create, _) => Some(lease),
             (WriteKind::TakeOver, Some(old)) => {
+                for flight in &mut s.flights {
+                    flight.owed_when_asked = flight.owed_when_asked.filter(|&owed| owed != slot);
+                }
                 if old.kind == Kind::Lease || old.kind == Kind::Receipt {
                     s.successions[slot] += 1;
                 }
@@ -472,13 +484,15 @@ impl Protocol {
                 // The joiner rounds down what it hands down: that much is lost.
                 let lost = (old.carried + old.age).saturating_sub(write.carried);
                 let silent = old.silent.saturating_sub(lost);
-                Some(Record { age: 0, carried, silent, renewed: true, owed: false, ..old })
+                let (renewed, owed, claimant) = (true, false, holder);
+                Some(Record { age: 0, carried, silent, renewed, owed, claimant, ..old })
             }
             (WriteKind::Receipt, _) => Some(Record {
                 kind: Kind::Receipt,
                 holder: None,
                 name: write.name,
                 owed: write.owed,
+                claimant: before.and_then(|old| old.claimant),
                 renewed: false,
                 asked: 0,
                 ends: 0,
@@ -580,7 +594,7 @@ impl Protocol {
 
     /// Reads the records up to the first that is missing, and does what they ask for.
     fn look(&self, s: &mut State, f: Id, rounded: bool) {
-        let first = if self.keyed { s.flights[f].slot } else { s.flights[f].claim.unwrap_or(0) };
+        let first = if self.keyed { s.flights[f].slot } else { 0 };
         s.flights[f].seen_for.get_or_insert(0);
         let mut seen = [None; SLOTS];
         for slot in first..SLOTS {
@@ -590,7 +604,7 @@ impl Protocol {
                 let doubt = s.flights[f].doubt_for.unwrap_or(0);
                 return self.hold(s, f, slot, record.name, doubt);
             }
-            if self.keyed || s.flights[f].claim.is_some() {
+            if self.keyed {
                 break;
             }
         }
@@ -599,9 +613,13 @@ impl Protocol {
         };
         let is_image = |verdict| matches!(verdict, Verdict::Image { .. });
         let joinable = |verdict| matches!(verdict, Verdict::Image { .. } | Verdict::Alive);
-        let owed = (first..SLOTS).find(|&slot| {
-            seen[slot].is_some_and(joinable) && s.records[slot].is_some_and(|record| record.owed)
-        });
+        let of_records = |wanted: &dyn Fn(&Record) -> bool| {
+            (first..SLOTS).find(|&slot| {
+                seen[slot].is_some_and(joinable) && s.records[slot].as_ref().is_some_and(wanted)
+            })
+        };
+        let claimed = of_records(&|record| self.is_claimed_by(record, f));
+        let owed = of_records(&|record| record.owed);
         let over = slots(|verdict| verdict == Verdict::Over);
         if self.is(Broken::FirstFreeSlot)
             && let Some(slot) = over
@@ -609,10 +627,10 @@ impl Protocol {
         {
             return self.take_over(s, f, slot, rounded);
         }
-        // An image that is owed, then one that an expired lease names, then any other, then a slot to take.
+        // An image that it has claimed, one that is owed, one that a dead holder left, any other; then a slot to take.
         if let Some(slot) = owed
+            && claimed.is_none()
             && !self.is(Broken::JoinLeast)
-            && s.flights[f].claim.is_none()
             && !self.overwrite_refused
         {
             let record = s.records[slot].expect("it was read");
@@ -622,7 +640,7 @@ impl Protocol {
             return;
         }
         let unsettled = slots(|verdict| verdict == Verdict::Image { settled: false });
-        if let Some(slot) = unsettled.or_else(|| slots(joinable)) {
+        if let Some(slot) = claimed.or(unsettled).or_else(|| slots(joinable)) {
             let record = s.records[slot].expect("it was read");
             s.flights[f].slot = slot;
             if !seen[slot].is_some_and(is_image) {
@@ -644,11 +662,14 @@ impl Protocol {
             return self.take_over(s, f, slot, rounded);
         }
         let free = (first..SLOTS).find(|&slot| s.records[slot].is_none());
-        s.flights[f].claim = None;
         if let Some(slot) = free {
             s.flights[f].slot = slot;
             self.send_acquire(s, f, WriteKind::Create, slot, Over::Nothing, f);
         }
+    }
+
+    fn is_claimed_by(&self, record: &Record, f: Id) -> bool {
+        record.claimant == Some(f) && !self.is(Broken::ClaimWithoutName)
     }
 
     fn take_over(&self, s: &mut State, f: Id, slot: usize, rounded: bool) {
@@ -684,7 +705,6 @@ impl Protocol {
         over: Over,
         name: Id,
     ) {
-        s.flights[f].claim = None;
         if self.is(Broken::HoldFromLastTry) && s.flights[f].doubt_for.is_some() {
             s.flights[f].doubt_for = Some(0);
         }
@@ -701,7 +721,6 @@ impl Protocol {
         flight.lost = false;
         flight.excused = held_for > 0;
         flight.doubt_for = None;
-        flight.claim = None;
         flight.seen_for = None;
     }
 
@@ -765,11 +784,7 @@ impl Protocol {
             }
             (WriteKind::Release, Answer::Conflict) if is_mine => s.flights[f].knows = true,
             (WriteKind::Release, _) => self.end(s, f),
-            (WriteKind::Claim, Answer::Confirmed) => {
-                s.flights[f].claim = Some(write.slot);
-                s.flights[f].slot = write.slot;
-            }
-            (WriteKind::Claim, Answer::Conflict) => {}
+            (WriteKind::Claim, _) => {}
         }
     }
 
@@ -848,8 +863,8 @@ impl Protocol {
             ..Flight::NEW
         };
         for record in s.records.iter_mut().flatten() {
-            if record.holder == Some(f) {
-                record.holder = None;
+            for id in [&mut record.holder, &mut record.claimant] {
+                *id = id.filter(|&id| id != f);
             }
         }
     }
@@ -869,7 +884,6 @@ impl Protocol {
         match stage {
             Stage::Acquiring => {
                 self.fail(s, f);
-                s.flights[f].claim = None;
                 match s.flights[f].doubt_for {
                     Some(_) if !self.is(Broken::AcquireLeavesLease) => {
                         s.flights[f].stage = Stage::Releasing;
@@ -965,7 +979,7 @@ impl Protocol {
             self.keyed && s.records.iter().flatten().any(names_stored);
         if self.requests[r].retry_of.is_some() {
             s.flights[r].owed_when_asked =
-                (0..SLOTS).find(|&slot| s.records[slot].is_some_and(|record| record.owed));
+                (0..SLOTS).find(|&slot| s.records[slot].is_some_and(|r| r.owed && r.is_a_retrys()));
         }
         s.flights[r].stage = Stage::Acquiring;
         self.send(s, r, WriteKind::Create, 0, Over::Nothing, r);
@@ -1213,7 +1227,10 @@ impl Protocol {
                     }
                     if let Some(slot) = flight.owed_when_asked
                         && slot != flight.slot
-                        && s.records[slot].is_some_and(|record| record.owed)
+                        && s.records[slot].is_some_and(|record| {
+                            let has_expired = self.window.is_some_and(|window| record.age > window);
+                            record.owed && !(record.kind == Kind::Receipt && has_expired)
+                        })
                     {
                         s.breach = Some(Breach::OwedNotTold);
                     }
@@ -1490,6 +1507,7 @@ impl State {
         state.told = moved(self.told);
         for record in state.records.iter_mut().flatten() {
             record.holder = record.holder.map(|id| order[id]);
+            record.claimant = record.claimant.map(|id| order[id]);
             record.name = order[record.name];
         }
         for id in 0..FLIGHTS {

@@ -46,7 +46,11 @@ pub fn all() -> Vec<Property<Protocol>> {
             let ended = s.flights.iter().all(has_ended)
                 && !s.callers.iter().any(|c| matches!(c, Caller::Waiting(_)));
             s.breach != Some(Breach::OwedNotTold)
-                && (p.keyed || !ended || s.told.len() >= s.images.len().min(told as u32))
+                && (p.keyed
+                    || p.window.is_some()
+                    || p.budget.deaths + p.budget.cancels > 0
+                    || !ended
+                    || s.told.len() >= s.images.len().min(told as u32))
         }),
         always(OVER_IN_TIME, |_, s| s.breach != Some(Breach::LeaseOutlivedHolder)),
         always(RELEASED_IF_UNPAID, |_, s| s.breach != Some(Breach::LeaseLeft)),
@@ -87,9 +91,10 @@ mod tests {
 
     const NO_FAULTS: Budget =
         Budget { silences: 0, freezes: 0, deaths: 0, cancels: 0, model_errors: 0, leaves: 0 };
-    const DEATH: Budget = Budget { silences: 1, freezes: 1, deaths: 1, ..NO_FAULTS };
-    const CANCEL: Budget = Budget { silences: 1, cancels: 1, model_errors: 1, ..NO_FAULTS };
-    const FREEZE: Budget = Budget { silences: 1, freezes: 2, ..NO_FAULTS };
+    const SILENCE: Budget = Budget { silences: 1, ..NO_FAULTS };
+    const CANCEL: Budget = Budget { cancels: 1, model_errors: 1, ..SILENCE };
+    const FREEZE: Budget = Budget { freezes: 1, ..SILENCE };
+    const DEATH: Budget = Budget { deaths: 1, ..FREEZE };
     const LEAVE: Budget = Budget { leaves: 2, ..NO_FAULTS };
 
     /// Explores every state, and returns the promises that are not kept.
@@ -136,20 +141,36 @@ mod tests {
         );
     }
 
+    /// The environment variable asks for the configurations that take minutes, each.
+    const LARGE: &str = "IGA_MODEL_LARGE";
+
     #[test]
     fn every_promise_is_kept() {
-        for (name, protocol) in [
-            ("key, cancel", key(CANCEL)),
-            ("key, freeze", key(Budget { freezes: 1, ..FREEZE })),
-            ("key, death", key(DEATH)),
-            ("key without overwriting", key_without_overwriting(DEATH)),
-            ("key without Date", key_without_date(DEATH)),
+        let mut configurations = vec![
+            ("key: cancel", key(CANCEL)),
+            ("key: freeze", key(FREEZE)),
+            ("key: freeze and death", key(DEATH)),
+            ("key, overwriting refused: freeze and death", key_without_overwriting(DEATH)),
+            ("key, no Date: freeze", key_without_date(FREEZE)),
             ("variants", variants(LEAVE)),
+            ("variants, receipts expire", Protocol { window: Some(2), ..variants(LEAVE) }),
             ("variants on one instance", variants_on_one_instance(LEAVE)),
-        ] {
-            if std::env::var("ONLY").is_ok_and(|only| only != name) {
-                continue;
-            }
+        ];
+        if std::env::var_os(LARGE).is_some() {
+            configurations = vec![
+                ("key: two freezes", key(Budget { freezes: 2, ..FREEZE })),
+                ("key: two silences", key(Budget { silences: 2, ..FREEZE })),
+                ("key: cancel and death", key(Budget { deaths: 1, ..CANCEL })),
+                ("key: a longer life", Protocol { life: 3, ..key(DEATH) }),
+                ("key, no Date: freeze and death", key_without_date(DEATH)),
+                ("variants: model error", variants(Budget { model_errors: 1, ..LEAVE })),
+                ("variants: silence", variants(Budget { silences: 1, ..LEAVE })),
+                ("variants: freeze", variants(Budget { freezes: 1, ..LEAVE })),
+                ("variants: death", variants(Budget { deaths: 1, ..LEAVE })),
+                ("variants: cancel", variants(Budget { cancels: 1, ..LEAVE })),
+            ];
+        }
+        for (name, protocol) in configurations {
             assert_eq!(explore(name, protocol), Vec::<&str>::new(), "{name}");
         }
     }
@@ -157,20 +178,21 @@ mod tests {
     #[test]
     fn every_broken_rule_is_found() {
         use Broken::*;
-        let silent_freeze = Budget { silences: 2, freezes: 1, ..NO_FAULTS };
-        let error = Budget { model_errors: 1, ..LEAVE };
+        let freeze_and_death = Budget { silences: 0, ..DEATH };
+        let freeze_and_error = Budget { freezes: 1, model_errors: 1, ..NO_FAULTS };
+        let leave_and_error = Budget { model_errors: 1, ..LEAVE };
         for (broken, protocol, promise) in [
             (ReleaseAfterStoring, key(CANCEL), STORED_IS_TOLD),
             (ReleaseAfterPaying, key(CANCEL), PAID_ONCE),
-            (DeleteDuplicate, key(silent_freeze), TOLD_IS_THERE),
+            (DeleteDuplicate, key(Budget { silences: 0, ..FREEZE }), TOLD_IS_THERE),
             (PayWithoutHolding, key(FREEZE), PAID_WHILE_HOLDING),
             (HoldFromAnswer, key(FREEZE), PAID_WHILE_HOLDING),
             (HoldFromLastTry, key(FREEZE), PAID_WHILE_HOLDING),
             (TakeOverInDoubt, key(FREEZE), PAID_WHILE_HOLDING),
             (TakeOverWithoutLooking, key(DEATH), STORED_IS_TOLD),
-            (FreshNameOnTakeOver, key(FREEZE), STORED_IS_TOLD),
-            (ReleaseDeletes, key(Budget { model_errors: 1, ..DEATH }), STORED_IS_TOLD),
-            (ReleaseDeletes, variants(error), OWED_IS_TOLD),
+            (FreshNameOnTakeOver, key(freeze_and_death), STORED_IS_TOLD),
+            (ReleaseDeletes, key(freeze_and_error), STORED_IS_TOLD),
+            (ReleaseDeletes, variants(leave_and_error), OWED_IS_TOLD),
             (DoubtIsVariant, variants(LEAVE), OWED_IS_TOLD),
             (VariantByLeaseAge, variants(LEAVE), OWED_IS_TOLD),
             (ReceiptFailureFailsRequest, key(CANCEL), STORED_IS_TOLD),
@@ -181,18 +203,12 @@ mod tests {
             (JoinRenews, variants(Budget { deaths: 1, ..LEAVE }), OVER_IN_TIME),
             (JoinLeast, variants(LEAVE), OWED_IS_TOLD),
             (JoinLeast, variants_on_one_instance(LEAVE), OWED_IS_TOLD),
-            (FirstFreeSlot, variants(error), OWED_IS_TOLD),
+            (ClaimWithoutName, variants(LEAVE), OWED_IS_TOLD),
+            (FirstFreeSlot, variants(leave_and_error), OWED_IS_TOLD),
             (SucceedAtLeaseLife, key_without_overwriting(DEATH), KEPT_WHILE_LIVING),
         ] {
-            let name = format!("{broken:?}");
-            if std::env::var("ONLY").is_ok_and(|only| only != name) {
-                continue;
-            }
             let protocol = Protocol { broken: Some(broken), ..protocol };
-            let found = break_promise(&name, protocol, promise);
-            if !found {
-                println!("NOT FOUND {name}");
-            }
+            assert!(break_promise(&format!("{broken:?}"), protocol, promise), "{broken:?}");
         }
     }
 }
