@@ -1,14 +1,19 @@
-//! A specification of the protocol by which instances agree who pays for an image, as a model whose every
-//! interleaving can be explored.
+//! A specification of the protocol by which instances agree who pays for an image, as a model whose
+//! every interleaving can be explored.
 //!
-//! Each *flight* runs on an instance of its own and shares nothing with the others but the store. A write is
-//! sent, then applied and answered; its answer may be lost, and a write without an answer may be applied later
-//! or never. A flight may be slow, freeze, die, or be cancelled between any two steps. Time is a count of
-//! ticks, one renewal period each; any number of steps fit between two ticks. A live flight renews its lease in every tick
-//! in which it is due, because record calls are bounded well below a tick; a frozen one does nothing.
+//! Each *flight* runs on an instance of its own and shares nothing with the others but the store. A
+//! write is sent, then applied and answered; its answer may be lost, and a write without an answer
+//! may be applied later or never. A flight may be slow, freeze, die, or be cancelled between any
+//! two steps. Time is a count of ticks, one renewal period each; any number of steps fit between
+//! two ticks. A live flight renews its lease in every tick in which it is due, because record calls
+//! are bounded well below a tick; a frozen one does nothing.
 //!
-//! What is not modelled: the bytes, the door (whether the bucket takes objects at all), generation permits, retries of
-//! reads. A read and the look for the image that follows it are one step, as are reading a conflict and its answer.
+//! Image names are inherited by take-overs and nothing is deleted: a release is a write that says
+//! so. The switches of [`Broken`] undo one rule each.
+//!
+//! What is not modelled: the bytes, the door (whether the bucket takes objects at all), generation
+//! permits, retries of reads. A read and the look for the image that follows it are one step, as
+//! are reading a conflict and its answer.
 
 use stateright::{Model, Property};
 
@@ -24,7 +29,7 @@ pub type Id = usize;
 pub struct Protocol {
     /// Requests with one idempotency key; otherwise equal requests without a key.
     pub keyed: bool,
-    /// Flights agree through records. Otherwise all requests reach one instance, which takes no leases.
+    /// Flights agree through records. Otherwise all requests reach one instance, without leases.
     pub shared: bool,
     /// The account may not overwrite or delete objects.
     pub overwrite_refused: bool,
@@ -43,7 +48,7 @@ pub struct Protocol {
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
-    /// The caller of that request has left and asks again, at least the variant age after it first asked.
+    /// The caller of that request has left and asks again, the variant age after it first asked.
     pub retry_of: Option<Id>,
 }
 
@@ -132,7 +137,7 @@ pub struct State {
     pub callers: [Caller; FLIGHTS],
     pub flights: [Flight; FLIGHTS],
     pub payments: [u8; SLOTS],
-    /// Leases taken over from holders silent for longer than a lease, and expired receipts replaced.
+    /// Leases taken over from holders silent for longer than a lease, and receipts replaced.
     pub successions: [u8; SLOTS],
     pub budget: Budget,
     pub breach: Option<Breach>,
@@ -392,7 +397,7 @@ impl Flight {
     }
 
     /// What tells it from other flights without naming any.
-    fn shape(&self) -> (Stage, u8, bool, Option<(WriteKind, Over, u8)>, Option<(WriteKind, Over)>) {
+    fn shape(&self) -> impl Ord + Copy + use<> {
         let wire = self.wire.map(|write| (write.kind, write.over, write.sent_for));
         let late = self.late.map(|write| (write.kind, write.over));
         (self.stage, self.held_for, self.frozen, wire, late)
@@ -597,10 +602,10 @@ impl Protocol {
         let first = if self.keyed { s.flights[f].slot } else { 0 };
         s.flights[f].seen_for.get_or_insert(0);
         let mut seen = [None; SLOTS];
-        for slot in first..SLOTS {
+        for (slot, seen) in seen.iter_mut().enumerate().skip(first) {
             let Some(record) = &s.records[slot] else { break };
-            seen[slot] = Some(self.judge(s, f, record, rounded));
-            if seen[slot] == Some(Verdict::Mine) {
+            *seen = Some(self.judge(s, f, record, rounded));
+            if *seen == Some(Verdict::Mine) {
                 let doubt = s.flights[f].doubt_for.unwrap_or(0);
                 return self.hold(s, f, slot, record.name, doubt);
             }
@@ -627,7 +632,8 @@ impl Protocol {
         {
             return self.take_over(s, f, slot, rounded);
         }
-        // An image that it has claimed, one that is owed, one that a dead holder left, any other; then a slot to take.
+        // An image that it has claimed, one that is owed, one that a dead holder left, any other;
+        // then a slot to take.
         if let Some(slot) = owed
             && claimed.is_none()
             && !self.is(Broken::JoinLeast)
@@ -683,7 +689,7 @@ impl Protocol {
             }
             return;
         }
-        // The name is inherited, so that a late upload of the last holder is found and no second image stored.
+        // The name is inherited, so that a late upload of the last holder is found.
         let is_used = s.images.has(record.name) && !self.is(Broken::TakeOverWithoutLooking);
         let name = if is_used
             || self.is(Broken::FreshNameOnTakeOver)
@@ -952,7 +958,7 @@ impl Protocol {
     // ---- Without records: one instance
 
     fn owes(&self, s: &State, f: Id) -> bool {
-        let has_caller = s.callers.iter().any(|&caller| caller == Caller::Waiting(f));
+        let has_caller = s.callers.contains(&Caller::Waiting(f));
         !has_caller && !s.told.has(f)
     }
 
@@ -1119,10 +1125,8 @@ impl Protocol {
                     actions.push(Resend(f));
                 }
             }
-            Stage::Unpaid => {
-                if self.is_held(flight) || self.is(Broken::PayWithoutHolding) {
-                    actions.push(Call(f));
-                }
+            Stage::Unpaid if self.is_held(flight) || self.is(Broken::PayWithoutHolding) => {
+                actions.push(Call(f));
             }
             Stage::Calling => {
                 actions.push(ModelAnswers(f));
@@ -1217,7 +1221,7 @@ impl Protocol {
                 if self.is_leased() {
                     let record = s.records[flight.slot];
                     let is_mine = record.is_some_and(|r| r.holder == Some(f));
-                    // A late holder may have told its image meanwhile: that pays twice, but from a silent holder.
+                    // A late holder may have told its image meanwhile.
                     let is_settled = record.is_some_and(|r| r.kind == Kind::Receipt);
                     if !is_mine && !is_settled {
                         s.breach = Some(Breach::PaidWithoutHolding);
@@ -1470,7 +1474,7 @@ impl Protocol {
 // ---- Symmetry: which request is which does not matter
 
 impl State {
-    /// The smallest of the states that differ from this one in the order of three equal requests only.
+    /// The smallest of the states that differ from this one in the order of three requests only.
     pub fn of_equal_requests(&self) -> State {
         const ORDERS: [[Id; FLIGHTS]; 6] =
             [[0, 1, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3], [2, 1, 0, 3]];
