@@ -6,7 +6,7 @@ use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
 use crate::google::client::Client;
 use crate::google::storage::Storage;
-use crate::google::vertex::Vertex;
+use crate::google::vertex::{CALL_TIME, Vertex};
 use std::sync::Arc;
 
 pub struct App {
@@ -27,6 +27,7 @@ impl App {
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
+            call_time: CALL_TIME.min(config.generation_deadline / 2),
         };
         let storage = Arc::new(Storage {
             client: Arc::clone(&client),

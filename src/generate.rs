@@ -3,7 +3,7 @@
 use crate::config::Target;
 use crate::error::{Error, Kind};
 use crate::google::storage::{Metadata, Storage};
-use crate::google::vertex::Vertex;
+use crate::google::vertex::{self, Vertex};
 use crate::image::Image;
 use crate::model::{Family, Model};
 use crate::request::GenerateRequest;
@@ -42,7 +42,7 @@ pub struct Unstored {
     name: String,
     image: Image,
     metadata: Metadata,
-    model: &'static Model,
+    model: String,
 }
 
 impl Generator {
@@ -54,12 +54,12 @@ impl Generator {
         deadline: Instant,
     ) -> Result<Unstored, Error> {
         self.storage.check_writable(deadline).await?;
-        let (image, model) = self.image(request, deadline).await?;
-        metrics::image_paid(model.id);
+        let vertex::Generated { image, model } = self.image(request, deadline).await?;
+        metrics::image_paid(&model);
         let stem = format!("{}_{}", origin.request_id, crate::id::random_hex::<4>());
         let mut metadata = Metadata::from([
             ("request_id".to_owned(), origin.request_id.clone()),
-            ("model".to_owned(), model.id.to_owned()),
+            ("model".to_owned(), model.clone()),
             ("prompt_sha256".to_owned(), request.prompt_sha256.clone()),
             ("aspect_ratio".to_owned(), request.params.aspect_ratio.clone()),
         ]);
@@ -71,7 +71,7 @@ impl Generator {
     pub async fn store(&self, unstored: &Unstored, deadline: Instant) -> Result<Generated, Error> {
         let Unstored { name, image, metadata, model } = unstored;
         self.storage.put_image(name, image, metadata, deadline).await?;
-        Ok(Generated { object: name.clone(), model: model.id.to_owned() })
+        Ok(Generated { object: name.clone(), model: model.clone() })
     }
 
     /// The image and the model that made it: the one asked for, else the first fallback that is served.
@@ -79,7 +79,7 @@ impl Generator {
         &self,
         request: &GenerateRequest,
         deadline: Instant,
-    ) -> Result<(Image, &'static Model), Error> {
+    ) -> Result<vertex::Generated, Error> {
         if let Some(model) = request.model {
             let location = self.location_of(model);
             return self.call(&Target { model, location }, request, deadline).await;
@@ -117,7 +117,7 @@ impl Generator {
         target: &Target,
         request: &GenerateRequest,
         deadline: Instant,
-    ) -> Result<(Image, &'static Model), Error> {
+    ) -> Result<vertex::Generated, Error> {
         target.model.check(&request.params)?;
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
@@ -125,8 +125,7 @@ impl Generator {
                 "add_watermark false is not honoured: this model always watermarks"
             );
         }
-        let image = self.vertex.image(target, &request.prompt, &request.params, deadline).await?;
-        Ok((image, target.model))
+        self.vertex.image(target, &request.prompt, &request.params, deadline).await
     }
 
     /// Where a model named by the caller is asked for: where the settings name it, else where they ask

@@ -4,5 +4,6 @@ pub mod client;
 pub mod credential_file;
 pub mod credentials;
 pub mod http;
+pub mod rpc_error;
 pub mod storage;
 pub mod vertex;

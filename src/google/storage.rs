@@ -5,6 +5,7 @@ use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::google::client::{Client, SendError};
 use crate::google::http::{next_chunk, text};
+use crate::google::rpc_error::GoogleError;
 use crate::image::{Blob, Image};
 use crate::retry::{self, Again, Failure, within};
 use crate::telemetry::metrics;
@@ -156,12 +157,13 @@ impl Storage {
             };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
-        Ok(match (status, google_message(&body), serde_json::from_slice::<Granted>(&body)) {
-            (StatusCode::OK, _, Ok(granted)) => Access::Granted(granted.permissions),
-            (StatusCode::NOT_FOUND, Some(message), _) => Access::NoBucket(message),
-            (_, message, _) => {
-                Access::Unknown(file_save(&message.unwrap_or_else(|| unexplained(status))))
+        let google = GoogleError::parse(&body);
+        Ok(match (status, serde_json::from_slice::<Granted>(&body)) {
+            (StatusCode::OK, Ok(granted)) => Access::Granted(granted.permissions),
+            (StatusCode::NOT_FOUND, _) if !google.message.is_empty() => {
+                Access::NoBucket(google.message)
             }
+            _ => Access::Unknown(file_save(&message_of(status, &google))),
         })
     }
 
@@ -407,23 +409,26 @@ fn no_answer(error: SendError) -> Failure {
 
 /// What an answer other than success means ("HTTP status and error codes for JSON", "Retry strategy").
 async fn refused(response: Response<Incoming>, deadline: Instant) -> Failure {
-    let status = response.status();
-    let body = body(response, deadline).await;
-    let message = google_message(&body).unwrap_or_else(|| unexplained(status));
+    let (status, headers) = (response.status(), response.headers().clone());
+    let google = GoogleError::parse(&body(response, deadline).await);
+    let mut error = Kind::FileSave.because(message_of(status, &google));
+    error.retry_after = google.retry_after(&headers);
     let again = match status.as_u16() {
         408 | 429 | 500 | 502 | 503 | 504 => Again::Later,
+        403 if google.has_reason("rateLimitExceeded") => Again::Later,
         _ => Again::Never,
     };
-    Failure { error: Kind::FileSave.because(message), again }
+    if let Some(body) = google.body {
+        error = error.caused_by(body);
+    }
+    Failure { error, again }
 }
 
-fn unexplained(status: StatusCode) -> String {
-    format!("HTTP {} from Cloud Storage.", status.as_u16())
-}
-
-fn google_message(body: &[u8]) -> Option<String> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    body["error"]["message"].as_str().map(str::to_owned)
+fn message_of(status: StatusCode, google: &GoogleError) -> String {
+    match google.message.as_str() {
+        "" => format!("HTTP {} from Cloud Storage.", status.as_u16()),
+        message => message.to_owned(),
+    }
 }
 
 /// Base64 of the big-endian bytes, as Cloud Storage writes it.

@@ -7,6 +7,7 @@ pub mod gemini;
 pub mod imagen;
 
 use crate::error::{Error, Kind};
+use serde_json::Value;
 
 /// One model of the table.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,15 +66,17 @@ pub enum OutputMimeType {
     Jpeg,
 }
 
-/// What a whole, well-formed answer of a model amounts to.
+/// The meaning of a model's complete response.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The image that [`crate::extract`] took out at this place.
+    /// The number of the image that [`crate::extract`] extracted.
     Image(usize),
     /// A safety filter stopped the prompt or the image; the text is the model's.
     Blocked(String),
-    /// No usable image, for the reason given.
+    /// No usable image; the model's text may be empty.
     Empty(String),
+    /// Not a response of this API.
+    Unknown,
 }
 
 impl Model {
@@ -144,7 +147,7 @@ impl Model {
     pub fn not_served_hint(&self, location: &str) -> String {
         let current: Vec<_> = MODELS
             .iter()
-            .filter(|m| !m.retired)
+            .filter(|m| !m.retired && m.id != self.id)
             .map(|m| format!("{} ({})", m.id, m.served_in))
             .collect();
         format!(
@@ -181,19 +184,16 @@ impl Family {
         }
     }
 
-    /// Reads a whole answer whose images [`crate::extract`] has taken out.
-    ///
-    /// # Errors
-    /// Where the answer is not what the API documents.
-    pub fn outcome(self, skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
+    /// Reads a complete response whose images [`crate::extract`] has extracted.
+    pub fn outcome(self, skeleton: &Value) -> Outcome {
         match self {
             Family::Imagen => imagen::outcome(skeleton),
             Family::Gemini => gemini::outcome(skeleton),
         }
     }
 
-    /// Reads an answer that has arrived this far and names the image to keep if no better one follows.
-    pub fn best_so_far(self) -> fn(&[u8]) -> Option<usize> {
+    /// Reads a response that has arrived this far and names the image to keep if no better one follows.
+    pub fn best_so_far(self) -> fn(&Value) -> Option<usize> {
         match self {
             Family::Imagen => imagen::best_so_far,
             Family::Gemini => gemini::best_so_far,
@@ -240,13 +240,24 @@ fn or_nothing(list: &str) -> String {
     if list.is_empty() { "nothing".to_owned() } else { list.to_owned() }
 }
 
-/// The number of the image that a reference left by [`crate::extract`] stands for.
-fn image_at(reference: Option<&str>) -> Option<usize> {
-    reference?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
+/// The elements of an array. An object where an array is documented counts as its only element.
+pub fn elements(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(elements) => elements,
+        Value::Object(_) => std::slice::from_ref(value),
+        _ => &[],
+    }
 }
 
-/// What the caller reads when a model says nothing about why there is no image.
-const NO_BYTES: &str = "The image data from Vertex AI was empty or inaccessible.";
+/// The number of the image that a reference left by [`crate::extract`] stands for.
+fn image_at(reference: &Value) -> Option<usize> {
+    reference.as_str()?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
+}
+
+/// A string that says something; any other value is as if absent.
+fn text(value: &Value) -> Option<&str> {
+    value.as_str().filter(|text| !text.trim().is_empty())
+}
 
 /// Every aspect ratio that some model takes.
 pub const RATIOS: &[&str] = RATIOS_14;

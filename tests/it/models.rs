@@ -149,11 +149,15 @@ async fn a_draft_is_never_stored_when_the_final_image_was_filtered() {
 
 #[tokio::test]
 async fn type_and_extension_follow_the_bytes() {
-    let jpeg = BASE64_STANDARD.encode(b"\xff\xd8\xff\xe0 a jpeg");
-    let webp = BASE64_STANDARD.encode(b"RIFF\x10\0\0\0WEBPVP8 ");
-    for (image, content_type, extension) in
-        [(RED, "image/png", ".png"), (&jpeg, "image/jpeg", ".jpg"), (&webp, "image/webp", ".webp")]
-    {
+    let image = |begin: &[u8]| BASE64_STANDARD.encode([begin, &[0; 200]].concat());
+    for (image, content_type, extension) in [
+        (RED.to_owned(), "image/png", ".png"),
+        (image(b"\xff\xd8\xff\xe0"), "image/jpeg", ".jpg"),
+        (image(b"RIFF\x10\0\0\0WEBPVP8 "), "image/webp", ".webp"),
+        (image(b"GIF89a"), "image/gif", ".gif"),
+        (image(b"\0\0\0\x18ftypavif\0\0\0\0mif1"), "image/avif", ".avif"),
+        (image(b"\0\0\0\x18ftypmif1\0\0\0\0heic"), "image/heic", ".heic"),
+    ] {
         let service = Service::current().await;
         let part = json!({"inlineData": {"mimeType": "image/tiff", "data": image}});
         service.model_answers(200, gemini(&[part], "STOP"));
@@ -344,20 +348,33 @@ fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
 }
 
 #[tokio::test]
-async fn a_response_beyond_the_limits_is_a_clear_error() {
-    for (answer, words) in [
-        (
-            gemini(&[part(&large_image((64 << 20) + 1))], "STOP"),
-            "an image of more than 67108864 bytes",
-        ),
-        (
-            gemini(&[json!({"text": "x".repeat(2 << 20)}), part(RED)], "STOP"),
-            "more than 1048576 bytes beside",
-        ),
+async fn an_image_beyond_the_limit_is_a_clear_error() {
+    let service = Service::current().await;
+    service.model_answers(200, gemini(&[part(&large_image((64 << 20) + 1))], "STOP"));
+    service
+        .prompt()
+        .await
+        .is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES")
+        .details_have("an image of more than 67108864 bytes");
+    assert_eq!(service.emulator.counters().objects, 0);
+}
+
+#[tokio::test]
+async fn more_than_a_mib_beside_the_image_is_dropped() {
+    let long = "x".repeat(2 << 20);
+    let many: Vec<Value> = (0..100_000).map(|n| json!({"text": n.to_string()})).collect();
+    let metadata = json!({"chunks": many, "long": long});
+    for response in [
+        gemini(&[json!({"text": long}), part(RED)], "STOP"),
+        gemini(&[json!({"thought_signature": long}), part(RED)], "STOP"),
+        gemini(&[many.clone(), vec![part(RED)], many.clone()].concat(), "STOP"),
+        gemini(&[part(RED)], &long),
+        json!({"candidates": [{"groundingMetadata": metadata, "content": {"parts": [part(RED)]}}]})
+            .to_string(),
     ] {
         let service = Service::current().await;
-        service.model_answers(200, answer);
-        service.prompt().await.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have(words);
-        assert_eq!(service.emulator.counters().objects, 0);
+        service.model_answers(200, response);
+        service.prompt().await.is_image();
+        assert_eq!(service.only_object().bytes, bytes(RED));
     }
 }
