@@ -7,9 +7,10 @@ RUN rustup target add "$(uname -m)-unknown-linux-musl"
 COPY Cargo.toml Cargo.lock ./
 COPY benches/Cargo.toml benches/
 COPY emulator/Cargo.toml emulator/
+COPY model/Cargo.toml model/
 COPY scripts/build-static.sh scripts/
-RUN mkdir -p src/bin benches/src emulator/src \
-    && touch src/lib.rs benches/src/lib.rs emulator/src/lib.rs \
+RUN mkdir -p src/bin benches/src emulator/src model/src \
+    && touch src/lib.rs benches/src/lib.rs emulator/src/lib.rs model/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cp src/main.rs src/bin/iga-local.rs \
     && scripts/build-static.sh "$(uname -m)"
@@ -21,11 +22,11 @@ RUN touch src/lib.rs src/main.rs && scripts/build-static.sh "$(uname -m)"
 FROM build AS build-local
 COPY emulator/src emulator/src
 COPY events/generate_image.json events/
-RUN mkdir pictures && scripts/build-static.sh "$(uname -m)" iga-local
+RUN mkdir images && scripts/build-static.sh "$(uname -m)" iga-local
 
 FROM gcr.io/distroless/static-debian13:nonroot AS local
 COPY --from=build-local /build/target/*-musl/release/iga-local /
-COPY --from=build-local --chown=65532:65532 /build/pictures /pictures
+COPY --from=build-local --chown=65532:65532 /build/images /images
 ENTRYPOINT ["/iga-local"]
 
 FROM gcr.io/distroless/static-debian13:nonroot

@@ -1,32 +1,44 @@
 #!/usr/bin/env python3
 """Measures IGA beside its baselines, in one run, and writes docs/performance/results.json.
 
-Usage: benches/run.py                  all measurements, about 20 minutes on two otherwise idle cores
-       benches/run.py --only NAME      repeats one measurement, with its baselines, and keeps the others
-       benches/run.py --quick FILE     runs each measurement once and small, without peers, and writes FILE
+Usage: benches/run.py               all measurements, about 40 minutes on two otherwise idle cores
+       benches/run.py --only NAME   repeats one measurement and keeps the results of the others
+       benches/run.py --quick FILE  runs each measurement once and small, without peers, into FILE
 
-The quick run checks that the harness works. benches/report.py turns the results into the tables and charts of
-docs/performance.md.
+The quick run checks that the harness works. benches/report.py turns the results into the tables
+and charts of docs/performance.md.
 """
 
 import contextlib
 import json
-import os
-import platform
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")).resolve()
-BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-KIB, MIB = 1 << 10, 1 << 20
+from harness import (
+    KIB,
+    MIB,
+    REPOSITORY,
+    Iga,
+    IgaWithoutLog,
+    MemoryLimit,
+    MinimalServer,
+    MinimalServerOneThread,
+    PassThrough,
+    Peer,
+    Upstream,
+    build,
+    enter_network,
+    load,
+    machine,
+    peers,
+    program,
+    stopwatch,
+)
+
 USUAL = 3 * MIB // 2
-directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DEFAULT_BUDGET_MIB = 128
+LEVELS = [1, 16, 80]
 
 
 class Plan:
@@ -38,8 +50,16 @@ class Plan:
     sizes = [64 * KIB, 512 * KIB, USUAL, 4 * MIB, 8 * MIB, 14 * MIB, 20 * MIB]
     # Callers, bytes of an image, latency of the model in ms, number of images.
     in_transfer, in_flight = (80, 8 * MIB, 0, 240), (1000, USUAL, 2000, 2000)
-    concurrencies = [1, 4, 16, 80, 250, 1000]
+    concurrencies, fewest_requests = [1, 4, 16, 80, 250, 1000], 50
     budgets_mib = [2, 8, 32, 128]
+    # Callers, bytes of an image, Mbit/s of an upload.
+    convoy = 80, 8 * MIB, 50
+    # Callers, bytes of a prompt, bytes of an image, latency of the model in ms.
+    limit_mib = 256
+    limited = {"prompts": (80, MIB - KIB, 8 * MIB, 0), "in_flight": (1000, 0, USUAL, 2000)}
+    round_trips_ms, distance_sizes, distance_starts = [30, 100], [USUAL, 8 * MIB], 5
+    warm_requests, idle_rounds, idle_seconds = 15, 3, 60
+    log_requests = 2000
 
 
 class Quick(Plan):
@@ -48,19 +68,24 @@ class Quick(Plan):
     images = 20
     sizes = [64 * KIB, USUAL]
     in_transfer, in_flight = (8, 8 * MIB, 0, 16), (40, USUAL, 100, 40)
-    concurrencies = [1, 40]
+    concurrencies, fewest_requests = [1, 40], 5
     budgets_mib = [2]
+    convoy = 24, 8 * MIB, 400
+    limited = {"prompts": (8, MIB - KIB, 8 * MIB, 0), "in_flight": (40, 0, USUAL, 100)}
+    round_trips_ms, distance_sizes, distance_starts = [30], [USUAL], 1
+    warm_requests, idle_rounds, idle_seconds = 3, 1, 1
+    log_requests = 20
 
 
 def main(arguments):
     plan, file, results = Plan, REPOSITORY / "docs/performance/results.json", {}
-    measures = [sizes_on_disk, starts, images, memory, by_size, by_concurrency, by_budget, ceiling]
+    measures = {measure.__name__: measure for measure in MEASURES}
     match arguments:
         case []:
             pass
-        case ["--only", name] if name in (names := [measure.__name__ for measure in measures]):
+        case ["--only", name] if name in measures:
             results = json.loads(file.read_text())
-            measures = [measures[names.index(name)]]
+            measures = {name: measures[name]}
         case ["--quick", path]:
             plan, file = Quick, Path(path)
         case _:
@@ -68,9 +93,15 @@ def main(arguments):
     build()
     subjects = [Iga(), PassThrough(), *(peers() if plan is Plan else [])]
     results |= {"machine": machine(), "programs": [subject.name for subject in subjects]}
-    for measure in measures:
-        print(f"== {measure.__name__}", flush=True)
-        results[measure.__name__] = measure(plan, subjects)
+    obstacle = enter_network()
+    if obstacle:
+        print(f"NOT MEASURED: distance. This machine has {obstacle}", flush=True)
+        measures.pop("distance", None)
+    for name, measure in measures.items():
+        print(f"== {name}", flush=True)
+        begin = time.monotonic()
+        results[name] = measure(plan, subjects)
+        print(f"== {name} took {time.monotonic() - begin:.0f} s", flush=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
     print(file)
 
@@ -79,36 +110,63 @@ def main(arguments):
 
 
 def sizes_on_disk(plan, subjects):
-    sizes = {"iga": program("iga").stat().st_size, "minimal server": program("minimal_server").stat().st_size}
+    sizes = {"iga": program("iga"), "minimal server": program("minimal_server")}
+    sizes = {name: path.stat().st_size for name, path in sizes.items()}
     for subject in subjects:
         if isinstance(subject, Peer):
-            sizes[subject.name] = sum(file.lstat().st_size for file in subject.packages().rglob("*") if file.is_file())
+            files = [file for file in subject.packages().rglob("*") if file.is_file()]
+            sizes[subject.name] = sum(file.lstat().st_size for file in files)
     return sizes
 
 
 def starts(plan, subjects):
     """Milliseconds from exec to the first 200: for /health and for an image."""
     found = Table()
+    subjects = [MinimalServer(), MinimalServerOneThread(), *without_pass_through(subjects)]
     with Upstream(64 * KIB) as upstream:
         for number in range(plan.starts):
-            for subject in [MinimalServer(), MinimalServerOneThread(), *taking_part(subjects, number, plan.peer_starts)]:
-                if isinstance(subject, PassThrough):
-                    continue
+            for subject in taking_part(subjects, number, plan.peer_starts):
                 for what in ["health", "image"]:
                     found.add(subject, what, stopwatch(subject, what, upstream))
     return found.rows
 
 
-def images(plan, subjects):
-    """Idle memory; then CPU for each image, latency and speed at three levels of concurrency."""
+def starts_tls(plan, subjects):
+    """The same over TLS, with an access token from the token endpoint."""
     found = Table()
-    with Upstream(USUAL) as upstream:
+    with Upstream(64 * KIB, tls=True, chunked=True) as upstream:
+        for number in range(plan.starts):
+            for subject in taking_part(subjects, number, plan.peer_starts):
+                found.add(subject, "image", stopwatch(subject, "image", upstream))
+                if isinstance(subject, PassThrough):
+                    found.add(subject, "health", stopwatch(subject, "health", upstream))
+    return found.rows
+
+
+def images(plan, subjects):
+    """Idle memory; then CPU for each image, latency and speed at each level of concurrency."""
+    return at_all_levels(plan, subjects, Upstream(USUAL))
+
+
+def images_chunked(plan, subjects):
+    """The same with chunked responses of the model."""
+    return at_all_levels(plan, without_peers(subjects), Upstream(USUAL, chunked=True))
+
+
+def images_tls(plan, subjects):
+    """The same over TLS, with chunked responses of the model."""
+    return at_all_levels(plan, subjects, Upstream(USUAL, tls=True, chunked=True))
+
+
+def at_all_levels(plan, subjects, upstream):
+    found = Table()
+    with upstream:
         for number in range(plan.rounds):
             for subject in taking_part(subjects, number, plan.peer_rounds):
                 with subject.running(upstream) as process:
                     found.add(subject, "idle_mib", process.peak_mib())
                     process.load(20, 4)
-                    for callers in [1, 16, 80]:
+                    for callers in LEVELS:
                         requests = plan.peer_images if isinstance(subject, Peer) else plan.images
                         done = process.load(requests, callers)
                         for name in ["cpu_ms", "p50_ms", "p99_ms", "per_second"]:
@@ -117,19 +175,89 @@ def images(plan, subjects):
 
 
 def memory(plan, subjects):
-    """Peak memory of a fresh process under load, and the number of failed requests."""
+    """Peak memory of a fresh process under load, and the number of images that it lost."""
     found = Table()
-    for row, (callers, image_bytes, latency_ms, requests) in [
-        ("in_transfer", plan.in_transfer),
-        ("in_flight", plan.in_flight),
-    ]:
-        with Upstream(image_bytes, latency_ms) as upstream:
+    for row in ["in_transfer", "in_flight"]:
+        callers, image_bytes, latency_ms, requests = getattr(plan, row)
+        with Upstream(image_bytes, latency_ms=latency_ms) as upstream:
             for number in range(plan.peer_rounds):
                 for subject in taking_part(subjects, number, 1):
+                    asked = callers if isinstance(subject, Peer) else requests
                     with subject.running(upstream, IGA_MAX_GENERATIONS=str(callers)) as process:
-                        done = process.load(callers if isinstance(subject, Peer) else requests, callers, may_fail=True)
+                        done = load("images", process.url, asked, callers)
                         found.add(subject, f"{row} mib", process.peak_mib())
-                        found.add(subject, f"{row} failed", done["failed"])
+                        found.add(subject, f"{row} failed", asked - done["ok"])
+    return found.rows
+
+
+def limited_memory(plan, subjects):
+    """IGA over TLS in a control group with little memory: its peak, lost and refused images."""
+    found = Table()
+    for row, (callers, prompt_bytes, image_bytes, latency_ms) in plan.limited.items():
+        with Upstream(image_bytes, tls=True, chunked=True, latency_ms=latency_ms) as upstream:
+            for _ in range(plan.peer_rounds):
+                with contextlib.ExitStack() as stack:
+                    try:
+                        limit = stack.enter_context(MemoryLimit(plan.limit_mib))
+                    except OSError as error:
+                        print(f"NOT LIMITED: no control group can be made: {error}", flush=True)
+                        limit = None
+                    settings = {"memory_limit": limit, "IGA_MAX_GENERATIONS": str(callers)}
+                    process = stack.enter_context(Iga().running(upstream, **settings))
+                    options = {"prompt_bytes": prompt_bytes}
+                    done = process.load_to_the_limit(callers, callers, upstream, **options)
+                    found.add(Iga, f"{row} limited", int(limit is not None))
+                    found.add(Iga, f"{row} alive", int(process.process.poll() is None))
+                    found.add(Iga, f"{row} mib", limit.peak_mib() if limit else process.peak_mib())
+                    for name in ["lost", "refused"]:
+                        found.add(Iga, f"{row} {name}", done[name])
+    return found.rows
+
+
+def convoy(plan, subjects):
+    """IGA with large images and slow uploads: chunked responses against those with a length."""
+    found = Table()
+    callers, image_bytes, upload_mbit = plan.convoy
+    for row, chunked in [("length", False), ("chunked", True)]:
+        with Upstream(image_bytes, chunked=chunked, upload_mbit=upload_mbit) as upstream:
+            for _ in range(plan.peer_rounds):
+                with Iga().running(upstream) as process:
+                    done = process.load_to_the_limit(callers, callers, upstream)
+                    found.add(Iga, f"{row} mib", process.peak_mib())
+                    for name, figure in done.items():
+                        found.add(Iga, f"{row} {name}", figure)
+    return found.rows
+
+
+def distance(plan, subjects):
+    """One caller, with the upstream at a distance, over TLS and with chunked responses.
+
+    Milliseconds of the model's response alone, of an image on warm connections and after idleness,
+    and from exec to the first image.
+    """
+    found = Table()
+    with contextlib.ExitStack() as stack:
+        runs = []
+        cases = [(rtt, size) for rtt in plan.round_trips_ms for size in plan.distance_sizes]
+        for link, (rtt, size) in enumerate(cases):
+            upstream = stack.enter_context(Upstream(size, link=(link, rtt), tls=True, chunked=True))
+            alone = load("model", upstream.model, plan.warm_requests, 1)
+            found.add(Upstream, f"warm {rtt} {size}", alone["p50_ms"])
+            for subject in [Iga(), PassThrough()]:
+                process = stack.enter_context(subject.running(upstream))
+                process.load(plan.warm_requests, 1)
+                warm = process.load(plan.warm_requests, 1)
+                found.add(subject, f"warm {rtt} {size}", warm["p50_ms"])
+                runs.append((process, subject, f"idle {rtt} {size}"))
+        for _ in range(plan.idle_rounds):
+            time.sleep(plan.idle_seconds)
+            for process, subject, name in runs:
+                found.add(subject, name, process.load(1, 1)["p50_ms"])
+    rtt = plan.round_trips_ms[0]
+    with Upstream(64 * KIB, link=(0, rtt), tls=True, chunked=True) as upstream:
+        for _ in range(plan.distance_starts):
+            for subject in [Iga(), PassThrough()]:
+                found.add(subject, f"start {rtt}", stopwatch(subject, "image", upstream))
     return found.rows
 
 
@@ -151,37 +279,77 @@ def by_size(plan, subjects):
 def by_concurrency(plan, subjects):
     """CPU and peak memory against the number of callers; the model takes 200 ms."""
     found = Table()
-    with Upstream(USUAL, 200) as upstream:
+    with Upstream(USUAL, latency_ms=200) as upstream:
         for callers in plan.concurrencies:
-            for number in range(plan.peer_rounds):
-                for subject in taking_part(subjects, number, 0):
+            for _ in range(plan.peer_rounds):
+                for subject in without_peers(subjects):
                     with subject.running(upstream, IGA_MAX_GENERATIONS="1000") as process:
-                        done = process.load(max(50, 3 * callers), callers)
+                        requests = max(plan.fewest_requests, 3 * callers)
+                        done = process.load(requests, callers)
                         found.add(subject, f"cpu_ms {callers}", done["cpu_ms"])
                         found.add(subject, f"mib {callers}", process.peak_mib())
     return found.rows
 
 
 def by_budget(plan, subjects):
-    """CPU and speed with 80 callers against the transfer budget, which only IGA has."""
+    """CPU and speed of IGA with 80 callers; `images` measures the default budget."""
     found = Table()
     with Upstream(USUAL) as upstream:
-        for number in range(plan.rounds):
-            for subject in taking_part(subjects, number, 0):
-                for budget_mib in plan.budgets_mib if isinstance(subject, Iga) else [0]:
-                    with subject.running(upstream, IGA_TRANSFER_BUDGET_MIB=str(budget_mib)) as process:
-                        process.load(20, 4)
-                        done = process.load(plan.images, 80)
-                        for name in ["cpu_ms", "per_second"]:
-                            found.add(subject, f"{name} {budget_mib}", done[name])
+        for _ in range(plan.rounds):
+            for budget_mib in plan.budgets_mib:
+                if budget_mib == DEFAULT_BUDGET_MIB:
+                    continue
+                with Iga().running(upstream, IGA_TRANSFER_BUDGET_MIB=str(budget_mib)) as process:
+                    process.load(20, 4)
+                    done = process.load(plan.images, 80)
+                    for name in ["cpu_ms", "per_second"]:
+                        found.add(Iga, f"{name} {budget_mib}", done[name])
+    return found.rows
+
+
+def log(plan, subjects):
+    """Bytes of log for each request at info level, and the CPU of IGA with and without a log."""
+    found = Table()
+    with Upstream(64 * KIB) as upstream:
+        for _ in range(plan.rounds):
+            for subject in [Iga(), IgaWithoutLog()]:
+                with subject.running(upstream) as process:
+                    process.load(20, 4)
+                    before = process.log_bytes()
+                    done = process.load(plan.log_requests, 16)
+                    found.add(subject, "cpu_ms", done["cpu_ms"])
+                    found.add(subject, "bytes", (process.log_bytes() - before) / plan.log_requests)
     return found.rows
 
 
 def ceiling(plan, subjects):
     """Images per second and p50 of the callers and the upstream without a service between them."""
+    found = {}
     with Upstream(USUAL) as upstream:
-        runs = [load("ceiling", upstream.address, plan.images, callers, str(USUAL)) for callers in [1, 16, 80]]
-    return {str(callers): [run["ok"] / run["seconds"], run["p50_ms"]] for callers, run in zip([1, 16, 80], runs)}
+        options = {"storage": upstream.storage, "image_bytes": USUAL}
+        for callers in LEVELS:
+            done = load("ceiling", upstream.model, plan.images, callers, **options)
+            found[str(callers)] = [done["ok"] / done["seconds"], done["p50_ms"]]
+    return found
+
+
+MEASURES = [
+    sizes_on_disk,
+    starts,
+    starts_tls,
+    images,
+    images_chunked,
+    images_tls,
+    memory,
+    limited_memory,
+    convoy,
+    distance,
+    by_size,
+    by_concurrency,
+    by_budget,
+    log,
+    ceiling,
+]
 
 
 class Table:
@@ -197,226 +365,18 @@ class Table:
 
 
 def taking_part(subjects, number, peer_rounds):
-    """The subjects of this round: the peers are slow, so they take part in the first rounds only."""
-    return [subject for subject in subjects if number < peer_rounds or not isinstance(subject, Peer)]
+    """The subjects of this round: the peers are slow and take part in the first rounds only."""
+    return [
+        subject for subject in subjects if number < peer_rounds or not isinstance(subject, Peer)
+    ]
 
 
-# ---- the subjects
+def without_peers(subjects):
+    return [subject for subject in subjects if not isinstance(subject, Peer)]
 
 
-class Subject:
-    """A program that serves /generate_image."""
-
-    directory = REPOSITORY
-
-    def command(self, port, upstream):
-        return [program(self.name)]
-
-    def environment(self, port, upstream):
-        return {
-            "PATH": os.environ["PATH"],
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PORT": str(port),
-            "IGA_DEBUG_MODE": "False",
-            "GCP_PROJECT_ID": "benchmark",
-            "GCP_LOCATION": "us-central1",
-            "GCS_BUCKET_NAME": "benchmark",
-            "IGA_VERTEXAI_IMAGE_MODEL_ID": "imagen-4.0-generate-001",
-            "IGA_VERTEXAI_ENDPOINT": f"http://{upstream.address}",
-            "STORAGE_EMULATOR_HOST": f"http://{upstream.address}",
-            "GCE_METADATA_HOST": upstream.address,
-            "GCE_METADATA_IP": upstream.address,
-            # The base image of the container sets it.
-            "SSL_CERT_FILE": BUNDLE,
-        }
-
-    @contextlib.contextmanager
-    def running(self, upstream, **settings):
-        port = free_port()
-        environment = {**self.environment(port, upstream), **settings}
-        command = self.command(port, upstream)
-        prints_address = isinstance(self, PassThrough)
-        with started(command, prints_address, env=environment, cwd=self.directory) as process:
-            running = Running(process, self.address(process, port))
-            running.wait_until_healthy()
-            yield running
-
-    def address(self, process, port):
-        return f"127.0.0.1:{port}"
-
-
-class Iga(Subject):
-    name = "iga"
-
-
-class MinimalServer(Subject):
-    name = "minimal server"
-
-    def command(self, port, upstream):
-        return [program("minimal_server")]
-
-
-class MinimalServerOneThread(Subject):
-    name = "minimal server, one thread"
-
-    def command(self, port, upstream):
-        return [program("minimal_server"), "one-thread"]
-
-
-class PassThrough(Subject):
-    name = "pass-through"
-
-    def command(self, port, upstream):
-        return [program("pass_through"), upstream.address, str(upstream.image_bytes)]
-
-    def address(self, process, port):
-        return process.stdout.readline().decode().strip()
-
-
-class Peer(Subject):
-    def __init__(self, name, *command):
-        self.name, self.arguments = name, command
-        self.directory = REPOSITORY / "benches/peers" / name
-        self.python = TARGET / "benches" / name / "bin"
-
-    def install(self):
-        """Installs its packages. Returns whether that succeeded."""
-        if not self.python.exists():
-            subprocess.run([sys.executable, "-m", "venv", self.python.parent], check=True)
-        install = [self.python / "pip", "install", "--quiet", "--requirement", self.directory / "requirements.txt"]
-        result = subprocess.run(install, capture_output=True, text=True)
-        if result.returncode:
-            print(f"NOT MEASURED: {self.name}. Its packages cannot be installed:\n{result.stderr}", flush=True)
-        return not result.returncode
-
-    def packages(self):
-        (found,) = self.python.parent.glob("lib/python3*/site-packages")
-        return found
-
-    def command(self, port, upstream):
-        return [self.python / self.arguments[0], *(word.replace("PORT", str(port)) for word in self.arguments[1:])]
-
-
-def peers():
-    flask = Peer("flask", "gunicorn", "--workers=1", "--threads=80", "--bind=127.0.0.1:PORT", "app:app")
-    fastapi = Peer("fastapi", "uvicorn", "--host=127.0.0.1", "--port=PORT", "app:app")
-    return [peer for peer in [flask, fastapi] if peer.install()]
-
-
-class Running:
-    """A running subject, with the processes that it started."""
-
-    def __init__(self, process, address):
-        self.process, self.address = process, address
-
-    def wait_until_healthy(self):
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                directly.open(f"http://{self.address}/health", timeout=10).close()
-                return
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{self.process.args} does not respond")
-            time.sleep(0.01)
-
-    def pids(self):
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [self.process.pid, *map(int, children)]
-
-    def cpu_seconds(self):
-        # The CPU clock of another process, user and system time: clock_getcpuclockid(3).
-        return sum(time.clock_gettime(~pid << 3 | 2) for pid in self.pids())
-
-    def peak_mib(self):
-        lines = "".join(Path(f"/proc/{pid}/status").read_text() for pid in self.pids()).splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / KIB
-
-    def load(self, requests, callers, may_fail=False):
-        before = self.cpu_seconds()
-        done = load("images", self.address, requests, callers)
-        spent = self.cpu_seconds() - before
-        if done["failed"] and not may_fail:
-            sys.exit(f"{self.process.args}: {done['failed']} of {requests} requests failed")
-        return {**done, "cpu_ms": spent * 1e3 / requests, "per_second": done["ok"] / done["seconds"]}
-
-
-class Upstream:
-    """The fake of Google's services. All its images have one size."""
-
-    def __init__(self, image_bytes, latency_ms=0):
-        self.image_bytes = image_bytes
-        self.latency_ms = latency_ms
-
-    def __enter__(self):
-        command = [program("upstream"), str(self.image_bytes), str(self.latency_ms)]
-        self.stack = contextlib.ExitStack()
-        process = self.stack.enter_context(started(command))
-        self.address = process.stdout.readline().decode().strip()
-        return self
-
-    def __exit__(self, *exception):
-        self.stack.close()
-
-
-def load(mode, address, requests, callers, *more):
-    command = [program("load"), mode, address, str(requests), str(callers), *more]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-    if result.returncode:
-        sys.exit(result.stderr)
-    return json.loads(result.stdout)
-
-
-def stopwatch(subject, what, upstream):
-    port = free_port()
-    command = [program("stopwatch"), what, str(port), *subject.command(port, upstream)]
-    environment = subject.environment(port, upstream)
-    result = subprocess.run(command, env=environment, cwd=subject.directory, capture_output=True, text=True, timeout=120)
-    if result.returncode:
-        sys.exit(result.stderr)
-    return float(result.stdout)
-
-
-@contextlib.contextmanager
-def started(command, prints_address=True, **options):
-    """A process, ended on exit. Its stdout is a pipe if it prints an address; otherwise a log file, which costs CPU."""
-    with tempfile.TemporaryFile() as log:
-        out = subprocess.PIPE if prints_address else log
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, **options)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if prints_address:
-                process.stdout.close()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-# ---- building
-
-
-def build():
-    for name in ["iga", "minimal_server", "pass_through", "upstream", "load", "stopwatch"]:
-        subprocess.run([REPOSITORY / "scripts/build-static.sh", platform.machine(), name], check=True)
-
-
-def program(name):
-    return TARGET / f"{platform.machine()}-unknown-linux-musl" / "release" / name
-
-
-def machine():
-    cpu = next(line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release()}
+def without_pass_through(subjects):
+    return [subject for subject in subjects if not isinstance(subject, PassThrough)]
 
 
 if __name__ == "__main__":

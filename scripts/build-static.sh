@@ -19,7 +19,7 @@ esac
 main() {
     case $arch in
         x86_64 | aarch64) ;;
-        *) give_up "There is no build for $arch: say x86_64 or aarch64." ;;
+        *) give_up "$arch is not supported: use x86_64 or aarch64." ;;
     esac
     local flags=CFLAGS_${triple//-/_}
     export "$flags=${!flags:-} $allocator"
@@ -27,7 +27,7 @@ main() {
         choose_c_compiler
         cargo "${build[@]}"
     elif [ "$arch" = x86_64 ] && has_debian_sources; then
-        echo 'FOR CHECKING ONLY: built with the compiler and the musl of Debian, not with those that make the shipped binary.' >&2
+        echo 'FOR CHECKING ONLY: built with the compiler and the musl of Debian, not with those of the shipped binary.' >&2
         build_with_debian
     else
         give_up "The standard library for $triple is missing. Install it: rustup target add $triple"
@@ -39,11 +39,11 @@ has_std() {
     command -v cargo rustc >/dev/null && compgen -G "$(rustc --print target-libdir --target "$triple")/libstd-*.rlib" >/dev/null
 }
 
-# mimalloc sets aside 1 GiB, and what it notes of that costs 40 page faults at a start; smaller parts do, as they are needed.
+# By default mimalloc reserves 1 GiB at a start, and its records of that cost 40 page faults. This makes it reserve
+# smaller parts as it needs them.
 allocator=-DMI_DEFAULT_ARENA_RESERVE=65536 # KiB
 
-# `ring` and mimalloc have parts in C, which ask nothing of a C library that glibc and musl do not both have; so a
-# compiler for glibc will do where there is none for musl.
+# The C parts of `ring` and mimalloc use only what glibc and musl both provide, so a compiler for glibc works too.
 choose_c_compiler() {
     local name=${triple//-/_} candidates=("$arch-linux-musl-gcc" "$arch-linux-gnu-gcc") candidate
     local cc=CC_$name linker=CARGO_TARGET_${name^^}_LINKER
@@ -52,7 +52,7 @@ choose_c_compiler() {
     for candidate in "${candidates[@]}"; do
         if command -v "$candidate" >/dev/null; then
             export "$cc=$candidate"
-            # This machine's linker is for this machine; rustc brings one for all, and all that is linked.
+            # The linker of this machine links for this machine only; rustc includes one for every target.
             [ "$(uname -m)" = "$arch" ] || export "$linker=rust-lld"
             return 0
         fi
@@ -70,7 +70,7 @@ has_debian_sources() {
 musl=/usr/lib/x86_64-linux-musl
 libunwind=/usr/lib/llvm-19/lib/libunwind.a
 
-# Debian has the sources of the standard library only. What links it to musl is put together here.
+# Debian packages the standard library as sources only. This collects the files that link it to musl.
 build_with_debian() {
     local parts=$target/debian-musl object
     mkdir -p "$parts"
@@ -84,7 +84,7 @@ build_with_debian() {
         musl-gcc -O2 -fPIC -x c -c - -o "$parts/fprintf_chk.o"
     cp "$libunwind" "$parts/libunwind.a"
     ar rs "$parts/libunwind.a" "$parts/fprintf_chk.o"
-    # By its whole name: cargo would take the rustc of the PATH, which may be rustup's.
+    # With its path, because cargo would take the rustc of the PATH, which can be rustup's.
     RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CC_x86_64_unknown_linux_musl=musl-gcc \
         RUSTFLAGS="-L native=$parts -C link-arg=-lgcc" /usr/bin/cargo "${build[@]}" -Z build-std=std,panic_abort
 }

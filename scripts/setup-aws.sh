@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Lets one role of an AWS account into Google Cloud, without a key: it may ask Vertex AI and keep pictures in one bucket.
+# Admits one role of an AWS account to Google Cloud without a key: the role can call Vertex AI and store images in one bucket.
 # Usage: scripts/setup-aws.sh --project ID --bucket NAME --account NUMBER [--role iga-lambda] [--bucket-location US] [--print]
-# --project and --bucket are Google's, --account and --role are AWS's; --print only shows the commands. What is there stays
-# there, so it may run again. It writes google-credentials.json, which holds no secret.
+# --project and --bucket are Google's, --account and --role are AWS's; --print only shows the commands. It keeps what
+# exists, so it can run again. It writes google-credentials.json, which holds no secret.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
@@ -36,7 +36,7 @@ main() {
 number_of_the_project() {
     local command=(gcloud projects describe "$project" '--format=value(projectNumber)')
     if [ -n "$print" ]; then
-        # shellcheck disable=SC2016 # whoever runs what is printed expands it
+        # shellcheck disable=SC2016 # the shell that runs the printed commands expands it
         number='$number'
         echo "number=\$($(quoted "${command[@]}"))"
     else
@@ -44,7 +44,7 @@ number_of_the_project() {
     fi
 }
 
-# Each role has a provider of its own, which lets in that role and nobody else. Updated too: the account may be another now.
+# Each role has a provider of its own, which admits only that role. It is updated too, because the account can be new.
 create_provider() {
     local sessions="arn:aws:sts::$account:assumed-role/$role" conditions
     conditions=("--account-id=$account" "--attribute-condition=attribute.aws_role == '$sessions'")
@@ -54,7 +54,7 @@ create_provider() {
     member="principalSet://iam.googleapis.com/projects/$number/locations/global/workloadIdentityPools/iga-aws/attribute.aws_role/$sessions"
 }
 
-# The same as those of setup-google.sh. Receipts and leases are read and deleted; pictures are created only.
+# The same roles as in setup-google.sh. IGA reads and deletes receipts and leases; it only creates images.
 create_roles() {
     create_role igaModels aiplatform.endpoints.predict
     create_role igaObjects storage.objects.delete,storage.objects.get,storage.objects.list
@@ -65,13 +65,13 @@ create_role() { # NAME PERMISSIONS
         gcloud iam roles create "$1" "--title=$1" "--permissions=$2" --stage=GA "--project=$project"
 }
 
-# Google refuses federated members anywhere else.
+# Google admits federated members only to buckets with uniform access.
 check_bucket() {
     local mend=(gcloud storage buckets update "gs://$bucket" --uniform-bucket-level-access)
     if [ -n "$print" ]; then
-        echo "# A bucket that was there needs this too, which ends its ACLs: $(quoted "${mend[@]}")"
+        echo "# An existing bucket needs this too, which ends its ACLs: $(quoted "${mend[@]}")"
     elif [ "$(gcloud storage buckets describe "gs://$bucket" '--format=value(uniform_bucket_level_access)')" != True ]; then
-        give_up "gs://$bucket has ACLs, and takes no federated member. If nobody needs them: $(quoted "${mend[@]}")"
+        give_up "gs://$bucket has ACLs and admits no federated member. If the ACLs are not needed: $(quoted "${mend[@]}")"
     fi
 }
 
@@ -103,7 +103,7 @@ unless_there() { # DESCRIBE COMMAND...
     fi
 }
 
-# As a shell takes it. No argument holds what means something between double quotes, but for the project's number.
+# Quoted for a shell. Between double quotes only the project's number holds a special character, its $.
 quoted() {
     local word line=''
     for word in "$@"; do
@@ -125,19 +125,19 @@ read_arguments() {
                 printf -v "${name//-/_}" %s "$2"
                 shift
                 ;;
-            *) give_up "$1 is not known. $(sed -n 's/^# Usage/Usage/p' "$0")" ;;
+            *) give_up "$1 is not an option. $(sed -n 's/^# Usage/Usage/p' "$0")" ;;
         esac
         shift
     done
 }
 
 check_arguments() {
-    demand project '^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$' 'the Google Cloud project that pays for the pictures'
-    demand bucket '^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$' 'the Cloud Storage bucket that takes the pictures, without gs://'
+    demand project '^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$' 'the Google Cloud project that pays for the images'
+    demand bucket '^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$' 'the Cloud Storage bucket that takes the images, without gs://'
     demand account '^[0-9]{12}$' 'the AWS account: aws sts get-caller-identity --query Account --output text'
-    # It is the provider's id too, and a session's ARN may have 127 characters at Google.
+    # It is also the provider's id, and Google limits the ARN of a session to 127 characters.
     demand role '^[a-z][a-z0-9-]{3,22}$' 'the role of the function, 4 to 23 lower case letters, digits and hyphens'
-    demand bucket_location '^[A-Za-z0-9-]+$' 'where a bucket is created that is not there'
+    demand bucket_location '^[A-Za-z0-9-]+$' 'the location of a bucket that must be created'
     [ ${#problems[@]} -eq 0 ] || give_up "$(printf '%s\n' "${problems[@]}")"
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prepares a Google Cloud project: APIs, image repository, accounts with no more roles than they need, buckets.
-# Usage: scripts/setup-google.sh [--print] [PROJECT REGION BUCKET], else the variables of these names are taken.
-# What is there already stays, so it can be run again. --print shows the commands for an empty project and runs none.
+# Prepares a Google Cloud project: APIs, image repository, accounts with the roles that they need and no more, buckets.
+# Usage: scripts/setup-google.sh [--print] [PROJECT REGION BUCKET]; without them it reads the variables of these names.
+# It keeps what exists, so it can run again. --print shows the commands for an empty project and runs none.
 set -euo pipefail
 
 print=
@@ -12,19 +12,19 @@ fi
 project=${1:-${PROJECT:-}}
 region=${2:-${REGION:-}}
 bucket=${3:-${BUCKET:-}}
-# As IGA takes it: no slash in front, one at the end, or nothing.
+# As IGA reads it: no slash in front, one at the end, or nothing.
 prefix=$(sed 's#^/*##; s#/*$##; s#.$#&/#' <<<"${IGA_GCS_IMAGE_PREFIX-images/iga/}")
 
-sources=run-sources-$project-$region # where `gcloud run deploy --source` uploads to
+sources=run-sources-$project-$region # `gcloud run deploy --source` uploads to it
 runtime=iga@$project.iam.gserviceaccount.com
 builder=iga-build@$project.iam.gserviceaccount.com
 new=
 
 main() {
-    [ -n "$project" ] || give_up 'Which project? Say PROJECT REGION BUCKET, or set PROJECT.'
-    [ -n "$region" ] || give_up 'Which region, such as us-central1? Say PROJECT REGION BUCKET, or set REGION.'
-    [ -n "$bucket" ] || give_up 'Which bucket takes the pictures? Say PROJECT REGION BUCKET, or set BUCKET.'
-    case $bucket in */*) give_up "The bucket's name alone is wanted, without gs:// and slashes: $bucket" ;; esac
+    [ -n "$project" ] || give_up 'The project is missing: pass PROJECT REGION BUCKET, or set PROJECT.'
+    [ -n "$region" ] || give_up 'The region is missing, such as us-central1: pass PROJECT REGION BUCKET, or set REGION.'
+    [ -n "$bucket" ] || give_up 'The bucket for the images is missing: pass PROJECT REGION BUCKET, or set BUCKET.'
+    case $bucket in */*) give_up "The bucket must be a name alone, without gs:// and slashes: $bucket" ;; esac
     [ -n "$print" ] || command -v gcloud >/dev/null || give_up 'gcloud is missing: https://cloud.google.com/sdk/docs/install'
 
     run gcloud services enable run.googleapis.com aiplatform.googleapis.com storage.googleapis.com \
@@ -33,8 +33,8 @@ main() {
     has gcloud artifacts repositories describe iga --location="$region" --project="$project" ||
         run gcloud artifacts repositories create iga --repository-format=docker --location="$region" --project="$project"
 
-    # What the service may: ask models, add objects, and for receipts and leases read and delete them, and hear that they are
-    # gone: without the right to list that is forbidden.
+    # The service calls models, creates objects, and reads and deletes receipts and leases. Without the permission to list,
+    # Cloud Storage answers 403 instead of 404 for a missing object.
     account iga 'IGA'
     role igaModels aiplatform.endpoints.predict
     role igaObjects storage.objects.delete,storage.objects.get,storage.objects.list
@@ -44,7 +44,7 @@ main() {
     on_bucket "$bucket" "$runtime" "projects/$project/roles/igaObjects"
     lifecycle
 
-    # What a build may: read the sources, push images, write its log, deploy the service under its account.
+    # A build reads the sources, pushes images, writes its log, and deploys the service under the service's account.
     account iga-build 'IGA, builds'
     bucket "$sources"
     on_bucket "$sources" "$builder" roles/storage.objectViewer
@@ -116,7 +116,7 @@ run() {
     [ -n "$print" ] || "$@"
 }
 
-# A new account or role is not known everywhere at once.
+# Google takes some seconds to make a new account or role known everywhere.
 grant() {
     local wait
     show "$@"

@@ -1,4 +1,4 @@
-//! The parts, put together from the settings. Nothing is fetched: credentials and connections come with the first request.
+//! Builds the parts from the settings. Fetches nothing: the first request gets credentials and connections.
 
 use crate::budget::Budget;
 use crate::config::Config;
@@ -7,12 +7,14 @@ use crate::generate::Generator;
 use crate::google::client::Client;
 use crate::google::storage::Storage;
 use crate::google::vertex::{CALL_TIME, Vertex};
+use crate::targets::Targets;
 use std::sync::Arc;
 
 pub struct App {
     pub config: Config,
     pub flights: Arc<Flights>,
     pub generator: Arc<Generator>,
+    pub storage: Arc<Storage>,
     pub client: Arc<Client>,
 }
 
@@ -28,18 +30,12 @@ impl App {
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
             call_time: CALL_TIME.min(config.generation_deadline / 2),
+            labels: config.labels.clone(),
+            request_type: config.request_type,
         };
-        let storage = Arc::new(Storage {
-            client: Arc::clone(&client),
-            endpoint: config.storage_endpoint.clone(),
-            bucket: config.bucket.clone(),
-            prefix: config.prefix.clone(),
-            timing: config.timing,
-            writable: Default::default(),
-        });
-        let targets = std::iter::once(&config.model).chain(&config.fallbacks).cloned().collect();
-        let generator =
-            Arc::new(Generator { vertex, storage, targets, current: Default::default() });
+        let storage = Arc::new(Storage::new(Arc::clone(&client), &config));
+        let targets = Targets::new(&config);
+        let generator = Arc::new(Generator::new(vertex, Arc::clone(&storage), targets));
         let rules = Rules {
             max_generations: config.max_generations,
             retry_window: config.retry_window,
@@ -47,7 +43,7 @@ impl App {
             answer_within: config.answer_within,
             timing: config.timing,
         };
-        let flights = Arc::new(Flights::new(Arc::clone(&generator), rules));
-        Arc::new(App { config, flights, generator, client })
+        let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
+        Arc::new(App { config, flights, generator, storage, client })
     }
 }

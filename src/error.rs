@@ -1,4 +1,4 @@
-//! Every failure a caller can see, and its line of the contract.
+//! Every failure a caller can see, and its row of the contract.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// What went wrong, in the words the caller gets as `details`.
 ///
-/// `Display` is the `details` string: no host, no token, no backtrace. The cause, where there is
-/// one, is in `source` and is logged once, by the router.
+/// `Display` is the `details` string: no host, no token, no backtrace. The cause, if there is one, is
+/// in `source`; the router logs it once.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{details}")]
 pub struct Error {
@@ -15,39 +15,10 @@ pub struct Error {
     details: String,
     /// When to try again, where the upstream said so.
     pub retry_after: Option<Duration>,
-    source: Option<Cause>,
+    source: Option<SharedError>,
 }
 
-/// The lines of the contract's error table, one variant a line that a caller or operator tells apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    PromptMissing,
-    MalformedJson,
-    InvalidPayload,
-    InvalidIdempotencyKey,
-    IdempotencyKeyReused,
-    SafetyBlocked,
-    /// Vertex AI refused an argument.
-    InvalidArgument,
-    /// A parameter known here to be one the model cannot take; nothing was sent.
-    UnsupportedParameter,
-    PermissionDenied,
-    NotFound,
-    MethodNotAllowed,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    ResourceExhausted,
-    VertexApi,
-    /// Vertex AI does not know the model in that location; nothing was paid.
-    ModelNotFound,
-    VertexUnavailable,
-    EmptyImage,
-    FileSave,
-    Internal,
-    Overloaded,
-}
-
-/// One line of the contract: what a [`Kind`] looks like to a caller and to the metrics.
+/// One row of the contract's error table: what a [`Kind`] is to a caller, to the metrics and to the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     pub status: u16,
@@ -55,168 +26,96 @@ pub struct Row {
     pub message: &'static str,
     /// The `status` tag of the request metrics.
     pub tag: &'static str,
+    /// The `error_type` tag of the Vertex AI metrics.
+    pub error_type: &'static str,
+    /// How the summary line of the request is logged.
+    pub severity: Severity,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The request is at fault.
+    Info,
+    /// Google or the moment is at fault.
+    Warning,
+    /// An operator must act: a permission, a setting, a paid image that was lost, a bug.
+    Error,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident => $status:literal, $code:literal, $message:literal, $tag:literal, $error_type:literal, $severity:ident;)*) => {
+        /// The rows of the contract's error table, one variant a row that a caller or operator tells apart.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Kind {
+            pub const ALL: &[Kind] = &[$(Kind::$kind),*];
+
+            pub const fn row(self) -> Row {
+                match self {
+                    $(Kind::$kind => Row {
+                        status: $status,
+                        code: $code,
+                        message: $message,
+                        tag: $tag,
+                        error_type: $error_type,
+                        severity: Severity::$severity,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    PromptMissing         => 400, "IGA_BAD_REQUEST_PROMPT_MISSING",    "Prompt is required for image generation.",                    "validation_error_prompt_missing",         "api_error",         Info;
+    MalformedJson         => 400, "IGA_MALFORMED_JSON",                "Request body is not valid JSON.",                             "validation_error_malformed_json",         "api_error",         Info;
+    InvalidPayload        => 400, "IGA_INVALID_PAYLOAD",               "Request body must be a JSON object.",                         "validation_error_invalid_payload",        "api_error",         Info;
+    InvalidHost           => 400, "IGA_INVALID_HOST",                  "Host header is missing or invalid.",                         "validation_error_invalid_host",        "api_error",         Info;
+    InvalidIdempotencyKey => 400, "IGA_INVALID_IDEMPOTENCY_KEY",       "Idempotency key is invalid.",                                 "validation_error_invalid_idempotency_key", "api_error",         Info;
+    IdempotencyKeyReused  => 422, "IGA_IDEMPOTENCY_KEY_REUSED",        "Idempotency key was already used with a different request.",  "validation_error_idempotency_key_reused", "api_error",         Info;
+    SafetyBlocked         => 400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY", "Prompt blocked by safety filters.",                           "vertexai_error_safety_blocked",           "safety_blocked",    Info;
+    /// Vertex AI refused an argument.
+    InvalidArgument       => 400, "IGA_VERTEXAI_INVALID_ARGUMENT",     "Invalid argument provided to Vertex AI.",                     "vertexai_error_invalid_argument",         "invalid_argument",  Info;
+    /// IGA itself refused a parameter that the model cannot take; nothing was sent.
+    UnsupportedParameter  => 400, "IGA_VERTEXAI_INVALID_ARGUMENT",     "Invalid argument provided to Vertex AI.",                     "validation_error_unsupported_parameter",  "api_error",         Info;
+    PermissionDenied      => 403, "IGA_VERTEXAI_PERMISSION_DENIED",    "Permission denied for Vertex AI operation.",                  "vertexai_error_permission_denied",        "permission_denied", Error;
+    NotFound              => 404, "IGA_NOT_FOUND",                     "No such endpoint.",                                           "validation_error_not_found",              "api_error",         Info;
+    MethodNotAllowed      => 405, "IGA_METHOD_NOT_ALLOWED",            "Method not allowed.",                                         "validation_error_method_not_allowed",     "api_error",         Info;
+    PayloadTooLarge       => 413, "IGA_PAYLOAD_TOO_LARGE",             "Request body is too large.",                                  "validation_error_payload_too_large",      "api_error",         Info;
+    UnsupportedMediaType  => 415, "IGA_UNSUPPORTED_MEDIA_TYPE",        "Content-Type must be application/json.",                      "validation_error_unsupported_media_type", "api_error",         Info;
+    ResourceExhausted     => 429, "IGA_VERTEXAI_RESOURCE_EXHAUSTED",   "Vertex AI resource exhausted (e.g., quota exceeded).",        "vertexai_error_resource_exhausted",       "resource_exhausted", Warning;
+    /// Vertex AI failed, or its response makes no sense.
+    VertexApi             => 500, "IGA_VERTEXAI_API_ERROR",            "An error occurred with the Vertex AI service.",               "vertexai_error_api",                      "api_error",         Warning;
+    /// The project or the location does not exist.
+    PlaceNotFound         => 500, "IGA_VERTEXAI_API_ERROR",            "An error occurred with the Vertex AI service.",               "vertexai_error_api",                      "not_found",         Error;
+    /// Vertex AI does not know the model in that location; nothing was paid.
+    ModelNotFound         => 500, "IGA_VERTEXAI_API_ERROR",            "An error occurred with the Vertex AI service.",               "vertexai_error_api",                      "not_found",         Error;
+    VertexUnavailable     => 503, "IGA_VERTEXAI_API_ERROR",            "An error occurred with the Vertex AI service.",               "vertexai_error_api",                      "unavailable",       Warning;
+    EmptyImage            => 500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES",    "Image generation produced an empty image.",                   "vertexai_error_empty_image",              "empty_image",       Warning;
+    FileSave              => 500, "IGA_FILE_SAVE_ERROR",               "Could not save generated image.",                             "gcs_upload_error",                        "api_error",         Error;
+    Internal              => 500, "IGA_INTERNAL_SERVER_ERROR",         "IGA encountered an unexpected error.",                        "internal_error",                          "api_error",         Error;
+    Overloaded            => 503, "IGA_OVERLOADED",                    "IGA is at capacity.",                                         "overloaded",                              "api_error",         Warning;
 }
 
 impl Kind {
-    pub const ALL: [Kind; 21] = [
-        Kind::PromptMissing,
-        Kind::MalformedJson,
-        Kind::InvalidPayload,
-        Kind::InvalidIdempotencyKey,
-        Kind::IdempotencyKeyReused,
-        Kind::SafetyBlocked,
-        Kind::InvalidArgument,
-        Kind::UnsupportedParameter,
-        Kind::PermissionDenied,
-        Kind::NotFound,
-        Kind::MethodNotAllowed,
-        Kind::PayloadTooLarge,
-        Kind::UnsupportedMediaType,
-        Kind::ResourceExhausted,
-        Kind::VertexApi,
-        Kind::ModelNotFound,
-        Kind::VertexUnavailable,
-        Kind::EmptyImage,
-        Kind::FileSave,
-        Kind::Internal,
-        Kind::Overloaded,
-    ];
-
-    pub const fn row(self) -> Row {
-        match self {
-            Kind::PromptMissing => Row {
-                status: 400,
-                code: "IGA_BAD_REQUEST_PROMPT_MISSING",
-                message: "Prompt is required for image generation.",
-                tag: "validation_error_prompt_missing",
-            },
-            Kind::MalformedJson => Row {
-                status: 400,
-                code: "IGA_MALFORMED_JSON",
-                message: "Request body is not valid JSON.",
-                tag: "validation_error_malformed_json",
-            },
-            Kind::InvalidPayload => Row {
-                status: 400,
-                code: "IGA_INVALID_PAYLOAD",
-                message: "Request body must be a JSON object.",
-                tag: "validation_error_invalid_payload",
-            },
-            Kind::InvalidIdempotencyKey => Row {
-                status: 400,
-                code: "IGA_INVALID_IDEMPOTENCY_KEY",
-                message: "Idempotency key is invalid.",
-                tag: "validation_error_invalid_idempotency_key",
-            },
-            Kind::IdempotencyKeyReused => Row {
-                status: 422,
-                code: "IGA_IDEMPOTENCY_KEY_REUSED",
-                message: "Idempotency key was already used with a different request.",
-                tag: "validation_error_idempotency_key_reused",
-            },
-            Kind::SafetyBlocked => Row {
-                status: 400,
-                code: "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY",
-                message: "Prompt blocked by safety filters.",
-                tag: "vertexai_error_safety_blocked",
-            },
-            Kind::InvalidArgument => Row {
-                status: 400,
-                code: "IGA_VERTEXAI_INVALID_ARGUMENT",
-                message: "Invalid argument provided to Vertex AI.",
-                tag: "vertexai_error_invalid_argument",
-            },
-            Kind::UnsupportedParameter => Row {
-                status: 400,
-                code: "IGA_VERTEXAI_INVALID_ARGUMENT",
-                message: "Invalid argument provided to Vertex AI.",
-                tag: "validation_error_unsupported_parameter",
-            },
-            Kind::PermissionDenied => Row {
-                status: 403,
-                code: "IGA_VERTEXAI_PERMISSION_DENIED",
-                message: "Permission denied for Vertex AI operation.",
-                tag: "vertexai_error_permission_denied",
-            },
-            Kind::NotFound => Row {
-                status: 404,
-                code: "IGA_NOT_FOUND",
-                message: "No such endpoint.",
-                tag: "validation_error_not_found",
-            },
-            Kind::MethodNotAllowed => Row {
-                status: 405,
-                code: "IGA_METHOD_NOT_ALLOWED",
-                message: "Method not allowed.",
-                tag: "validation_error_method_not_allowed",
-            },
-            Kind::PayloadTooLarge => Row {
-                status: 413,
-                code: "IGA_PAYLOAD_TOO_LARGE",
-                message: "Request body is too large.",
-                tag: "validation_error_payload_too_large",
-            },
-            Kind::UnsupportedMediaType => Row {
-                status: 415,
-                code: "IGA_UNSUPPORTED_MEDIA_TYPE",
-                message: "Content-Type must be application/json.",
-                tag: "validation_error_unsupported_media_type",
-            },
-            Kind::ResourceExhausted => Row {
-                status: 429,
-                code: "IGA_VERTEXAI_RESOURCE_EXHAUSTED",
-                message: "Vertex AI resource exhausted (e.g., quota exceeded).",
-                tag: "vertexai_error_resource_exhausted",
-            },
-            Kind::VertexApi | Kind::ModelNotFound => Row {
-                status: 500,
-                code: "IGA_VERTEXAI_API_ERROR",
-                message: "An error occurred with the Vertex AI service.",
-                tag: "vertexai_error_api",
-            },
-            Kind::VertexUnavailable => Row {
-                status: 503,
-                code: "IGA_VERTEXAI_API_ERROR",
-                message: "An error occurred with the Vertex AI service.",
-                tag: "vertexai_error_api",
-            },
-            Kind::EmptyImage => Row {
-                status: 500,
-                code: "IGA_VERTEXAI_EMPTY_IMAGE_BYTES",
-                message: "Image generation produced an empty image.",
-                tag: "vertexai_error_empty_image",
-            },
-            Kind::FileSave => Row {
-                status: 500,
-                code: "IGA_FILE_SAVE_ERROR",
-                message: "Could not save generated image.",
-                tag: "gcs_upload_error",
-            },
-            Kind::Internal => Row {
-                status: 500,
-                code: "IGA_INTERNAL_SERVER_ERROR",
-                message: "IGA encountered an unexpected error.",
-                tag: "internal_error",
-            },
-            Kind::Overloaded => Row {
-                status: 503,
-                code: "IGA_OVERLOADED",
-                message: "IGA is at capacity.",
-                tag: "overloaded",
-            },
+    /// A failure of this kind; the caller reads `details`, made presentable.
+    pub fn because(self, details: impl AsRef<str>) -> Error {
+        Error {
+            kind: self,
+            details: presentable(details.as_ref()),
+            retry_after: None,
+            source: None,
         }
-    }
-
-    /// The failure of this kind that the caller reads about in `details`.
-    pub fn because(self, details: impl Into<String>) -> Error {
-        Error { kind: self, details: shortened(details.into()), retry_after: None, source: None }
     }
 }
 
 impl Error {
     /// Names what caused the failure, for the log.
     pub fn caused_by(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-        self.source = Some(Cause(Arc::new(cause)));
+        self.source = Some(SharedError(Arc::new(cause)));
         self
     }
 
@@ -225,14 +124,15 @@ impl Error {
         self
     }
 
-    /// `Retry-After` for the caller: all who may come back with the same request are told when.
+    /// `Retry-After` for the caller, on each status after which the same request may succeed.
     pub fn retry_after_seconds(&self) -> Option<u64> {
         let passes = matches!(self.kind.row().status, 429 | 503);
         passes.then(|| self.retry_after.unwrap_or_default().as_secs().max(1))
     }
 
-    /// The causes, outermost first, in one line for the log; empty when there is none. A cause that
-    /// the text before it has named already is left out.
+    /// The causes, outermost first, in one line for the log; empty when there is no cause.
+    ///
+    /// Leaves out a cause that the text before it already ends with.
     pub fn causes(&self) -> String {
         let first = self.source.as_ref().map(|cause| &*cause.0 as &dyn std::error::Error);
         let chain = std::iter::successors(first, |cause| cause.source());
@@ -246,32 +146,42 @@ impl Error {
     }
 }
 
-/// A foreign error that several waiting callers can share.
+/// An error that callers waiting for the same generation share.
 #[derive(Debug, Clone)]
-struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+struct SharedError(Arc<dyn std::error::Error + Send + Sync>);
 
-impl fmt::Display for Cause {
+impl fmt::Display for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Cause {
+impl std::error::Error for SharedError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source()
     }
 }
 
-/// Upstream texts can be pages long; a caller's log line should not be.
-fn shortened(mut details: String) -> String {
-    if details.len() > MAX_DETAILS_BYTES {
-        details.truncate(details.floor_char_boundary(MAX_DETAILS_BYTES));
-        details.push('…');
+/// At most [`MAX_DETAILS_BYTES`], in one line, without characters that a terminal or log viewer obeys.
+fn presentable(details: &str) -> String {
+    let spaced = details.replace(is_obeyed, " ");
+    let mut line = spaced.trim().to_owned();
+    if line.len() > MAX_DETAILS_BYTES {
+        line.truncate(line.floor_char_boundary(MAX_DETAILS_BYTES - ELLIPSIS.len()));
+        line.push_str(ELLIPSIS);
     }
-    details
+    line
 }
 
-const MAX_DETAILS_BYTES: usize = 4096;
+/// Whether a character moves the cursor, ends a line or changes the direction of text: C0 and C1 controls,
+/// line and paragraph separators, and the Unicode bidirectional controls.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+pub const MAX_DETAILS_BYTES: usize = 1024;
+const ELLIPSIS: &str = "…";
 
 #[cfg(test)]
 mod tests {
@@ -279,16 +189,26 @@ mod tests {
 
     #[test]
     fn every_code_has_one_message_and_a_status_of_its_class() {
-        for a in Kind::ALL.map(Kind::row) {
+        let rows = || Kind::ALL.iter().map(|kind| kind.row());
+        for a in rows() {
             assert!((400..600).contains(&a.status) && a.code.starts_with("IGA_"));
-            for b in Kind::ALL.map(Kind::row) {
+            for b in rows() {
                 assert!(a.code != b.code || a.message == b.message, "{} has two messages", a.code);
             }
         }
     }
 
     #[test]
-    fn who_may_come_back_is_told_when() {
+    fn severity_follows_the_status() {
+        for kind in Kind::ALL {
+            let Row { status, severity, .. } = kind.row();
+            let is_callers_fault = status < 500 && status != 429 && status != 403;
+            assert_eq!(severity == Severity::Info, is_callers_fault, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_stands_on_429_and_503_alone() {
         for kind in Kind::ALL {
             let seconds = kind.because("x").retry_after_seconds();
             assert_eq!(seconds, matches!(kind.row().status, 429 | 503).then_some(1));
@@ -315,7 +235,17 @@ mod tests {
 
     #[test]
     fn a_long_text_from_upstream_is_cut_at_a_character() {
-        let details = Kind::VertexApi.because("é".repeat(5000)).to_string();
-        assert!(details.len() <= MAX_DETAILS_BYTES + '…'.len_utf8());
+        for letter in ["é", "x", "🦊"] {
+            let details = Kind::VertexApi.because(letter.repeat(5000)).to_string();
+            assert!(details.len() <= MAX_DETAILS_BYTES && details.ends_with(&format!("{letter}…")));
+        }
+    }
+
+    #[test]
+    fn details_hold_no_character_that_a_terminal_obeys() {
+        let details = "one\r\ntwo\u{1b}[31m\u{7f}\u{9b}\u{2028}\u{202e}\u{2067}\u{61c}\0 three\n";
+        let details = Kind::VertexApi.because(details).to_string();
+        assert!(!details.contains(is_obeyed), "{details:?}");
+        assert!(details.starts_with("one  two [31m") && details.ends_with(" three"), "{details:?}");
     }
 }

@@ -24,31 +24,32 @@
 use crate::config::Timing;
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Generator, Origin, Unstored};
+use crate::google::storage::Storage;
 use crate::lease::{Acquired, Lease, LeaseRequest, RELEASE_TIME};
 use crate::request::GenerateRequest;
 use crate::telemetry::metrics;
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 /// All flights of this instance, and the rules by which requests share them.
 pub struct Flights {
     generator: Arc<Generator>,
+    storage: Arc<Storage>,
     rules: Rules,
     /// One permit for each flight that may be under way.
     permits: Arc<Semaphore>,
     index: Mutex<FlightIndex>,
-    /// A clone goes with every flight; taken away when no more may begin.
-    alive: Mutex<Option<mpsc::Sender<Infallible>>>,
-    /// Closes when the last flight has ended.
-    ended: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
-    /// Turns true when flights have no time left to end by themselves.
-    cancel: watch::Sender<bool>,
+    /// Closed when no flight may begin any more.
+    tasks: TaskTracker,
+    /// Cancelled when flights have no time left to end by themselves.
+    cancel: CancellationToken,
 }
 
 /// The settings that decide who shares a flight.
@@ -102,16 +103,15 @@ enum Progress {
 }
 
 impl Flights {
-    pub fn new(generator: Arc<Generator>, rules: Rules) -> Flights {
-        let (alive, ended) = mpsc::channel(1);
+    pub fn new(generator: Arc<Generator>, storage: Arc<Storage>, rules: Rules) -> Flights {
         Flights {
             generator,
+            storage,
             permits: Arc::new(Semaphore::new(rules.max_generations)),
             rules,
             index: Mutex::default(),
-            alive: Mutex::new(Some(alive)),
-            ended: tokio::sync::Mutex::new(ended),
-            cancel: watch::Sender::new(false),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
         }
     }
 
@@ -132,15 +132,18 @@ impl Flights {
         }
     }
 
-    /// Lets no flight begin any more, waits until `deadline` for those under way, then tells the rest to
-    /// give their leases back and waits a little for that.
+    /// Lets no flight begin any more and waits until `deadline` for those under way. Then cancels the rest
+    /// and waits a little until they have given their leases back.
     pub async fn stop(&self, deadline: Instant) {
-        lock(&self.alive).take();
-        let mut ended = self.ended.lock().await;
-        if timeout_at(deadline, ended.recv()).await.is_err() {
-            tracing::warn!("no time left: giving up what is under way");
-            self.cancel.send_replace(true);
-            let _ = timeout(RELEASE_TIME, ended.recv()).await;
+        {
+            // Under this lock flights begin, so that none begins unnoticed.
+            let _index = lock(&self.index);
+            self.tasks.close();
+        }
+        if timeout_at(deadline, self.tasks.wait()).await.is_err() {
+            tracing::warn!("no time left: cancelling the generations under way");
+            self.cancel.cancel();
+            let _ = timeout(RELEASE_TIME, self.tasks.wait()).await;
         }
     }
 
@@ -175,9 +178,9 @@ impl Flights {
         origin: Origin,
         deadline: Instant,
     ) -> Result<Arc<Flight>, Error> {
-        let Some(alive) = lock(&self.alive).clone() else {
+        if self.tasks.is_closed() {
             return Err(Kind::Overloaded.because("This instance is stopping."));
-        };
+        }
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| overloaded())?;
         let (report, progress) = watch::channel(Progress::Running);
         let store_now = Arc::new(Notify::new());
@@ -198,17 +201,13 @@ impl Flights {
             report,
             store_now,
         };
-        let task = async move {
-            let _while_it_flies = alive;
-            task.run().await;
-        };
-        tokio::spawn(task.in_current_span());
+        self.tasks.spawn(task.run().in_current_span());
         Ok(Arc::new(flight))
     }
 
     /// The lease to take before paying, if one is to be taken.
     fn lease_request(&self, join_key: &JoinKey) -> Option<LeaseRequest> {
-        let prefix = &self.generator.storage.prefix;
+        let prefix = self.storage.prefix();
         let Timing { variant_age, lease_life, .. } = self.rules.timing;
         match (join_key, self.rules.retry_window) {
             (JoinKey::Key { key, fingerprint }, _) => Some(LeaseRequest {
@@ -318,11 +317,11 @@ struct FlightTask {
 
 impl FlightTask {
     async fn run(mut self) {
-        let mut cancel = self.flights.cancel.subscribe();
+        let cancel = self.flights.cancel.clone();
         let mut lease = None;
         let end = tokio::select! {
             end = self.generate_once(&mut lease) => end,
-            _ = cancel.wait_for(|cancel| *cancel) => Progress::Failed(stopped()),
+            () = cancel.cancelled() => Progress::Failed(stopped()),
         };
         if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
             lease.release(Instant::now() + RELEASE_TIME).await;
@@ -335,9 +334,7 @@ impl FlightTask {
     /// Takes the lease, pays, and stores what was paid for; or finds that another instance does.
     async fn generate_once(&mut self, lease: &mut Option<Box<Lease>>) -> Progress {
         if let Some(lease_request) = self.lease_request.take() {
-            match Lease::acquire(&self.flights.generator.storage, lease_request, self.deadline)
-                .await
-            {
+            match Lease::acquire(&self.flights.storage, lease_request, self.deadline).await {
                 Ok(Acquired::Lease(taken)) => *lease = Some(taken),
                 Ok(Acquired::Completed(generated)) => {
                     return Progress::Stored(generated, Instant::now());
@@ -346,11 +343,8 @@ impl FlightTask {
                 Err(error) => return Progress::Failed(error),
             }
         }
-        let paid = tokio::select! {
-            paid = self.flights.generator.generate(&self.request, &self.origin, self.deadline) => paid,
-            never = renew(lease) => match never {},
-        };
-        match paid {
+        let paid = self.flights.generator.generate(&self.request, &self.origin, self.deadline);
+        match during(lease, paid).await {
             Ok(unstored) => self.store_until_confirmed(&unstored, lease).await,
             Err(error) => Progress::Failed(error),
         }
@@ -368,11 +362,15 @@ impl FlightTask {
                 Err(error) => error,
             };
             self.report.send_replace(Progress::StoreFailed(error.clone()));
-            tokio::select! {
-                () = self.store_now.notified() => {}
-                () = sleep(SAVE_AGAIN_AFTER) => {}
-                () = sleep_until(self.deadline) => return Progress::Failed(error),
-                never = renew(lease) => match never {},
+            let pause = async {
+                tokio::select! {
+                    () = self.store_now.notified() => {}
+                    () = sleep_until(self.deadline.min(Instant::now() + STORE_AGAIN_AFTER)) => {}
+                }
+            };
+            during(lease, pause).await;
+            if Instant::now() >= self.deadline {
+                return Progress::Failed(error);
             }
             self.report.send_replace(Progress::Running);
         }
@@ -385,10 +383,7 @@ impl FlightTask {
         lease: &mut Option<Box<Lease>>,
     ) -> Result<Generated, Error> {
         let generator = &self.flights.generator;
-        let generated = tokio::select! {
-            stored = generator.store(unstored, self.deadline) => stored?,
-            never = renew(lease) => match never {},
-        };
+        let generated = during(lease, generator.store(unstored, self.deadline)).await?;
         let Some(lease) = lease else {
             return Ok(generated);
         };
@@ -398,17 +393,17 @@ impl FlightTask {
                 object = generated.object,
                 "another instance's image came first; this one is deleted"
             );
-            generator.storage.delete(&generated.object, None, self.deadline).await?;
+            self.flights.storage.delete(&generated.object, None, self.deadline).await?;
         }
         Ok(first)
     }
 }
 
-/// Keeps the lease, if there is one, for as long as it is polled.
-async fn renew(lease: &mut Option<Box<Lease>>) -> Infallible {
+/// Runs `work`, and renews the lease beside it if there is one.
+async fn during<T>(lease: &mut Option<Box<Lease>>, work: impl Future<Output = T>) -> T {
     match lease {
-        Some(lease) => lease.renew().await,
-        None => std::future::pending().await,
+        Some(lease) => lease.during(work).await,
+        None => work.await,
     }
 }
 
@@ -433,7 +428,7 @@ fn still_flying() -> Error {
 const FEW_IDENTITIES: usize = 64;
 
 /// How long an unsaved image rests between attempts when nobody asks for it.
-const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+const STORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {

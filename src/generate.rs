@@ -1,24 +1,21 @@
 //! The story of one image: resolve the model, call it, lift the image out, store it.
 
 use crate::config::Target;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::google::storage::{Metadata, Storage};
 use crate::google::vertex::{self, Vertex};
 use crate::image::Image;
-use crate::model::{Family, Model};
+use crate::model::Family;
 use crate::request::GenerateRequest;
+use crate::targets::Targets;
 use crate::telemetry::metrics;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
 
 pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
-    /// The configured model, then its fallbacks. Never empty.
-    pub targets: Vec<Target>,
-    /// The first of `targets` that is not known to be gone.
-    pub current: AtomicUsize,
+    targets: Targets,
 }
 
 /// An image that Cloud Storage has confirmed.
@@ -46,6 +43,11 @@ pub struct Unstored {
 }
 
 impl Generator {
+    /// `targets` holds the configured model, then its fallbacks; it is not empty.
+    pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
+        Generator { vertex, storage, targets }
+    }
+
     /// Has one image made, which is then to be stored.
     pub async fn generate(
         &self,
@@ -80,45 +82,21 @@ impl Generator {
         request: &GenerateRequest,
         deadline: Instant,
     ) -> Result<vertex::Generated, Error> {
-        if let Some(model) = request.model {
-            let location = self.location_of(model);
-            return self.call(&Target { model, location }, request, deadline).await;
-        }
-        let mut place = self.current.load(Ordering::Relaxed);
-        loop {
-            let target = &self.targets[place];
-            let gone = match self.call(target, request, deadline).await {
-                Err(error) if error.kind == Kind::ModelNotFound => error,
-                result => return result,
-            };
-            place += 1;
-            let Some(next) = self.targets.get(place) else {
-                return Err(gone);
-            };
-            // Whoever finds out first says so; the others follow in silence.
-            if self.current.fetch_max(place, Ordering::Relaxed) < place {
-                tracing::warn!(
-                    model = target.model.id,
-                    location = target.location,
-                    fallback = next.model.id,
-                    fallback_location = next.location,
-                    "model {} is not served in {}; using {} in {} from now on",
-                    target.model.id,
-                    target.location,
-                    next.model.id,
-                    next.location
-                );
+        match &request.target {
+            Some(target) => self.image_from(target, request, deadline).await,
+            None => {
+                let image_from = |target| self.image_from(target, request, deadline);
+                self.targets.ask(&request.params, deadline, image_from).await
             }
         }
     }
 
-    async fn call(
+    async fn image_from(
         &self,
         target: &Target,
         request: &GenerateRequest,
         deadline: Instant,
     ) -> Result<vertex::Generated, Error> {
-        target.model.check(&request.params)?;
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,
@@ -126,14 +104,5 @@ impl Generator {
             );
         }
         self.vertex.image(target, &request.prompt, &request.params, deadline).await
-    }
-
-    /// Where a model named by the caller is asked for: where the settings name it, else where they ask
-    /// for the first model, if it is served there.
-    fn location_of(&self, model: &'static Model) -> String {
-        match self.targets.iter().find(|target| target.model == model) {
-            Some(target) => target.location.clone(),
-            None => model.location_near(&self.targets[0].location).to_owned(),
-        }
     }
 }

@@ -3,14 +3,14 @@
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::generate::Origin;
-use crate::request::{GenerateRequest, idempotency_key};
+use crate::headers::{check_content_type, idempotency_key, workflow_id};
+use crate::request::GenerateRequest;
 use crate::response;
 use crate::telemetry::{self, metrics};
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use http_body_util::BodyExt;
 use serde::Serialize;
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// `iga_req_` and eight hex digits: on every answer, on every log line.
+/// `iga_req_` and eight hex digits: on every response and every log line.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
-/// When the platform ends the request, where it says so.
+/// When the platform ends the request, if it tells.
 #[derive(Debug, Clone, Copy)]
 pub struct PlatformDeadline(pub Instant);
 
@@ -46,9 +46,10 @@ pub async fn generate_image(
         platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
     let prompt = request.prompt.clone();
     let generated = app.flights.answer(request, key, origin, deadline).await?;
-    metrics::image_delivered();
-    let body = AnswerBody {
-        image_url: format!("gs://{}/{}", app.config.bucket, generated.object),
+    let image_url = format!("gs://{}/{}", app.config.bucket, generated.object);
+    metrics::image_delivered(&image_url, &generated.model);
+    let body = ResponseBody {
+        image_url,
         prompt_used: prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
@@ -56,28 +57,23 @@ pub async fn generate_image(
 }
 
 #[derive(Serialize)]
-struct AnswerBody {
+struct ResponseBody {
     image_url: String,
     prompt_used: String,
     model_version: String,
 }
 
-/// The caller's name for the work that this request is part of, if it can go into a log.
-pub fn workflow_id(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get("x-workflow-id")?.to_str().ok()?;
-    (1..=MAX_WORKFLOW_ID_CHARS).contains(&text.len()).then_some(text)
-}
-
-/// Reads a body of bounded size. One that is too large is read on, and thrown away, for a while: a
-/// caller that is still sending would otherwise see a broken connection instead of the answer.
+/// Reads a body of bounded size. A larger one is read on for a while and discarded, because a caller that is still
+/// sending would see a broken connection instead of the response.
 async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
     let mut held = Vec::new();
     let mut received = 0;
     let reading = async {
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else {
-                return Err(Kind::MalformedJson
-                    .because(format!("The body ended early, at line 1 column {received}.")));
+                return Err(
+                    Kind::MalformedJson.because(format!("The body ended after {received} bytes."))
+                );
             };
             let chunk = frame.into_data().unwrap_or_default();
             received += chunk.len();
@@ -96,27 +92,12 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
         Err(_) => return Err(Kind::MalformedJson.because("The body did not arrive in time.")),
     }
     match received > MAX_BODY_BYTES {
-        true => {
-            Err(Kind::PayloadTooLarge.because(format!("The body may have {MAX_BODY_BYTES} bytes.")))
-        }
+        true => Err(Kind::PayloadTooLarge
+            .because(format!("The body must not exceed {MAX_BODY_BYTES} bytes."))),
         false => Ok(held.into()),
-    }
-}
-
-/// An empty body is a missing prompt, whatever its type.
-fn check_content_type(headers: &HeaderMap, body: &[u8]) -> Result<(), Error> {
-    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = given.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    match body.is_empty() || essence.eq_ignore_ascii_case("application/json") {
-        true => Ok(()),
-        false => Err(Kind::UnsupportedMediaType.because(match given {
-            Some(given) => format!("The request's Content-Type is {given:?}."),
-            None => "The request has no Content-Type.".to_owned(),
-        })),
     }
 }
 
 const MAX_BODY_BYTES: usize = 1 << 20;
 const MAX_DISCARDED_BYTES: usize = 32 << 20;
-const MAX_WORKFLOW_ID_CHARS: usize = 255;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! `iga health`: asks a running service whether it answers, for images that hold no shell and no client.
+//! `iga health`: checks a running service, for container images without a shell or an HTTP client.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 /// Sends `GET /health` over plain TCP.
 ///
 /// # Errors
-/// A sentence, where no 200 came within a few seconds.
+/// A sentence, if no 200 arrived within a few seconds.
 pub fn ask(address: SocketAddr) -> Result<(), String> {
     let status = status_line(address).map_err(|error| {
         let why = match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                format!("nothing came within {} s", LIMIT.as_secs())
+                format!("nothing arrived within {} s", LIMIT.as_secs())
             }
             _ => error.to_string(),
         };
-        format!("No answer from http://{address}/health: {why}.")
+        format!("No response from http://{address}/health: {why}.")
     })?;
     match status.strip_prefix("HTTP/1.1 200") {
         Some(_) => Ok(()),
@@ -24,19 +24,20 @@ pub fn ask(address: SocketAddr) -> Result<(), String> {
     }
 }
 
-/// The beginning of the answer, as far as its status.
+/// The beginning of the response, up to its status.
 fn status_line(address: SocketAddr) -> std::io::Result<String> {
     let end = Instant::now() + LIMIT;
     let mut socket = TcpStream::connect_timeout(&address, LIMIT)?;
     socket.set_write_timeout(Some(LIMIT))?;
     let request = format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     socket.write_all(request.as_bytes())?;
-    let (mut answer, mut length) = ([0; "HTTP/1.1 200".len()], 0);
-    while length < answer.len() {
+    let mut head = [0; "HTTP/1.1 200".len()];
+    let mut length = 0;
+    while length < head.len() {
         let left = end.saturating_duration_since(Instant::now());
-        // A limit of zero would be none at all.
+        // A timeout of zero would mean no timeout.
         socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match socket.read(&mut answer[length..])? {
+        match socket.read(&mut head[length..])? {
             0 => break,
             read => length += read,
         }
@@ -44,8 +45,8 @@ fn status_line(address: SocketAddr) -> std::io::Result<String> {
             return Err(ErrorKind::TimedOut.into());
         }
     }
-    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    Ok(String::from_utf8_lossy(&head[..length]).into_owned())
 }
 
-/// Shorter than Docker's own limit for a probe, so that the sentence is seen.
+/// Shorter than Docker's limit for a probe, so that the sentence is seen.
 const LIMIT: Duration = Duration::from_secs(3);

@@ -119,8 +119,16 @@ impl Lease {
         }
     }
 
-    /// Renews the lease for as long as it is polled; when, is remembered between polls.
-    pub async fn renew(&mut self) -> Infallible {
+    /// Runs `work` and renews the lease beside it.
+    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            never = self.renew() => match never {},
+        }
+    }
+
+    /// Renews the lease for as long as this future is polled.
+    async fn renew(&mut self) -> Infallible {
         let period = self.request.lease_life / 3;
         loop {
             sleep_until(self.renew_at).await;

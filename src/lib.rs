@@ -1,22 +1,47 @@
-//! IGA, the Image Generation Agent: a prompt in, an image made by Vertex AI, stored in Cloud Storage, its
-//! `gs://` URI out.
+//! IGA, the Image Generation Agent: it takes a prompt, has Vertex AI make an image, stores the image in Cloud
+//! Storage and returns its `gs://` URI.
 //!
-//! # Layout
+//! # The way of the data
 //!
 //! ```text
-//! runtime ── router ── handler ── request ── flight ── generate ── vertex ── lift ── image ── storage
-//!  (where     (routes,   (the one   (JSON →    (one paid   (the story   (call,    (base64   (type,   (put once,
-//!   we run)    limits)    handler)   valid)     run per     in one       stream)   out of    size)    confirmed)
-//!                                              request)    function)              JSON)
-//! beside it:  app (the parts put together)   lease (who pays, between instances)   auth (one credential, one
-//!             way out)   client (connections)   answer (JSON out)   retry   id
-//! leaves:     config   error   telemetry     model/{mod,imagen,gemini}, identity (pure: no client, no await)
-//! commands:   health (asks the running service)   doctor (checks all that an image needs), with mend (its commands)
-//! offline:    the crate `iga-emulator`, in emulator/ (feature `local`)
+//! server, runtime ── router ── handler ── request ── flight ── generate ── google/vertex ── extract ── image ── google/storage
+//! (sockets, Lambda)  (routes,   (the one   (JSON →    (one paid  (the steps  (calls the       (base64     (type,   (puts an object
+//!                     summary)   handler)   valid)     run per    in one      model)           out of      size)    once, confirmed)
+//!                                                      request)   function)                    JSON)
 //! ```
 //!
-//! Arrows go left to right, never back. The emulator is reached through the settings that name Google's
-//! hosts: offline is another URL, never another branch.
+//! `response` turns results and errors into HTTP. `flight` asks `lease` who pays, between instances, and `generate` asks
+//! `targets` which model is next.
+//!
+//! # The order of imports
+//!
+//! A module imports only from rows below its own.
+//!
+//! ```text
+//! main   doctor (checks what an image needs; remedy: the commands that fix it)
+//! runtime   health (asks a running service)
+//! server
+//! router
+//! handler
+//! app (puts the parts together)
+//! flight
+//! lease
+//! generate
+//! targets   google/{vertex, storage}
+//! google/client (sends, with credentials)
+//! google/{http (connections), credentials}
+//! headers   request   response   retry
+//! telemetry/{summary, metrics, trace}
+//! config/{settings (the table), parse}
+//! model/{imagen, gemini} (pure: no client, no await)   google/credential_file
+//! extract
+//! image
+//! budget (memory for all images in transfer)
+//! error   id
+//! ```
+//!
+//! The emulator of Google's services is a crate of its own, `iga-emulator`, which knows nothing of this one. It is reached
+//! through the settings that name Google's hosts: offline is another URL, never another branch.
 
 pub mod app;
 pub mod budget;
@@ -28,6 +53,7 @@ pub mod flight;
 pub mod generate;
 pub mod google;
 pub mod handler;
+pub mod headers;
 pub mod health;
 pub mod id;
 pub mod image;
@@ -38,4 +64,6 @@ pub mod response;
 pub mod retry;
 pub mod router;
 pub mod runtime;
+pub mod server;
+pub mod targets;
 pub mod telemetry;

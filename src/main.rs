@@ -1,7 +1,8 @@
-//! Cold start: settings, log, parts, runtime. Beside it, the commands for whoever looks after a running service.
+//! Cold start: settings, log, parts, runtime. Also the commands for operators of a running service.
 
 use iga::app::App;
 use iga::config::{self, Config};
+use iga::google::http::NoClient;
 use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -20,10 +21,8 @@ fn main() -> ExitCode {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => serve(),
         ["health"] => ask_health(),
-        ["doctor"] => match doctor::run(&variable) {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
-        },
+        ["doctor"] => diagnose(doctor::Format::Text),
+        ["doctor", "--json"] => diagnose(doctor::Format::Json),
         ["-h" | "--help"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -40,35 +39,49 @@ fn serve() -> ExitCode {
     if let Err(problem) = config::load_env_file() {
         return refuse(problem);
     }
-    let config = match Config::from_vars(variable) {
+    let config = match Config::from_env() {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };
-    telemetry::install(config.debug);
+    // Each connection takes a file. A limit that cannot be raised bounds the connections instead.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let is_lambda = config.platform == config::Platform::Lambda;
+    telemetry::install(config.debug, config.log_format, is_lambda);
     let app = App::new(config);
     app.config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     if let Some(hint) = app.client.credentials.hint() {
         tracing::warn!("{hint}");
     }
-    // One thread moves more images than any model makes; more of them wake each other (docs/performance.md).
+    // One thread keeps up with any model's quota; more threads cost CPU by waking each other (docs/performance.md).
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio.block_on(run(app)),
         Err(error) => fail(error),
     }
 }
 
-/// Serves. To build the HTTP client takes longer than all else at a start, so the platform's probe is answered first;
-/// whoever wants the client before then builds it.
+/// Serves. Building the HTTP client dominates start-up, so it is deferred until the health probe is answered; an
+/// earlier request builds it.
 async fn run(app: Arc<App>) -> ExitCode {
-    let client = Arc::clone(&app.client);
-    let client = async {
-        tokio::time::sleep(AFTER_THE_PROBE).await;
-        spawn_blocking(move || client.http.build()).await
-    };
-    tokio::select! {
+    let client = build_client(Arc::clone(&app));
+    let served = tokio::select! {
         biased;
         served = runtime::run(app) => served.map_or_else(stopped, |()| ExitCode::SUCCESS),
-        Ok(Err(problem)) = client => refuse(problem),
+        problem = client => refuse(problem),
+    };
+    telemetry::flush();
+    served
+}
+
+/// Ends only where the client can never be built. A full file table passes.
+async fn build_client(app: Arc<App>) -> NoClient {
+    tokio::time::sleep(AFTER_THE_PROBE).await;
+    loop {
+        let app = Arc::clone(&app);
+        match spawn_blocking(move || app.client.http.build()).await {
+            Ok(Ok(())) => return std::future::pending().await,
+            Ok(Err(problem)) if std::fs::File::open("/dev/null").is_ok() => return problem,
+            Ok(Err(_)) | Err(_) => tokio::time::sleep(BUILD_AGAIN).await,
+        }
     }
 }
 
@@ -77,7 +90,14 @@ fn stopped(problem: String) -> ExitCode {
     fail(problem)
 }
 
-/// Docker knows 0 and 1 only, so wrong settings are 1 as well.
+fn diagnose(format: doctor::Format) -> ExitCode {
+    match doctor::run(&variable, format) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Docker knows 0 and 1 only, so wrong settings end with 1 as well.
 fn ask_health() -> ExitCode {
     let address = config::load_env_file().and_then(|()| config::own_address(&variable));
     match address.and_then(health::ask) {
@@ -95,7 +115,7 @@ fn fail(problem: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Ends a process that cannot serve with these settings or words, or on this machine.
+/// For settings, arguments or machines with which the process cannot serve.
 fn refuse(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::from(2)
@@ -107,8 +127,9 @@ Usage: iga [COMMAND]
 Without a command: serves HTTP, or under AWS Lambda its events.
 
 Commands:
-  health         asks the service on this machine whether it answers; ends with 0 or 1
-  doctor         checks settings, identity, models, bucket, clock and port; ends with 0 or 1
+  health         asks the service on this machine whether it is up; exits with 0 or 1
+  doctor         checks settings, identity, models, bucket, clock and port; exits with 0 or 1;
+                 with --json prints one JSON object
 
 Options:
   -h, --help     shows this
@@ -117,5 +138,6 @@ Options:
 All settings are environment variables, see docs/settings.md.
 ";
 
-/// A probe that is quick has its answer by then; a request that is quicker builds the client itself.
+/// Long enough for the first health probe; an earlier request builds the client itself.
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);
+const BUILD_AGAIN: Duration = Duration::from_secs(1);

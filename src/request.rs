@@ -1,10 +1,9 @@
 //! The body's JSON, parsed into a request that cannot be invalid.
 
-use crate::config::Config;
+use crate::config::{Config, Target, parse};
 use crate::error::{Error, Kind};
 use crate::id::sha256_hex;
-use crate::model::{ImageSize, MODELS, Model, OutputMimeType, Params, PersonGeneration, RATIOS};
-use axum::http::HeaderMap;
+use crate::model::{ImageSize, MODELS, OutputMimeType, Params, PersonGeneration, RATIOS};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
@@ -17,8 +16,8 @@ pub struct GenerateRequest {
     /// In hex; what logs and metadata show instead of the prompt.
     pub prompt_sha256: String,
     pub params: Params,
-    /// `model_id_override`; such a request never falls back.
-    pub model: Option<&'static Model>,
+    /// What `model_id_override` names; such a request never falls back.
+    pub target: Option<Target>,
 }
 
 impl GenerateRequest {
@@ -31,11 +30,13 @@ impl GenerateRequest {
         let Some(prompt) = body.prompt.text().filter(|prompt| !prompt.trim().is_empty()) else {
             return Err(prompt_missing());
         };
+        let any_model = defaults.targets().any(|target| !target.model.is_in_the_table());
         let params = Params {
             aspect_ratio: body
                 .aspect_ratio
                 .one_of("aspect_ratio", RATIOS, |word| {
-                    RATIOS.contains(&word).then(|| word.to_owned())
+                    let fits = RATIOS.contains(&word) || any_model && parse::is_ratio(word);
+                    fits.then(|| word.to_owned())
                 })?
                 .unwrap_or_else(|| defaults.default_aspect_ratio.clone()),
             add_watermark: body
@@ -63,46 +64,28 @@ impl GenerateRequest {
                 |word| OutputMimeType::ALL.into_iter().find(|mime_type| mime_type.as_str() == word),
             )?,
         };
-        let ids: Vec<_> = MODELS.iter().map(|model| model.id).collect();
-        let model = body.model_id_override.one_of("model_id_override", &ids, Model::find)?;
-        let prompt_sha256 = sha256_hex(&[prompt.as_bytes()]);
-        Ok(GenerateRequest { prompt: prompt.to_owned(), prompt_sha256, params, model })
-    }
-
-    /// Equal for requests that ask for the same, and for no others: SHA-256 in hex.
-    pub fn fingerprint(&self) -> String {
-        let asked = format!("{:?}\0{:?}\0", self.params, self.model.map(|model| model.id));
-        sha256_hex(&[asked.as_bytes(), self.prompt_sha256.as_bytes()])
-    }
-}
-
-/// The caller's idempotency key, if the request carries one.
-///
-/// # Errors
-/// 400 for a key that is empty, too long or not visible ASCII.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let Some(value) = KEY_HEADERS.iter().find_map(|name| headers.get(*name)) else {
-        return Ok(None);
-    };
-    match value.to_str() {
-        Ok(key)
-            if (1..=MAX_KEY_CHARS).contains(&key.len())
-                && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
-        {
-            Ok(Some(key.to_owned()))
+        let target = body.model_id_override.target(defaults)?;
+        if let Some(target) = &target {
+            target.model.check(&params)?;
         }
-        _ => Err(Kind::InvalidIdempotencyKey.because(format!(
-            "The key must have 1 to {MAX_KEY_CHARS} characters, all of them visible ASCII."
-        ))),
+        let prompt_sha256 = sha256_hex(&[prompt.as_bytes()]);
+        Ok(GenerateRequest { prompt: prompt.to_owned(), prompt_sha256, params, target })
+    }
+
+    /// Equal for requests that ask for the same, and different for all others: SHA-256 in hex.
+    pub fn fingerprint(&self) -> String {
+        let asked = format!(
+            "{:?}\0{:?}\0",
+            self.params,
+            self.target.as_ref().map(|target| target.model.id)
+        );
+        sha256_hex(&[asked.as_bytes(), self.prompt_sha256.as_bytes()])
     }
 }
 
 fn prompt_missing() -> Error {
     Kind::PromptMissing.because("Missing or empty 'prompt' in request body.")
 }
-
-const KEY_HEADERS: [&str; 3] = ["idempotency-key", "x-idempotency-key", "x-cloudtasks-taskname"];
-const MAX_KEY_CHARS: usize = 255;
 
 /// The body as sent. Unknown fields are skipped without being held.
 #[derive(Deserialize)]
@@ -132,7 +115,6 @@ impl RequestBody {
         match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
             None => Err(prompt_missing()),
             Some(b'{') => serde_json::from_slice(body).map_err(malformed),
-            // Whether it is some other JSON or none at all.
             Some(_) => match serde_json::from_slice::<IgnoredAny>(body) {
                 Ok(_) => Err(Kind::InvalidPayload.because("The body is JSON, but not an object.")),
                 Err(error) => Err(malformed(error)),
@@ -145,7 +127,7 @@ fn malformed(error: serde_json::Error) -> Error {
     Kind::MalformedJson.because(format!("{error}."))
 }
 
-/// A field's value. What no field can use is not held, only named.
+/// A field's value. A value that no field can use is not held, only named.
 #[derive(Debug, Default)]
 enum FieldValue {
     #[default]
@@ -191,20 +173,39 @@ impl FieldValue {
         }
     }
 
+    /// The model that the caller names, and where it is asked.
+    fn target(&self, settings: &Config) -> Result<Option<Target>, Error> {
+        let all: Vec<_> = MODELS.iter().map(|model| model.id).collect();
+        let find = |name: &str| settings.model_named(name);
+        let Some(model) = self.one_of("model_id_override", &all, find)? else {
+            return Ok(None);
+        };
+        settings.target_of(model).map(Some).ok_or_else(|| {
+            let current = MODELS.iter().filter(|model| !model.retired);
+            let served = current.filter(|model| settings.target_of(model).is_some());
+            Kind::UnsupportedParameter.because(format!(
+                "Field 'model_id_override': {} is not served in {}, where prompts may go; allowed: {}.",
+                model.id,
+                settings.prompt_locations().join(", "),
+                or_nothing(served.map(|model| model.id).collect())
+            ))
+        })
+    }
+
     fn one_of<T>(
         &self,
         field: &str,
         allowed: &[&str],
         find: impl Fn(&str) -> Option<T>,
     ) -> Result<Option<T>, Error> {
-        match self {
-            FieldValue::Nothing => Ok(None),
-            FieldValue::Text(word) => match find(word) {
-                Some(value) => Ok(Some(value)),
-                None => Err(self.refuse(field, &allowed.join(", "))),
-            },
-            other => Err(other.refuse(field, &allowed.join(", "))),
-        }
+        let value = match self {
+            FieldValue::Nothing => return Ok(None),
+            FieldValue::Text(word) => find(word),
+            // An image size of 512 may be written without quotes.
+            FieldValue::Whole(number) => find(&number.to_string()),
+            FieldValue::Bool(_) | FieldValue::Other(_) => None,
+        };
+        value.map(Some).ok_or_else(|| self.refuse(field, &allowed.join(", ")))
     }
 
     fn refuse(&self, field: &str, allowed: &str) -> Error {
@@ -220,7 +221,13 @@ impl FieldValue {
     }
 }
 
+fn or_nothing(ids: Vec<&str>) -> String {
+    if ids.is_empty() { "nothing".to_owned() } else { ids.join(", ") }
+}
+
 const MAX_SEED: u64 = i32::MAX as u64;
+/// Beyond it, an `f64` does not hold every whole number.
+const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 impl<'de> Deserialize<'de> for FieldValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FieldValue, D::Error> {
@@ -244,8 +251,14 @@ impl<'de> Deserialize<'de> for FieldValue {
             fn visit_i64<E>(self, _: i64) -> Result<FieldValue, E> {
                 Ok(FieldValue::Other("a negative number"))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<FieldValue, E> {
-                Ok(FieldValue::Other("a number with decimals"))
+            /// `7.0` is how protobuf's JSON writes a whole number.
+            fn visit_f64<E>(self, value: f64) -> Result<FieldValue, E> {
+                let is_whole = value.fract() == 0.0 && (0.0..=LARGEST_EXACT).contains(&value);
+                Ok(match is_whole {
+                    true => FieldValue::Whole(value as u64),
+                    false if value < 0.0 => FieldValue::Other("a negative number"),
+                    false => FieldValue::Other("a number with decimals"),
+                })
             }
             fn visit_str<E>(self, value: &str) -> Result<FieldValue, E> {
                 Ok(FieldValue::Text(value.to_owned()))
@@ -302,14 +315,14 @@ mod tests {
             (request.params.aspect_ratio.as_str(), request.params.add_watermark),
             ("1:1", true)
         );
-        assert_eq!((request.params.seed, request.model), (None, None));
+        assert_eq!((request.params.seed, request.target), (None, None));
     }
 
     #[test]
     fn every_field_is_read() {
         let body = json!({"prompt": "x", "aspect_ratio": "16:9", "add_watermark": false, "negative_prompt": "dogs",
             "seed": 7, "image_size": "2K", "person_generation": "ALLOW_ALL", "output_mime_type": "image/jpeg",
-            "model_id_override": "gemini-3-pro-image"});
+            "model_id_override": "imagen-3.0-generate-001"});
         let request = parse(body.to_string()).unwrap();
         let params = Params {
             aspect_ratio: "16:9".to_owned(),
@@ -317,10 +330,13 @@ mod tests {
             negative_prompt: Some("dogs".to_owned()),
             seed: Some(7),
             image_size: Some(ImageSize::TwoK),
-            person_generation: Some(PersonGeneration::Everybody),
+            person_generation: Some(PersonGeneration::Everyone),
             output_mime_type: Some(OutputMimeType::Jpeg),
         };
-        assert_eq!((request.params, request.model.unwrap().id), (params, "gemini-3-pro-image"));
+        assert_eq!(
+            (request.params, request.target.unwrap().model.id),
+            (params, "imagen-3.0-generate-001")
+        );
     }
 
     #[test]
@@ -393,7 +409,7 @@ mod tests {
             ("seed", json!(-1), "2147483647"),
             ("seed", json!(2147483648u64), "2147483647"),
             ("seed", json!(1.5), "whole number"),
-            ("image_size", json!("8K"), "1K, 2K, 4K"),
+            ("image_size", json!("8K"), "512, 1K, 2K, 4K"),
             ("person_generation", json!("some"), "allow_adult"),
             ("output_mime_type", json!("image/gif"), "image/png, image/jpeg"),
             ("model_id_override", json!("dall-e"), "gemini-nano-banana-2.1"),
@@ -411,6 +427,25 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_may_have_a_zero_fraction() {
+        for (text, seed) in
+            [("7", 7), ("7.0", 7), ("7e0", 7), ("70.0e-1", 7), ("0.0", 0), ("-0.0", 0)]
+        {
+            let request = parse(format!(r#"{{"prompt": "x", "seed": {text}}}"#)).unwrap();
+            assert_eq!(request.params.seed, Some(seed), "{text}");
+        }
+        for text in ["7.5", "-7.0", "2147483648.0", "1e300", "18446744073709551616"] {
+            let (kind, _) = error(format!(r#"{{"prompt": "x", "seed": {text}}}"#));
+            assert_eq!(kind, Kind::UnsupportedParameter, "{text}");
+        }
+        let sizes = ["\"512\"", "512", "512.0"];
+        for text in sizes {
+            let body = format!(r#"{{"prompt": "x", "image_size": {text}}}"#);
+            assert_eq!(parse(body).unwrap().params.image_size, Some(ImageSize::Px512), "{text}");
+        }
+    }
+
+    #[test]
     fn the_fingerprint_tells_requests_apart() {
         let of = |body: &str| parse(body).unwrap().fingerprint();
         assert_eq!(
@@ -424,21 +459,5 @@ mod tests {
         ] {
             assert_ne!(of(other), of(r#"{"prompt": "x"}"#));
         }
-    }
-
-    #[test]
-    fn a_key_is_visible_ascii_of_bounded_length() {
-        let key = |name: &'static str, value: &[u8]| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, axum::http::HeaderValue::from_bytes(value).unwrap());
-            idempotency_key(&headers)
-        };
-        for name in KEY_HEADERS {
-            assert_eq!(key(name, b"a-1_!").unwrap().as_deref(), Some("a-1_!"));
-        }
-        for bad in [&b""[..], b"a b", b"caf\xc3\xa9", &[b'x'; 256]] {
-            assert_eq!(key("idempotency-key", bad).unwrap_err().kind, Kind::InvalidIdempotencyKey);
-        }
-        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
     }
 }

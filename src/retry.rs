@@ -1,10 +1,10 @@
-//! Trying again: how often, how long to wait, and when to stop.
+//! Retries: how often, how long to wait, and when to stop.
 
 use crate::error::Error;
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{ExponentialBuilder, Retryable};
 use std::future::Future;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 /// A failed attempt, and whether another one can help.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Failure {
     }
 }
 
-/// Attempts, at most [`TRIES`] of them, with exponential, jittered waits from `first_wait` on.
+/// Calls `attempt` at most [`TRIES`] times, with exponential, jittered waits from `first_wait` on.
 ///
 /// The attempt gets its number, from 1. A wait that would end past the deadline is not begun.
 ///
@@ -44,32 +44,29 @@ pub async fn until<T, F>(
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let backoff = ExponentialBuilder::default().with_min_delay(first_wait).with_jitter();
-    let mut waits = backoff.with_max_times(TRIES - 1).build();
-    let mut number = 1;
-    loop {
-        let Failure { error, again } = match attempt(number).await {
-            Ok(value) => return Ok(value),
-            Err(failure) => failure,
-        };
-        let Some(wait) = waits.next().filter(|_| again == Again::Later) else {
-            return Err(error);
-        };
-        let wait = wait.max(error.retry_after.unwrap_or_default());
-        if Instant::now() + wait >= deadline {
-            return Err(error);
-        }
-        tracing::debug!(
-            attempt = number,
-            wait_ms = wait.as_millis() as u64,
-            "trying again: {error}"
-        );
-        sleep(wait).await;
+    let mut number = 0;
+    let next = || {
         number += 1;
-    }
+        attempt(number)
+    };
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(first_wait)
+        .with_jitter()
+        .with_max_times(TRIES - 1);
+    next.retry(waits)
+        .when(|failure: &Failure| failure.again == Again::Later)
+        .adjust(|failure, wait| {
+            let wait = wait?.max(failure.error.retry_after.unwrap_or_default());
+            (wait < deadline.saturating_duration_since(Instant::now())).then_some(wait)
+        })
+        .notify(|failure, wait| {
+            tracing::debug!(wait_ms = wait.as_millis() as u64, "trying again: {}", failure.error);
+        })
+        .await
+        .map_err(|failure| failure.error)
 }
 
-/// When a try that may take `limit` must be over.
+/// The end of a try that may take `limit`, within the deadline.
 pub fn within(deadline: Instant, limit: Duration) -> Instant {
     deadline.min(Instant::now() + limit)
 }

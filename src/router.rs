@@ -1,23 +1,27 @@
 //! Routes, and what every request gets: an id, a span, a guard against panics, one summary line.
 
 use crate::app::App;
+use crate::config::Platform;
 use crate::error::{Error, Kind};
-use crate::handler::{self, RequestId, workflow_id};
+use crate::handler::{self, RequestId};
+use crate::headers::workflow_id;
 use crate::id::request_id;
 use crate::response::json;
+use crate::telemetry;
+use crate::telemetry::summary::Summary;
 use crate::telemetry::trace::Trace;
-use crate::telemetry::{self, metrics};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::ALLOW;
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::header::{ALLOW, HOST};
+use axum::http::uri::Authority;
+use axum::http::{HeaderName, HeaderValue, Version};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
@@ -60,94 +64,65 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
     Kind::Internal.because("The request could not be handled.").into_response()
 }
 
+/// The client's address, where the platform tells it.
+#[derive(Debug, Clone, Copy)]
+pub struct RemoteIp(pub IpAddr);
+
 /// Everything that happens once a request, whatever its route and outcome.
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let start = Instant::now();
     let id = request_id();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let trace = Trace::from_headers(request.headers());
     let span = telemetry::request_span(
         &id,
         workflow_id(request.headers()),
+        lambda_request_id(&request),
         trace.as_ref(),
         &app.config.project_id,
     );
+    let remote_ip = remote_ip(&request, app.config.platform);
+    let is_generation = request.uri().path() == GENERATE_IMAGE;
+    let summary = Summary::new(span.clone(), &request, remote_ip, is_generation);
     request.extensions_mut().insert(RequestId(id.clone()));
 
-    let mut response = next.run(request).instrument(span.clone()).await;
-    span.in_scope(|| summary(&method, &path, &response, start));
+    let mut response = match check_host(&request) {
+        Ok(()) => next.run(request).instrument(span).await,
+        Err(error) => error.into_response(),
+    };
     let id = HeaderValue::from_str(&id).expect("an id is hex digits");
     response.headers_mut().insert(X_REQUEST_ID, id);
+    summary.finish(&response);
     response
 }
 
-/// The one line that says how a request went, and its metrics.
-fn summary(method: &Method, path: &str, response: &Response, start: Instant) {
-    let status = response.status().as_u16();
-    let latency_ms = start.elapsed().as_millis() as u64;
-    let error = response.extensions().get::<Arc<Error>>();
-    match error {
-        None if path == GENERATE_IMAGE => {
-            tracing::info!(status, latency_ms, "{method} {path} {status}")
+fn lambda_request_id(request: &Request) -> Option<&str> {
+    request.extensions().get::<lambda_http::Context>().map(|context| context.request_id.as_str())
+}
+
+/// Behind Google's and AWS's front ends, the last address in `X-Forwarded-For` is the one that they saw.
+fn remote_ip(request: &Request, platform: Platform) -> Option<IpAddr> {
+    match platform {
+        Platform::Plain => request.extensions().get::<RemoteIp>().map(|remote| remote.0),
+        Platform::CloudRun | Platform::Lambda => {
+            let forwarded = request.headers().get("x-forwarded-for")?.to_str().ok()?;
+            forwarded.rsplit(',').next()?.trim().parse().ok()
         }
-        None => tracing::debug!(status, latency_ms, "{method} {path} {status}"),
-        Some(error) => {
-            let (code, details, causes) =
-                (error.kind.row().code, error.to_string(), error.causes());
-            if needs_someone(error.kind) {
-                tracing::error!(
-                    status,
-                    latency_ms,
-                    code,
-                    details,
-                    causes,
-                    "{method} {path} {status} {code}"
-                );
-            } else {
-                tracing::info!(
-                    status,
-                    latency_ms,
-                    code,
-                    details,
-                    causes,
-                    "{method} {path} {status} {code}"
-                );
-            }
-        }
-    }
-    if path == GENERATE_IMAGE {
-        metrics::request_done(
-            error.map_or("success", |error| error.kind.row().tag),
-            start.elapsed(),
-        );
     }
 }
 
-/// Whether someone should look: the service or its settings are at fault, not the request or the hour.
-fn needs_someone(kind: Kind) -> bool {
-    match kind {
-        Kind::PermissionDenied
-        | Kind::VertexApi
-        | Kind::ModelNotFound
-        | Kind::FileSave
-        | Kind::Internal => true,
-        Kind::PromptMissing
-        | Kind::MalformedJson
-        | Kind::InvalidPayload
-        | Kind::InvalidIdempotencyKey
-        | Kind::IdempotencyKeyReused
-        | Kind::SafetyBlocked
-        | Kind::InvalidArgument
-        | Kind::UnsupportedParameter
-        | Kind::NotFound
-        | Kind::MethodNotAllowed
-        | Kind::PayloadTooLarge
-        | Kind::UnsupportedMediaType
-        | Kind::ResourceExhausted
-        | Kind::VertexUnavailable
-        | Kind::EmptyImage
-        | Kind::Overloaded => false,
+/// HTTP/1.1 wants exactly one `Host`, a host with or without a port (RFC 9112, section 3.2).
+fn check_host(request: &Request) -> Result<(), Error> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let is_from_socket = request.extensions().get::<RemoteIp>().is_some();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if !is_from_socket || request.version() == Version::HTTP_10 => Ok(()),
+        (Some(host), None) if is_authority(host.as_bytes()) => Ok(()),
+        _ => Err(Kind::InvalidHost.because("The request needs one Host header with a host name.")),
     }
+}
+
+fn is_authority(host: &[u8]) -> bool {
+    Authority::try_from(host)
+        .is_ok_and(|host| !host.host().is_empty() && !host.as_str().contains('@'))
 }
 
 const GENERATE_IMAGE: &str = "/generate_image";

@@ -1,9 +1,10 @@
 //! Where the service runs: on a socket (Cloud Run, Docker, a plain machine) or under the Lambda runtime.
 
 use crate::app::App;
-use crate::config::Platform;
+use crate::config::{Config, Platform};
 use crate::handler::PlatformDeadline;
 use crate::router::router;
+use crate::server::{listen, serve};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::map_request;
@@ -12,11 +13,9 @@ use lambda_http::request::LambdaRequest;
 use lambda_http::tower::ServiceExt;
 use lambda_http::{Adapter, Context};
 use serde_json::Value;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 /// Serves until the platform ends the process or a signal stops it.
@@ -30,45 +29,36 @@ pub async fn run(app: Arc<App>) -> Result<(), String> {
         }
         Platform::CloudRun | Platform::Plain => {
             let address = SocketAddr::new(app.config.host, app.config.port);
-            let listener = TcpListener::bind(address).await.map_err(|error| {
-                format!("IGA cannot listen on {address}: {error}. Another process may have the port; set IGA_PORT to use another.")
+            let listener = listen(address).map_err(|error| {
+                format!(
+                    "IGA cannot listen on {address}: {error}. Another process may use the port; set IGA_PORT to \
+                     use another."
+                )
             })?;
-            serve(app, listener, stop_signal()).await.map_err(|error| error.to_string())
+            let stop = stop_signal();
+            started(&app.config, listener.local_addr().ok());
+            serve(app, listener, stop).await;
+            Ok(())
         }
     }
 }
 
-/// Serves on a socket until `stop`, then finishes what it holds.
-///
-/// New requests are answered, with 503, until the last flight has ended: nobody meets a closed door.
-pub async fn serve(
-    app: Arc<App>,
-    listener: TcpListener,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    tracing::info!(address = %listener.local_addr()?, "listening");
-    let (stopped, closing) = tokio::sync::oneshot::channel();
-    let flights = Arc::clone(&app.flights);
-    let finish = async move {
-        stop.await;
-        tracing::info!("stopping: finishing what is under way");
-        flights.stop(Instant::now() + FINISH_WITHIN).await;
-        let _ = stopped.send(());
-    };
-    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(finish);
-    let too_long = async {
-        match closing.await {
-            Ok(()) => tokio::time::sleep(CLOSE_WITHIN).await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        result = serving => result,
-        () = too_long => {
-            tracing::warn!("stopped with connections open");
-            Ok(())
-        }
-    }
+/// The line by which an operator sees what runs where, with which settings.
+fn started(config: &Config, address: Option<SocketAddr>) {
+    let targets = std::iter::once(&config.model).chain(&config.fallbacks);
+    let targets: Vec<_> =
+        targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
+    tracing::info!(
+        address = address.map(|address| address.to_string()),
+        version = env!("CARGO_PKG_VERSION"),
+        platform = ?config.platform,
+        project = config.project_id,
+        models = targets.join(","),
+        bucket = config.bucket,
+        prefix = config.prefix,
+        prompts_logged = config.debug,
+        "listening"
+    );
 }
 
 /// Answers one Lambda event, as JSON in and out, on the path that the Lambda runtime takes.
@@ -116,11 +106,6 @@ async fn stop_signal() {
         _ = interrupt.recv() => {}
     }
 }
-
-/// Cloud Run kills the process 10 s after SIGTERM: this long flights may go on, a second is for giving
-/// up the rest, and the answers have what then is left.
-const FINISH_WITHIN: Duration = Duration::from_millis(7500);
-const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
 const LAMBDA_MARGIN: Duration = Duration::from_secs(1);
 

@@ -2,13 +2,18 @@
 
 use bytes::Bytes;
 use hyper::body::Body;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use std::collections::VecDeque;
+use std::fmt::Display;
 use std::process::exit;
+use std::str::FromStr;
 
-/// The same allocator as in the service, so that a comparison shows what the programs do. The minimal server does not
-/// use this library and has the standard allocator.
+/// The same allocator as in the service, so that a comparison shows what the programs do. The
+/// minimal server does not use this library and has the standard allocator.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,14 +29,24 @@ pub const PREDICT_PATH: &str = "/v1/projects/benchmark/locations/us-central1/pub
 
 pub const UPLOAD_PATH: &str = "/upload/storage/v1/b/benchmark/o";
 
-/// An HTTP client with `TCP_NODELAY`.
-pub fn client<B>() -> Client<HttpConnector, B>
+pub type HttpClient<B> = Client<HttpsConnector<HttpConnector>, B>;
+
+/// An HTTP client for servers such as `url`, with `TCP_NODELAY` and IGA's TLS stack. It reads the CA
+/// certificates only for an `https` URL: that takes milliseconds.
+pub fn client<B>(url: &str) -> HttpClient<B>
 where
     B: Body<Data = Bytes> + Send,
 {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    Client::builder(TokioExecutor::new()).build(connector)
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    let builder = ClientConfig::builder();
+    let builder = match url.starts_with("https:") {
+        true => builder.try_with_platform_verifier().expect("this machine has CA certificates"),
+        false => builder.with_root_certificates(RootCertStore::empty()),
+    };
+    let tls = builder.with_no_client_auth();
+    Client::builder(TokioExecutor::new()).build(HttpsConnector::from((tcp, tls)))
 }
 
 /// Bytes that begin like a PNG and do not compress.
@@ -46,38 +61,52 @@ pub fn image(len: usize) -> Vec<u8> {
     b"\x89PNG\r\n\x1a\n".iter().copied().chain(noise).take(len).collect()
 }
 
-/// Reads a program's arguments in order. A missing or wrong argument prints the usage and exits with code 2.
+/// Reads a program's arguments: first those by position, in order, then options such as `name=value`.
+/// A missing or wrong argument prints the usage and exits with code 2.
 pub struct Args {
     usage: &'static str,
-    rest: std::iter::Skip<std::env::Args>,
+    words: VecDeque<String>,
 }
 
 impl Args {
     pub fn new(usage: &'static str) -> Args {
-        Args { usage, rest: std::env::args().skip(1) }
+        Args { usage, words: std::env::args().skip(1).collect() }
     }
 
-    pub fn text(&mut self) -> String {
-        self.rest.next().unwrap_or_else(|| self.exit_with_usage())
+    pub fn positional<T: FromStr>(&mut self) -> T {
+        let word = self.words.pop_front().unwrap_or_else(|| self.exit_with_usage("too few words"));
+        self.parse(&word)
     }
 
-    pub fn number(&mut self) -> usize {
-        self.text().parse().unwrap_or_else(|_| self.exit_with_usage())
+    pub fn option<T: FromStr>(&mut self, name: &str) -> Option<T> {
+        let value_of = |word: &String| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+        let (index, value) = self
+            .words
+            .iter()
+            .enumerate()
+            .find_map(|(index, word)| Some((index, value_of(word)?)))?;
+        self.words.remove(index);
+        Some(self.parse(&value))
     }
 
-    pub fn number_or(&mut self, default: usize) -> usize {
-        self.rest
-            .next()
-            .map_or(default, |text| text.parse().unwrap_or_else(|_| self.exit_with_usage()))
-    }
-
-    /// The arguments that have not been read.
+    /// The words that have not been read.
     pub fn rest(self) -> impl Iterator<Item = String> {
-        self.rest
+        self.words.into_iter()
     }
 
-    fn exit_with_usage(&self) -> ! {
-        eprintln!("usage: {}", self.usage);
+    /// Refuses words that have not been read.
+    pub fn end(self) {
+        if let Some(word) = self.words.front() {
+            self.exit_with_usage(format!("unknown: {word}"));
+        }
+    }
+
+    fn parse<T: FromStr>(&self, word: &str) -> T {
+        word.parse().unwrap_or_else(|_| self.exit_with_usage(format!("not valid: {word}")))
+    }
+
+    fn exit_with_usage(&self, problem: impl Display) -> ! {
+        eprintln!("{problem}\nusage: {}", self.usage);
         exit(2)
     }
 }

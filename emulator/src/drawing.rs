@@ -6,28 +6,47 @@ use std::sync::LazyLock;
 use ab_glyph::{Font, FontRef, GlyphId, OutlineCurve, Point};
 use epaint_default_fonts::{NOTO_EMOJI_REGULAR, UBUNTU_LIGHT};
 use tiny_skia::{
-    Color, FillRule, GradientStop, Paint, Path, PathBuilder, Pixmap, Point as Spot, RadialGradient,
-    Rect, Shader, SpreadMode, Transform,
+    Color, FillRule, GradientStop, Paint, Path, PathBuilder, Pixmap, Point as ScreenPoint,
+    RadialGradient, Rect, Shader, SpreadMode, Transform,
 };
 
-/// A PNG that depends on nothing but its arguments; `label` stands small below the prompt.
-pub(crate) fn draw(prompt: &str, label: &str, width: u32, height: u32) -> Vec<u8> {
-    let mut scene = Scene::new(prompt, width, height);
-    scene.sky();
-    scene.sun();
-    scene.hills();
-    scene.panel(prompt, label);
-    scene.pixmap.encode_png().expect("a picture in memory can be encoded")
+/// A finished drawing, which depends on nothing but its arguments.
+pub(crate) struct Drawing(Pixmap);
+
+impl Drawing {
+    /// `label` is written in small letters below the prompt.
+    pub fn new(prompt: &str, label: &str, width: u32, height: u32) -> Self {
+        let mut scene = Scene::new(prompt, width, height);
+        scene.sky();
+        scene.sun();
+        scene.hills();
+        scene.panel(prompt, label);
+        Self(scene.pixmap)
+    }
+
+    pub fn png(&self) -> Vec<u8> {
+        self.0.encode_png().expect("an image in memory can be encoded")
+    }
+
+    pub fn jpeg(&self) -> Vec<u8> {
+        let mut jpeg = Vec::new();
+        let side = |pixels: u32| u16::try_from(pixels).expect("no side has 65,536 pixels");
+        let (width, height) = (side(self.0.width()), side(self.0.height()));
+        jpeg_encoder::Encoder::new(&mut jpeg, JPEG_QUALITY)
+            .encode(self.0.data(), width, height, jpeg_encoder::ColorType::Rgba)
+            .expect("an image in memory can be encoded");
+        jpeg
+    }
 }
 
-/// A picture in the making.
+/// An unfinished drawing.
 struct Scene {
     pixmap: Pixmap,
     width: f32,
     height: f32,
-    /// The shorter side: what sizes are measured by.
+    /// The shorter side; sizes are relative to it.
     unit: f32,
-    chance: Chance,
+    rng: Rng,
     palette: &'static Palette,
 }
 
@@ -36,12 +55,12 @@ impl Scene {
         let pixmap = Pixmap::new(width.max(1), height.max(1))
             .expect("no side is zero, and sizes are far from 2^31");
         let (width, height) = (pixmap.width() as f32, pixmap.height() as f32);
-        let mut chance = Chance::seeded_by(prompt);
-        let palette = &PALETTES[chance.below(PALETTES.len())];
-        Self { pixmap, width, height, unit: width.min(height), chance, palette }
+        let mut rng = Rng::seeded_by(prompt);
+        let palette = &PALETTES[rng.below(PALETTES.len())];
+        Self { pixmap, width, height, unit: width.min(height), rng, palette }
     }
 
-    /// Row by row: much faster than a gradient, and as smooth.
+    /// Filled row by row, which is much faster than a gradient and looks the same.
     fn sky(&mut self) {
         for row in 0..self.pixmap.height() {
             let y = row as f32;
@@ -62,17 +81,17 @@ impl Scene {
         let mut stars = PathBuilder::new();
         for _ in 0..(self.palette.stars * squares) as usize {
             let (x, y) =
-                (self.chance.within(0.0, self.width), self.chance.within(0.0, 0.5 * self.height));
-            stars.push_circle(x, y, self.chance.within(0.0006, 0.0022) * self.unit);
+                (self.rng.within(0.0, self.width), self.rng.within(0.0, 0.5 * self.height));
+            stars.push_circle(x, y, self.rng.within(0.0006, 0.0022) * self.unit);
         }
         self.fill(stars, color(WHITE, 0.7));
     }
 
     fn sun(&mut self) {
-        let radius = self.chance.within(0.09, 0.15) * self.unit;
-        let x = self.chance.within(0.55, 0.85) * self.width;
-        let y = (self.chance.within(0.16, 0.30) * self.height).max(radius * 1.3);
-        let center = Spot::from_xy(x, y);
+        let radius = self.rng.within(0.09, 0.15) * self.unit;
+        let x = self.rng.within(0.55, 0.85) * self.width;
+        let y = (self.rng.within(0.16, 0.30) * self.height).max(radius * 1.3);
+        let center = ScreenPoint::from_xy(x, y);
         let stops = vec![
             GradientStop::new(0.0, color(self.palette.sun, 0.55)),
             GradientStop::new(0.35, color(self.palette.sun, 0.22)),
@@ -110,7 +129,7 @@ impl Scene {
             let nearness = layer as f32 / self.palette.hills.len() as f32;
             let base = self.height - depth * (1.0 - nearness * 0.85);
             let ridge =
-                Ridge::new(&mut self.chance, base, self.unit * (0.10 - 0.05 * nearness), self.unit);
+                Ridge::new(&mut self.rng, base, self.unit * (0.10 - 0.05 * nearness), self.unit);
             let mut path = PathBuilder::new();
             path.move_to(0.0, self.height);
             let step = self.unit / 96.0;
@@ -128,10 +147,10 @@ impl Scene {
     }
 
     fn trees(&mut self, ridge: &Ridge, nearness: f32, path: &mut PathBuilder) {
-        let count = (self.chance.within(9.0, 16.0) * self.width / self.unit) as usize;
+        let count = (self.rng.within(9.0, 16.0) * self.width / self.unit) as usize;
         for _ in 0..count {
-            let x = self.chance.within(0.0, self.width);
-            let height = self.chance.within(0.03, 0.07) * self.unit * (0.5 + nearness);
+            let x = self.rng.within(0.0, self.width);
+            let height = self.rng.within(0.03, 0.07) * self.unit * (0.5 + nearness);
             let foot = ridge.at(x) + 0.2 * height;
             for (from, to, half) in [(0.0, 0.6, 0.26), (0.3, 0.85, 0.20), (0.6, 1.1, 0.13)] {
                 path.move_to(x - half * height, foot - from * height);
@@ -142,7 +161,7 @@ impl Scene {
         }
     }
 
-    /// The prompt and the label on a dark pane in the lower left.
+    /// The prompt and the label on a dark panel in the lower left.
     fn panel(&mut self, prompt: &str, label: &str) {
         let (margin, padding) = (0.055 * self.unit, 0.045 * self.unit);
         let room_across = (self.width - 2.0 * (margin + padding)).min(3.2 * self.unit);
@@ -184,20 +203,16 @@ impl Scene {
     }
 }
 
-/// The line of a hill's top: two waves around a height.
+/// The outline of a hill: two waves around a height.
 struct Ridge {
     base: f32,
     waves: [(f32, f32, f32); 2],
 }
 
 impl Ridge {
-    fn new(chance: &mut Chance, base: f32, amplitude: f32, unit: f32) -> Self {
+    fn new(rng: &mut Rng, base: f32, amplitude: f32, unit: f32) -> Self {
         let mut wave = |height: f32, shortest: f32, longest: f32| {
-            (
-                height * amplitude,
-                TAU / (chance.within(shortest, longest) * unit),
-                chance.within(0.0, TAU),
-            )
+            (height * amplitude, TAU / (rng.within(shortest, longest) * unit), rng.within(0.0, TAU))
         };
         Self { base, waves: [wave(1.0, 0.8, 1.4), wave(0.35, 0.25, 0.45)] }
     }
@@ -209,14 +224,14 @@ impl Ridge {
     }
 }
 
-/// Text broken into lines at one size.
+/// Text interruption into lines at one size.
 struct Text {
     size: f32,
     lines: Vec<String>,
 }
 
 impl Text {
-    /// As large as the room allows, within limits of taste; cut where even the smallest does not fit.
+    /// As large as the space allows, within limits; cut if even the smallest size does not fit.
     fn fitted(text: &str, across: f32, down: f32, unit: f32) -> Self {
         let text = printable(text);
         let wide = (across / unit).clamp(1.0, 3.0).sqrt();
@@ -231,7 +246,7 @@ impl Text {
         Self::cut(&text, smallest, across, down)
     }
 
-    /// At this size, with an ellipsis for what does not fit.
+    /// At this size, with an ellipsis if something does not fit.
     fn cut(text: &str, size: f32, across: f32, down: f32) -> Self {
         let mut lines = wrap(&printable(text), across / size);
         let most = ((down / (size * LINE_HEIGHT)) as usize).max(1);
@@ -256,7 +271,7 @@ impl Text {
     }
 }
 
-/// Words with single spaces between them, without what has no picture.
+/// Words with single spaces between them, without characters that have no glyph.
 fn printable(text: &str) -> String {
     let unknown_emoji = |char: char| char >= '\u{1f000}' && Glyph::of(char).id == MISSING;
     let invisible = |char: char| {
@@ -306,7 +321,7 @@ fn measure(line: &str) -> f32 {
     line.chars().map(|char| Glyph::of(char).advance()).sum()
 }
 
-/// A character in the first font that has it.
+/// A character in the first font that contains it.
 struct Glyph {
     font: &'static FontRef<'static>,
     id: GlyphId,
@@ -399,17 +414,17 @@ fn color(rgb: u32, opacity: f32) -> Color {
     color
 }
 
-/// The colour at this share of the way from one to another.
+/// A mix of two colours; `share` is that of the second.
 fn blend(from: u32, to: u32, share: f32) -> u32 {
     let mix = |a: u8, b: u8| (f32::from(a) + (f32::from(b) - f32::from(a)) * share).round() as u8;
     let ([_, r, g, b], [_, red, green, blue]) = (from.to_be_bytes(), to.to_be_bytes());
     u32::from_be_bytes([0, mix(r, red), mix(g, green), mix(b, blue)])
 }
 
-/// Numbers that look random and follow from a text (FNV-1a, then SplitMix64).
-struct Chance(u64);
+/// Pseudo-random numbers seeded by a text (FNV-1a, then SplitMix64).
+struct Rng(u64);
 
-impl Chance {
+impl Rng {
     fn seeded_by(text: &str) -> Self {
         Self(text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
@@ -437,7 +452,7 @@ struct Palette {
     zenith: u32,
     horizon: u32,
     sun: u32,
-    /// In a square picture.
+    /// In a square image.
     stars: f32,
     /// Far to near.
     hills: [u32; 4],
@@ -511,8 +526,9 @@ const PALETTES: &[Palette] = &[
 ];
 
 const WHITE: u32 = 0xffffff;
+const JPEG_QUALITY: u8 = 90;
 const LINE_HEIGHT: f32 = 1.3;
-/// More than ever fits.
+/// More than fits into any drawing.
 const MOST_CHARS: usize = 800;
 const MISSING: GlyphId = GlyphId(0);
 
@@ -526,14 +542,20 @@ mod tests {
     use super::*;
 
     fn size(png: &[u8]) -> (u32, u32) {
-        let picture = Pixmap::decode_png(png).expect("a PNG");
-        (picture.width(), picture.height())
+        let image = Pixmap::decode_png(png).expect("a PNG");
+        (image.width(), image.height())
     }
 
     #[test]
-    fn the_same_prompt_gives_the_same_picture() {
-        assert_eq!(draw("a fox", "m", 96, 64), draw("a fox", "m", 96, 64));
-        assert_ne!(draw("a fox", "m", 96, 64), draw("a wolf", "m", 96, 64));
+    fn the_same_prompt_gives_the_same_drawing() {
+        assert_eq!(
+            Drawing::new("a fox", "m", 96, 64).png(),
+            Drawing::new("a fox", "m", 96, 64).png()
+        );
+        assert_ne!(
+            Drawing::new("a fox", "m", 96, 64).png(),
+            Drawing::new("a wolf", "m", 96, 64).png()
+        );
     }
 
     #[test]
@@ -544,7 +566,7 @@ mod tests {
         {
             for (width, height) in [(64, 64), (512, 64), (64, 512), (1, 1), (3, 700)] {
                 assert_eq!(
-                    size(&draw(prompt, "model", width, height)),
+                    size(&Drawing::new(prompt, "model", width, height).png()),
                     (width, height),
                     "{prompt:?}"
                 );

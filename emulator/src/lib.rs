@@ -1,507 +1,205 @@
-//! Google's services on a loopback port: Vertex AI, Cloud Storage, the metadata server.
+//! Vertex AI's image models, Cloud Storage and their access tokens, on a loopback port.
 //!
-//! It is written from Google's wire formats alone and shares no type with the clients that it
-//! fakes. It is strict: what Google refuses is refused here, in Google's words.
+//! The emulator follows Google's published wire formats and shares no type with the clients that are
+//! tested against it. It is strict: it refuses what Google refuses, in Google's words. Faults can be
+//! scripted, from Rust and over HTTP, and everything that happens is recorded.
 //!
-//! **Served.** Vertex AI: `:generateContent` and `:predict` with each model's own limits, locations
-//! and retirement, and the publisher model lookup. Cloud Storage's JSON API: media, multipart and
-//! resumable uploads, metadata, (ranged) media, list, delete; with preconditions and checksums. Tokens:
-//! the metadata server, `/token` (OAuth), `/v1/token` (STS), `:generateAccessToken`.
+//! # How it is started
 //!
-//! **Magic prompts.** A prompt that contains one of these is answered as its name says: `[blocked]`
-//! (the prompt), `[filtered]` (the picture), `[empty]` (no picture, no reason), `[refuse]` (text
-//! instead of a picture), `[quota]` (429), `[overloaded]` (503), `[denied]` (403).
+//! In a test, [`Emulator::start`] listens on a free port and stops when its last handle is dropped:
 //!
-//! **Faults.** [`Fault`] names a [`Stage`] (`token`, `model`, `answer`, `read`, `upload_start`,
-//! `upload_body`, `upload_end`, `delete`), what it is restricted to, how often it hits, and an
-//! [`Action`]: `answer`, `delay`, `stall`, `reset`, `truncate`, `wrong_checksum`.
+//! ```
+//! use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 //!
-//! **From another process.** `POST /_emulator/faults` (a [`Fault`] as JSON), `DELETE /_emulator/faults`,
-//! `GET /_emulator/counters`, `GET /_emulator/objects`, `POST /_emulator/expire_tokens`,
-//! `POST /_emulator/clock` (`{"advance_ms": 60000}`).
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> std::io::Result<()> {
+//! let buckets = vec!["my-bucket".to_owned()];
+//! let emulator = Emulator::start(Options { buckets, ..Options::default() }).await?;
+//! // The next two generations fail, unpaid.
+//! emulator.script(Fault::new(Stage::Model, Action::status(503)).times(2));
+//! // Clients use it through the variables that name Google's hosts.
+//! println!("STORAGE_EMULATOR_HOST={}", emulator.url());
+//! println!("GCE_METADATA_HOST={}", emulator.host());
+//! assert_eq!(emulator.counters().paid_generations, 0);
+//! # Ok(())
+//! # }
+//! ```
 //!
-//! **Not the real thing.** Signatures are not verified, listings have
-//! no pages, and there are no object versions. A generation counts as paid from the moment at which
-//! the model starts on it, whether or not the caller waits.
+//! On its own, `iga-local emulator` starts it and prints its address. [`Options`] holds the buckets, the
+//! latency of the models, permissions that the caller lacks, retention, the limit of mutations per
+//! object, bandwidth, and more.
+//!
+//! # What it serves
+//!
+//! - **Vertex AI**, `v1` and `v1beta1`: `:generateContent` for Gemini, `:predict` for Imagen, each model with its own
+//!   parameters, locations and retirement; the lookup of a publisher model.
+//! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and ranges;
+//!   list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite, compose and delete;
+//!   buckets get, list and insert; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
+//! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and `:generateAccessToken`.
+//!
+//! A generation counts as paid from the moment at which the model begins, whether or not the client waits.
+//!
+//! # Prompts that choose the outcome
+//!
+//! For tests by hand, a prompt that contains one of these words gets the outcome: `[blocked]` (the prompt),
+//! `[filtered]` (the image), `[empty]` (no image, no reason), `[refuse]` (text instead of an image),
+//! `[quota]` (429), `[overloaded]` (503), `[denied]` (403). Faults can do everything else.
+//!
+//! # Faults
+//!
+//! `POST /_emulator/faults` adds a [`Fault`], `DELETE /_emulator/faults` removes all. The first fault in the list
+//! that matches a request acts on it; once it has acted `times` times it is removed. A fault consists of:
+//!
+//! | field | meaning | default |
+//! |---|---|---|
+//! | `stage` | the operation and its moment | required |
+//! | `matching` | part of `BUCKET/OBJECT-NAME`, or of the path | any |
+//! | `prefix`, `suffix` | of the object's name, or of the path | any |
+//! | `prompt` | part of the prompt | any |
+//! | `write` | `create` or `overwrite`, for uploads | any |
+//! | `metadata`, `without_metadata` | keys that the object's custom metadata has, lacks | none |
+//! | `skip` | matching requests that pass first | 0 |
+//! | `times` | requests that it then acts on; `null` for all | 1 |
+//! | `after` | bytes let through first | 0 |
+//! | `action` | what happens | required |
+//!
+//! | `stage` | acts |
+//! |---|---|
+//! | `token` | when a token has been issued |
+//! | `model` | before the model begins: nothing is paid |
+//! | `response` | when the image is made and paid |
+//! | `upload_start`, `upload_body`, `upload_end` | before an upload is read; after `after` bytes of it; when the object is stored |
+//! | `stat`, `download`, `read` | when metadata, content, or either has been read |
+//! | `list`, `permissions` | when objects are listed; when `testIamPermissions` responds |
+//! | `delete`, `delete_end` | before, and after the object is deleted |
+//!
+//! | `action` | does |
+//! |---|---|
+//! | `{"response": {…}}` | sends a [`ScriptedResponse`] |
+//! | `{"delay": {"ms": 500}}` | waits, then goes on |
+//! | `"stall"` | never responds |
+//! | `"reset"` | breaks the connection with a TCP RST |
+//! | `"truncate"` | closes the connection |
+//! | `"wrong_checksum"` | reports another `crc32c` for the stored object |
+//!
+//! At the stages that end an operation, `stall`, `reset` and `truncate` come after the operation was applied, and the
+//! client cannot know that it was. With `after` the response begins and breaks off.
+//!
+//! Two generations get 429 with a header, with the body that Google sends with this status:
+//!
+//! ```json
+//! {"stage": "model", "times": 2, "action": {"response": {"status": 429, "headers": {"retry-after": "7"}}}}
+//! ```
+//!
+//! The third overwrite of a record is applied, and its response is lost:
+//!
+//! ```json
+//! {"stage": "upload_end", "prefix": "images/.iga/", "write": "overwrite", "skip": 2, "action": "reset"}
+//! ```
+//!
+//! Overwriting is refused for ever; so is every upload of an object with the metadata key `image`:
+//!
+//! ```json
+//! {"stage": "upload_start", "write": "overwrite", "times": null, "action": {"response": {"status": 403}}}
+//! {"stage": "upload_start", "metadata": ["image"], "times": null, "action": {"response": {"status": 403}}}
+//! ```
+//!
+//! A GET of metadata never gets a response; one delete is not applied, the next one is, both in silence:
+//!
+//! ```json
+//! {"stage": "stat", "times": null, "action": "stall"}
+//! {"stage": "delete", "action": "stall"}
+//! {"stage": "delete_end", "action": "stall"}
+//! ```
+//!
+//! `testIamPermissions` names no permission:
+//!
+//! ```json
+//! {"stage": "permissions", "times": null, "action": {"response": {"body": {}}}}
+//! ```
+//!
+//! The ordinary response with a WebP image of 8 MiB, in chunks of 64 KiB with 10 ms between them:
+//!
+//! ```json
+//! {"stage": "response", "action": {"response": {
+//!   "image": {"format": "webp", "bytes": 8388608},
+//!   "delivery": {"chunk_bytes": 65536, "chunk_delay_ms": 10}}}}
+//! ```
+//!
+//! A response of one's own; `$IMAGE` becomes the image in base64:
+//!
+//! ```json
+//! {"stage": "response", "prompt": "fox", "action": {"response": {"body": {
+//!   "candidates": [{"content": {"parts": [
+//!     {"inlineData": {"mimeType": "image/png", "data": "$IMAGE"}},
+//!     {"inlineData": {"data": ""}}]}}]}}}}
+//! ```
+//!
+//! The JSON arrives whole, then the connection resets before the last chunk; or `Content-Length` is one too large:
+//!
+//! ```json
+//! {"stage": "response", "action": {"response": {"delivery": {"chunk_bytes": 1000, "cut": {"ending": "reset"}}}}}
+//! {"stage": "response", "action": {"response": {"delivery": {"excess_length": 1}}}}
+//! ```
+//!
+//! # What was recorded
+//!
+//! [`Emulator::counters`], [`Emulator::generations`] (prompt, location, model, labels, paid or not),
+//! [`Emulator::operations`] (every request to Cloud Storage with its preconditions and outcome) and
+//! [`Emulator::requests`]; from another process `GET /_emulator/counters`, `/_emulator/generations`,
+//! `/_emulator/operations`, `/_emulator/requests` and `/_emulator/objects`.
+//!
+//! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with `{"advance_ms": 60000}` moves
+//! the clock behind `Date` and the objects' times.
+//!
+//! # What it does not do
+//!
+//! It verifies no signature, knows no IAM policy beyond the permissions that [`Options`] withholds, and keeps one
+//! version of an object. It has no XML or gRPC API, no batch requests, no ACLs, no notifications and no signed URLs.
+//! Of Vertex AI it has image models only: it draws a landscape with the prompt on it, edits no image, and measures neither
+//! safety nor quota. Image types other than PNG and JPEG come as a small swatch.
 
+mod body_reader;
+mod clock;
+mod control;
+mod copies;
 mod drawing;
+mod emulator;
 mod faults;
-mod metadata;
+mod generation_response;
+mod generation_spec;
+mod http;
+mod image;
+mod listing;
+mod magic_prompts;
+mod metadata_server;
 mod models;
 mod objects;
-mod order;
+mod options;
+mod partial_response;
+mod preconditions;
+mod recorder;
+mod response;
 mod resumable;
+mod router;
 mod rpc_error;
+mod services;
+mod sessions;
+mod single_request_upload;
 mod storage;
+mod storage_access;
 mod storage_error;
-mod uploads;
+mod token_endpoints;
+mod tokens;
+mod upload;
+mod upload_spec;
 mod vertex;
-mod wire;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode};
-use hyper::body::Incoming;
-use percent_encoding::percent_decode_str;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use time::OffsetDateTime;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-
-pub use faults::{Action, Fault, Stage};
+pub use emulator::Emulator;
+pub use faults::{Action, Fault, ScriptedResponse, Stage, Write};
+pub use image::{ImageFormat, ImageSpec};
 pub use objects::StoredObject;
-
-use faults::{Faults, spoil};
-use metadata::Tokens;
-use objects::Objects;
-use resumable::Sessions;
-use wire::{Answer, Handled, Inflow};
-
-/// How an emulator is set up.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub addr: SocketAddr,
-    /// Objects become files `DIRECTORY/BUCKET/OBJECT-NAME`; without it they stay in memory.
-    pub directory: Option<PathBuf>,
-    /// The buckets that exist.
-    pub buckets: Vec<String>,
-    /// How long a model takes for a picture.
-    pub latency: Duration,
-    /// Retired models that answer as if they were still served.
-    pub revive: Vec<String>,
-    /// What the sides of pictures are divided by; 1 is Google's size.
-    pub shrunk: u32,
-    /// How long an access token holds.
-    pub token_life: Duration,
-    /// Cloud Storage permissions that the caller lacks, such as `storage.objects.create`.
-    pub withheld: Vec<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            addr: (Ipv4Addr::LOCALHOST, 0).into(),
-            directory: None,
-            buckets: Vec::new(),
-            latency: Duration::ZERO,
-            revive: Vec::new(),
-            shrunk: 1,
-            token_life: Duration::from_secs(3600),
-            withheld: Vec::new(),
-        }
-    }
-}
-
-/// A running emulator; it stops with its last handle.
-#[derive(Clone)]
-pub struct Emulator(Arc<Running>);
-
-struct Running {
-    services: Arc<Services>,
-    server: JoinHandle<()>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-impl Emulator {
-    /// Listens; fails where the address is taken, the directory cannot be used, or a bucket's name is illegal.
-    pub async fn start(options: Options) -> io::Result<Self> {
-        let listener = TcpListener::bind(options.addr).await?;
-        let services = Arc::new(Services::new(options, listener.local_addr()?)?);
-        let handler = {
-            let services = services.clone();
-            move |request| serve(services.clone(), request)
-        };
-        let server = tokio::spawn(wire::serve(listener, handler));
-        Ok(Self(Arc::new(Running { services, server })))
-    }
-
-    /// Ends the server and every open connection.
-    pub fn stop(&self) {
-        self.0.server.abort();
-    }
-
-    /// For `STORAGE_EMULATOR_HOST` and `IGA_VERTEXAI_ENDPOINT`.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.0.services.addr)
-    }
-
-    /// For `GCE_METADATA_HOST`.
-    pub fn host(&self) -> String {
-        self.0.services.addr.to_string()
-    }
-
-    /// Adds a fault behind those that are still to come.
-    pub fn script(&self, fault: Fault) {
-        self.0.services.faults.push(fault);
-    }
-
-    pub fn clear_faults(&self) {
-        self.0.services.faults.clear();
-    }
-
-    pub fn counters(&self) -> Counters {
-        self.0.services.counters()
-    }
-
-    /// Waits until the counters are such; `objects` is not among what is watched.
-    pub async fn reached(&self, happened: impl FnMut(&Counters) -> bool) {
-        // The sender lives as long as this handle does.
-        let _ = self.0.services.counters.subscribe().wait_for(happened).await;
-    }
-
-    /// Every request so far, those of `/_emulator/` excepted.
-    pub fn requests(&self) -> Vec<Recorded> {
-        lock(&self.0.services.requests).clone()
-    }
-
-    pub fn object(&self, bucket: &str, name: &str) -> Option<StoredObject> {
-        self.0.services.objects.find(bucket, name)
-    }
-
-    pub fn objects(&self) -> Vec<StoredObject> {
-        self.0.services.objects.all()
-    }
-
-    /// Makes every token handed out so far useless.
-    pub fn expire_tokens(&self) {
-        self.0.services.tokens.expire();
-    }
-
-    /// Moves the clock behind `Date` and objects' timestamps; tokens do not notice.
-    pub fn advance_clock(&self, by: Duration) {
-        self.0.services.clock.advance(by);
-    }
-}
-
-/// What has happened so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counters {
-    /// Requests for a token, at any of the endpoints.
-    pub token_fetches: u64,
-    /// Requests for a generation, whatever became of them.
-    pub model_calls: u64,
-    pub model_calls_by_model: BTreeMap<String, u64>,
-    /// Generations that made a picture, delivered or not.
-    pub paid_generations: u64,
-    pub paid_generations_by_model: BTreeMap<String, u64>,
-    /// Inserts, and resumable sessions, begun.
-    pub uploads_started: u64,
-    /// Objects that came into being.
-    pub uploads_completed: u64,
-    /// Uploads refused with 412.
-    pub uploads_refused: u64,
-    pub metadata_gets: u64,
-    pub media_gets: u64,
-    pub lists: u64,
-    /// Requests to delete, whatever became of them.
-    pub deletes: u64,
-    /// Requests refused with 401.
-    pub unauthorized: u64,
-    /// Objects that exist now.
-    pub objects: u64,
-}
-
-/// A request as it came in.
-#[derive(Clone, Debug)]
-pub struct Recorded {
-    pub method: Method,
-    /// As sent, that is, percent-encoded.
-    pub path: String,
-    pub query: String,
-    pub headers: HeaderMap,
-    /// Its beginning; of an upload only the JSON metadata.
-    pub body: Bytes,
-    /// It is a generation that made a picture, delivered or not.
-    pub paid: bool,
-}
-
-/// All that a request can touch.
-struct Services {
-    options: Options,
-    addr: SocketAddr,
-    clock: Clock,
-    faults: Faults,
-    tokens: Tokens,
-    objects: Objects,
-    sessions: Sessions,
-    counters: watch::Sender<Counters>,
-    requests: Mutex<Vec<Recorded>>,
-}
-
-impl Services {
-    fn new(options: Options, addr: SocketAddr) -> io::Result<Self> {
-        Ok(Self {
-            addr,
-            clock: Clock::default(),
-            faults: Faults::default(),
-            tokens: Tokens::new(options.token_life),
-            objects: Objects::open(options.directory.clone(), &options.buckets, addr)?,
-            sessions: Sessions::default(),
-            counters: watch::Sender::default(),
-            requests: Mutex::default(),
-            options,
-        })
-    }
-
-    fn count(&self, change: impl FnOnce(&mut Counters)) {
-        self.counters.send_modify(change);
-    }
-
-    fn counters(&self) -> Counters {
-        Counters { objects: self.objects.count(), ..self.counters.borrow().clone() }
-    }
-
-    /// Notes a request down; the number is for what becomes known of it later.
-    fn record(&self, request: &Request<Incoming>) -> usize {
-        let mut requests = lock(&self.requests);
-        requests.push(Recorded {
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            query: request.uri().query().unwrap_or_default().to_owned(),
-            headers: request.headers().clone(),
-            body: Bytes::new(),
-            paid: false,
-        });
-        requests.len() - 1
-    }
-
-    fn record_body(&self, number: usize, body: &[u8]) {
-        let kept = &body[..body.len().min(RECORDED_BYTES)];
-        lock(&self.requests)[number].body = Bytes::copy_from_slice(kept);
-    }
-
-    fn record_paid(&self, number: usize) {
-        lock(&self.requests)[number].paid = true;
-    }
-}
-
-/// The time in the answers.
-#[derive(Default)]
-struct Clock {
-    ahead_ms: AtomicU64,
-}
-
-impl Clock {
-    fn now(&self) -> OffsetDateTime {
-        OffsetDateTime::now_utc() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
-    }
-
-    fn advance(&self, by: Duration) {
-        self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
-    }
-}
-
-/// A request with its body still to be read.
-struct Call {
-    method: Method,
-    /// Split at `/` first and decoded then, so that an object's name is one segment.
-    segments: Vec<String>,
-    /// Decoded, for what faults are matched against.
-    path: String,
-    query: BTreeMap<String, String>,
-    /// The `permissions` of the query, which may be several.
-    permissions: Vec<String>,
-    headers: HeaderMap,
-    body: Inflow,
-    number: usize,
-}
-
-impl Call {
-    fn new(request: Request<Incoming>, number: usize) -> Self {
-        let (parts, body) = request.into_parts();
-        let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-        let permissions =
-            query.filter(|(name, _)| name == "permissions").map(|(_, value)| value.into_owned());
-        Self {
-            method: parts.method,
-            segments: parts.uri.path().split('/').skip(1).map(decode).collect(),
-            path: decode(parts.uri.path()),
-            query: query.into_owned().collect(),
-            permissions: permissions.collect(),
-            headers: parts.headers,
-            body: Inflow::new(body),
-            number,
-        }
-    }
-}
-
-async fn serve(services: Arc<Services>, request: Request<Incoming>) -> Handled {
-    let own = request.uri().path().starts_with("/_emulator/");
-    let number = if own { 0 } else { services.record(&request) };
-    let call = Call::new(request, number);
-    let dated = |answer: Answer| answer.with("date", http_date(services.clock.now()));
-    match route(&services, call).await {
-        Ok(answer) => Ok(counted(&services, dated(answer))),
-        Err(wire::Refusal::Answer(answer)) => Ok(counted(&services, dated(*answer))),
-        Err(broken) => Err(broken),
-    }
-}
-
-fn counted(services: &Services, answer: Answer) -> Answer {
-    if answer.status == StatusCode::UNAUTHORIZED {
-        services.count(|counters| counters.unauthorized += 1);
-    }
-    answer
-}
-
-async fn route(services: &Arc<Services>, mut call: Call) -> Handled {
-    let segments: Vec<String> = call.segments.clone();
-    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    match (call.method.as_str(), &segments[..]) {
-        (_, ["upload", "storage", "v1", "b", bucket, "o"])
-        | (_, ["resumable", "upload", "storage", "v1", "b", bucket, "o"]) => {
-            return uploads::upload(services, call, bucket).await;
-        }
-        (_, ["storage", "v1", "b", bucket, rest @ ..])
-        | ("GET", ["download", "storage", "v1", "b", bucket, rest @ ..]) => {
-            return storage::objects(services, &call, bucket, rest).await;
-        }
-        _ => {}
-    }
-    let body = call.body.all().await?;
-    if let ["_emulator", what] = segments[..] {
-        return Ok(control(services, &call.method, what, &body));
-    }
-    services.record_body(call.number, &body);
-    match (call.method.as_str(), &segments[..]) {
-        ("GET", ["computeMetadata", .., last]) => {
-            let answer = metadata::metadata(&services.tokens, &call.path, &call.headers);
-            if *last == "token" { handed_out(services, &call, answer).await } else { Ok(answer) }
-        }
-        ("GET", [""]) => Ok(Answer::new(StatusCode::OK, "text/plain", "iga's emulator\n")
-            .with("metadata-flavor", "Google")),
-        ("POST", ["token"]) => {
-            handed_out(services, &call, metadata::oauth(&services.tokens, &call.headers, &body))
-                .await
-        }
-        ("POST", ["v1", "token"]) => {
-            handed_out(services, &call, metadata::exchange(&services.tokens, &call.headers, &body))
-                .await
-        }
-        ("POST", ["v1", "projects", _, "serviceAccounts", account])
-            if account.ends_with(":generateAccessToken") =>
-        {
-            let answer =
-                metadata::impersonate(&services.tokens, &services.clock, &call.headers, &body)?;
-            handed_out(services, &call, answer).await
-        }
-        (
-            "POST",
-            [
-                "v1" | "v1beta1",
-                "projects",
-                project,
-                "locations",
-                location,
-                "publishers",
-                "google",
-                "models",
-                model,
-            ],
-        ) => vertex::generate(services, &call, [project, location, model], &body).await,
-        ("GET", ["v1" | "v1beta1", "publishers", "google", "models", model]) => {
-            vertex::publisher_model(services, &call, model)
-        }
-        _ => Ok(not_found(&call.path)),
-    }
-}
-
-async fn handed_out(services: &Services, call: &Call, answer: Answer) -> Handled {
-    services.count(|counters| counters.token_fetches += 1);
-    spoil(services.faults.take(Stage::Token, &call.path), answer).await
-}
-
-/// The emulator's own endpoints, under `/_emulator/`.
-fn control(services: &Services, method: &Method, what: &str, body: &Bytes) -> Answer {
-    let done = Answer::empty(StatusCode::NO_CONTENT);
-    let wrong = |problem: String| Answer::json(StatusCode::BAD_REQUEST, &json!({"error": problem}));
-    match (method.as_str(), what) {
-        ("POST", "faults") => match serde_json::from_slice::<Fault>(body) {
-            Ok(fault) => match fault.action.validate() {
-                Ok(()) => {
-                    services.faults.push(fault);
-                    done
-                }
-                Err(problem) => wrong(problem),
-            },
-            Err(error) => wrong(error.to_string()),
-        },
-        ("DELETE", "faults") => {
-            services.faults.clear();
-            done
-        }
-        ("GET", "counters") => Answer::json(StatusCode::OK, &json!(services.counters())),
-        ("GET", "objects") => {
-            let all: Vec<Value> =
-                services.objects.all().into_iter().map(|object| object.metadata).collect();
-            Answer::json(StatusCode::OK, &Value::Array(all))
-        }
-        ("POST", "expire_tokens") => {
-            services.tokens.expire();
-            done
-        }
-        ("POST", "clock") => match serde_json::from_slice::<Value>(body) {
-            Ok(request) if request["advance_ms"].is_u64() => {
-                let ms = request["advance_ms"].as_u64().unwrap_or_default();
-                services.clock.advance(Duration::from_millis(ms));
-                done
-            }
-            _ => wrong("expected {\"advance_ms\": NUMBER}".to_owned()),
-        },
-        _ => Answer::json(StatusCode::NOT_FOUND, &json!({"error": "no such endpoint"})),
-    }
-}
-
-/// The page that Google's front end sends for a path or a host that it does not know.
-fn not_found(path: &str) -> Answer {
-    let path = path.replace('&', "&amp;").replace('<', "&lt;");
-    let page = format!(
-        "<!DOCTYPE html>\n<html lang=en>\n  <title>Error 404 (Not Found)!!1</title>\n  \
-         <p><b>404.</b> <ins>That’s an error.</ins>\n  \
-         <p>The requested URL <code>{path}</code> was not found on this server.  \
-         <ins>That’s all we know.</ins>\n"
-    );
-    Answer::new(StatusCode::NOT_FOUND, "text/html; charset=UTF-8", page)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn rfc3339(at: OffsetDateTime) -> String {
-    let (date, millisecond) = (at.date(), at.millisecond());
-    let (hour, minute, second) = at.to_hms();
-    format!("{date}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
-}
-
-fn http_date(at: OffsetDateTime) -> String {
-    let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
-    let (hour, minute, second) = at.to_hms();
-    let (weekday, month) = (&weekday[..3], &month[..3]);
-    format!(
-        "{weekday}, {:02} {month} {} {hour:02}:{minute:02}:{second:02} GMT",
-        at.day(),
-        at.year()
-    )
-}
-
-const RECORDED_BYTES: usize = 64 * 1024;
-
-#[cfg(test)]
-mod tests;
+pub use options::{Options, Retention};
+pub use recorder::{Counters, Generation, OperationKind, Recorded, StorageOperation};
+pub use response::{Cut, Delivery, Ending};

@@ -1,13 +1,13 @@
-//! What each model takes, where it is served, and whether it still is.
+//! The models: their parameters, the locations that serve them, and which are retired.
 
-/// How a model is spoken to.
+/// Models that share an API and its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Imagen,
-    /// `gemini-2.5-flash-image`: always 1K, does not think.
+    /// `gemini-2.5-flash-image`: always 1K, without thinking.
     Gemini25,
     Gemini3,
-    /// Takes no sampling parameters and shows no drafts.
+    /// Accepts no sampling parameters and shows no drafts.
     NanoBanana,
 }
 
@@ -27,6 +27,11 @@ pub(crate) struct Model {
 impl Model {
     pub fn find(id: &str) -> Option<&'static Self> {
         MODELS.iter().find(|model| model.id == id)
+    }
+
+    /// The name that errors have.
+    pub fn resource(project: &str, location: &str, id: &str) -> String {
+        format!("projects/{project}/locations/{location}/publishers/google/models/{id}")
     }
 
     pub fn served_in(&self, location: &str) -> bool {
@@ -56,7 +61,7 @@ impl Model {
     }
 }
 
-/// Width and height of a picture in this ratio and size.
+/// Width and height of an image in this ratio and size.
 pub(crate) fn pixels(family: Family, ratio: &str, size: &str) -> (u32, u32) {
     let table = match family {
         Family::Imagen => IMAGEN_PIXELS,

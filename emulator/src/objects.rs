@@ -1,9 +1,10 @@
-//! The objects of Cloud Storage: as files a person can open, or in memory.
+//! The objects of Cloud Storage: as files that a person can open, or in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{fs, io};
 
 use base64::Engine;
@@ -12,8 +13,11 @@ use bytes::Bytes;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
-use crate::{lock, rfc3339};
+use crate::clock::rfc3339;
+use crate::options::{Options, Retention};
+use crate::preconditions::{FailedCondition, Preconditions};
 
 /// An object with its metadata as the JSON API shows it.
 #[derive(Clone, Debug)]
@@ -29,87 +33,65 @@ pub(crate) struct NewObject {
     pub bucket: String,
     pub name: String,
     pub content_type: String,
-    /// What the uploader said about it; only fields that one may set are kept.
+    /// The metadata that the client sent; only the fields that a client may set are stored.
     pub fields: Map<String, Value>,
     pub bytes: Bytes,
 }
 
-/// Why an object was not stored, read or deleted.
+/// When something happens: by the clock of the responses, and by the one that measures intervals.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    pub time: OffsetDateTime,
+    pub instant: Instant,
+}
+
+/// Why an object was not stored, read, changed or deleted.
 #[derive(Debug)]
-pub(crate) enum Unmet {
-    Precondition(Failed),
+pub(crate) enum StoreError {
+    Precondition(FailedCondition),
     NoSuchObject,
+    /// The caller lacks this permission.
+    Forbidden(&'static str),
+    Retained(Retention),
+    /// The object was changed too short a time ago.
+    TooManyMutations,
     Io(io::Error),
-}
-
-/// Conditions under which a request is carried out.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Preconditions {
-    generation_match: Option<i64>,
-    generation_not_match: Option<i64>,
-    metageneration_match: Option<i64>,
-    metageneration_not_match: Option<i64>,
-}
-
-/// Which kind of condition did not hold.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Failed {
-    Match,
-    NotMatch,
-}
-
-impl Preconditions {
-    /// Reads them from a query; the error is the parameter that is not a number.
-    pub fn from_query(query: &BTreeMap<String, String>) -> Result<Self, &'static str> {
-        let number = |name: &'static str| match query.get(name) {
-            Some(text) => text.parse().map(Some).map_err(|_| name),
-            None => Ok(None),
-        };
-        Ok(Self {
-            generation_match: number("ifGenerationMatch")?,
-            generation_not_match: number("ifGenerationNotMatch")?,
-            metageneration_match: number("ifMetagenerationMatch")?,
-            metageneration_not_match: number("ifMetagenerationNotMatch")?,
-        })
-    }
-
-    /// `generation` is the live object's, 0 where there is none.
-    fn check(&self, generation: i64) -> Result<(), Failed> {
-        // Nothing here changes metadata in place.
-        let metageneration = i64::from(generation != 0);
-        let differs = |wanted: Option<i64>, is: i64| wanted.is_some_and(|wanted| wanted != is);
-        let equals = |unwanted: Option<i64>, is: i64| unwanted == Some(is);
-        if differs(self.generation_match, generation)
-            || differs(self.metageneration_match, metageneration)
-        {
-            return Err(Failed::Match);
-        }
-        if equals(self.generation_not_match, generation)
-            || equals(self.metageneration_not_match, metageneration)
-        {
-            return Err(Failed::NotMatch);
-        }
-        Ok(())
-    }
 }
 
 /// Every bucket with its objects.
 pub(crate) struct Objects {
     directory: Option<PathBuf>,
-    buckets: Vec<String>,
     addr: SocketAddr,
-    live: Mutex<Live>,
+    rules: Rules,
+    live: Mutex<LiveObjects>,
+}
+
+/// What Cloud Storage permits and shows.
+struct Rules {
+    may_overwrite: bool,
+    permission_before_precondition: bool,
+    retention: Option<Retention>,
+    mutation_interval: Option<Duration>,
+    added_metadata: BTreeMap<String, String>,
+    omit_zero_size: bool,
 }
 
 #[derive(Default)]
-struct Live {
-    objects: BTreeMap<(String, String), Kept>,
+struct LiveObjects {
+    buckets: Vec<String>,
+    objects: BTreeMap<Key, Entry>,
     last_generation: i64,
+    /// When each name was last created, overwritten, changed or deleted.
+    last_mutations: HashMap<Key, Instant>,
 }
 
-struct Kept {
+/// Bucket and name.
+type Key = (String, String);
+
+struct Entry {
     metadata: Value,
     generation: i64,
+    metageneration: i64,
     content: Content,
 }
 
@@ -119,62 +101,83 @@ enum Content {
 }
 
 impl Objects {
-    pub fn open(
-        directory: Option<PathBuf>,
-        buckets: &[String],
-        addr: SocketAddr,
-    ) -> io::Result<Self> {
-        if let Some(illegal) = buckets.iter().find(|name| !is_bucket_name(name)) {
-            let problem = format!("not a legal bucket name: {illegal:?}");
+    pub fn open(options: &Options, addr: SocketAddr) -> io::Result<Self> {
+        let objects = Self {
+            directory: options.directory.clone(),
+            addr,
+            rules: Rules::new(options),
+            live: Mutex::default(),
+        };
+        for bucket in &options.buckets {
+            objects.create_bucket(bucket)?;
+        }
+        Ok(objects)
+    }
+
+    /// Makes a bucket; one that exists stays as it is.
+    pub fn create_bucket(&self, bucket: &str) -> io::Result<()> {
+        if !is_bucket_name(bucket) {
+            let problem = format!("not a legal bucket name: {bucket:?}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
-        for directory in directory.iter() {
-            for bucket in buckets {
-                fs::create_dir_all(directory.join(bucket))?;
-            }
+        if let Some(directory) = &self.directory {
+            fs::create_dir_all(directory.join(bucket))?;
         }
-        Ok(Self { directory, buckets: buckets.to_vec(), addr, live: Mutex::default() })
+        let mut live = self.lock();
+        if !live.buckets.iter().any(|known| known == bucket) {
+            live.buckets.push(bucket.to_owned());
+        }
+        Ok(())
+    }
+
+    pub fn buckets(&self) -> Vec<String> {
+        self.lock().buckets.clone()
     }
 
     pub fn has_bucket(&self, bucket: &str) -> bool {
-        self.buckets.iter().any(|known| known == bucket)
+        self.lock().buckets.iter().any(|known| known == bucket)
     }
 
     pub fn count(&self) -> u64 {
-        lock(&self.live).objects.len() as u64
+        self.lock().objects.len() as u64
     }
 
     pub fn all(&self) -> Vec<StoredObject> {
-        let live = lock(&self.live);
-        live.objects.iter().filter_map(|(key, kept)| stored(key, kept).ok()).collect()
+        let live = self.lock();
+        live.objects.iter().filter_map(|(key, entry)| stored(key, entry).ok()).collect()
     }
 
     /// The metadata of a bucket's objects, by name.
     pub fn list(&self, bucket: &str, prefix: &str) -> Vec<Value> {
-        let live = lock(&self.live);
+        let live = self.lock();
         let wanted = live
             .objects
             .iter()
             .filter(|((in_bucket, name), _)| in_bucket == bucket && name.starts_with(prefix));
-        wanted.map(|(_, kept)| kept.metadata.clone()).collect()
+        wanted.map(|(_, entry)| entry.metadata.clone()).collect()
     }
 
     pub fn find(&self, bucket: &str, name: &str) -> Option<StoredObject> {
         self.read(bucket, name, None, &Preconditions::default()).ok()
     }
 
-    /// Reads a live object; `generation` asks for that one and no other.
+    /// The live object's metadata.
+    pub fn metadata(&self, bucket: &str, name: &str) -> Option<Value> {
+        self.lock().objects.get(&key(bucket, name)).map(|entry| entry.metadata.clone())
+    }
+
+    /// Reads the live object; `generation` asks for that one and no other.
     pub fn read(
         &self,
         bucket: &str,
         name: &str,
         generation: Option<i64>,
         conditions: &Preconditions,
-    ) -> Result<StoredObject, Unmet> {
-        let key = (bucket.to_owned(), name.to_owned());
-        let live = lock(&self.live);
-        let kept = live.existing(&key, generation, conditions)?;
-        stored(&key, kept).map_err(Unmet::Io)
+    ) -> Result<StoredObject, StoreError> {
+        let key = key(bucket, name);
+        let live = self.lock();
+        let entry = live.existing(&key, generation, conditions)?;
+        stored(&key, entry).map_err(StoreError::Io)
     }
 
     pub fn delete(
@@ -183,47 +186,90 @@ impl Objects {
         name: &str,
         generation: Option<i64>,
         conditions: &Preconditions,
-    ) -> Result<(), Unmet> {
-        let key = (bucket.to_owned(), name.to_owned());
-        let mut live = lock(&self.live);
+        at: Moment,
+    ) -> Result<(), StoreError> {
+        let key = key(bucket, name);
+        let mut live = self.lock();
         live.existing(&key, generation, conditions)?;
-        match live.objects.remove(&key).map(|kept| kept.content) {
-            Some(Content::File(path)) => fs::remove_file(path).map_err(Unmet::Io),
+        self.rules.check_retention()?;
+        self.rules.count_mutation(&mut live, &key, at.instant)?;
+        match live.objects.remove(&key).map(|entry| entry.content) {
+            Some(Content::File(path)) => fs::remove_file(path).map_err(StoreError::Io),
             Some(Content::Memory(_)) | None => Ok(()),
         }
     }
 
-    /// Whether an upload could go ahead now.
-    pub fn check(&self, bucket: &str, name: &str, conditions: &Preconditions) -> Result<(), Unmet> {
-        let key = (bucket.to_owned(), name.to_owned());
-        lock(&self.live).check(&key, conditions)
+    /// Changes the metadata that a client may set; `null` removes a field.
+    pub fn patch(
+        &self,
+        bucket: &str,
+        name: &str,
+        fields: &Map<String, Value>,
+        conditions: &Preconditions,
+        at: Moment,
+    ) -> Result<Value, StoreError> {
+        let key = key(bucket, name);
+        let mut live = self.lock();
+        live.existing(&key, None, conditions)?;
+        self.rules.count_mutation(&mut live, &key, at.instant)?;
+        let entry = live.objects.get_mut(&key).ok_or(StoreError::NoSuchObject)?;
+        entry.metageneration += 1;
+        for field in SETTABLE.iter().chain(&["contentType"]) {
+            match fields.get(*field) {
+                Some(value) => merge(&mut entry.metadata[*field], value),
+                None => continue,
+            }
+        }
+        if let Some(metadata) = entry.metadata.as_object_mut() {
+            metadata.retain(|_, value| !value.is_null());
+        }
+        entry.metadata["metageneration"] = entry.metageneration.to_string().into();
+        entry.metadata["updated"] = rfc3339(at.time).into();
+        Ok(entry.metadata.clone())
     }
 
-    /// Stores an object, whole or not at all; of rivals with `ifGenerationMatch=0` one wins.
+    /// Whether an upload would be accepted now.
+    pub fn check(
+        &self,
+        bucket: &str,
+        name: &str,
+        conditions: &Preconditions,
+    ) -> Result<(), StoreError> {
+        self.rules.check_write(&self.lock(), &key(bucket, name), conditions)
+    }
+
+    /// Stores an object, whole or not at all; of several with `ifGenerationMatch=0` one wins.
     pub fn put(
         &self,
         new: NewObject,
         conditions: &Preconditions,
-        now: OffsetDateTime,
-    ) -> Result<Value, Unmet> {
+        at: Moment,
+    ) -> Result<Value, StoreError> {
         let partial =
             self.directory.as_deref().map(|directory| write_partial(directory, &new.bytes));
-        let partial = partial.transpose().map_err(Unmet::Io)?;
-        let key = (new.bucket.clone(), new.name.clone());
-        let mut live = lock(&self.live);
-        if let Err(unmet) = live.check(&key, conditions) {
-            partial.map(fs::remove_file).transpose().map_err(Unmet::Io)?;
-            return Err(unmet);
+        let partial = partial.transpose().map_err(StoreError::Io)?;
+        let key = key(&new.bucket, &new.name);
+        let mut live = self.lock();
+        let accepted = self
+            .rules
+            .check_write(&live, &key, conditions)
+            .and_then(|()| self.rules.count_mutation(&mut live, &key, at.instant));
+        if let Err(error) = accepted {
+            partial.map(fs::remove_file).transpose().map_err(StoreError::Io)?;
+            return Err(error);
         }
         let content = match (&self.directory, partial) {
-            (Some(directory), Some(partial)) => Content::File(
-                settle(&directory.join(&new.bucket), &new.name, &partial).map_err(Unmet::Io)?,
-            ),
+            (Some(directory), Some(partial)) => {
+                let bucket = directory.join(&new.bucket);
+                let path = move_into_place(&bucket, &new.name, &partial);
+                Content::File(path.map_err(StoreError::Io)?)
+            }
             _ => Content::Memory(new.bytes.clone()),
         };
-        let generation = live.next_generation(now);
-        let metadata = self.resource(&new, generation, now);
-        live.objects.insert(key, Kept { metadata: metadata.clone(), generation, content });
+        let generation = live.next_generation(at.time);
+        let metadata = self.resource(&new, generation, at.time);
+        let entry = Entry { metadata: metadata.clone(), generation, metageneration: 1, content };
+        live.objects.insert(key, entry);
         Ok(metadata)
     }
 
@@ -255,28 +301,99 @@ impl Objects {
                 resource[*field] = value.clone();
             }
         }
+        self.rules.show(&mut resource, new.bytes.is_empty());
         resource
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LiveObjects> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Live {
-    fn check(&self, key: &(String, String), conditions: &Preconditions) -> Result<(), Unmet> {
-        let generation = self.objects.get(key).map_or(0, |kept| kept.generation);
-        conditions.check(generation).map_err(Unmet::Precondition)
+impl Rules {
+    fn new(options: &Options) -> Self {
+        let is_delete = |permission: &String| permission == DELETE;
+        Self {
+            may_overwrite: !options.withheld.iter().any(is_delete),
+            permission_before_precondition: options.permission_before_precondition,
+            retention: options.retention,
+            mutation_interval: options.mutation_interval,
+            added_metadata: options.added_metadata.clone(),
+            omit_zero_size: options.omit_zero_size,
+        }
     }
 
+    /// Whether an upload may create or overwrite the object.
+    fn check_write(
+        &self,
+        live: &LiveObjects,
+        key: &Key,
+        conditions: &Preconditions,
+    ) -> Result<(), StoreError> {
+        let Some(entry) = live.objects.get(key) else {
+            return conditions.check(0, 0).map_err(StoreError::Precondition);
+        };
+        let permitted =
+            if self.may_overwrite { Ok(()) } else { Err(StoreError::Forbidden(DELETE)) };
+        let met = conditions.check(entry.generation, entry.metageneration);
+        let met = met.map_err(StoreError::Precondition);
+        if self.permission_before_precondition {
+            permitted.and(met)?
+        } else {
+            met.and(permitted)?
+        }
+        self.check_retention()
+    }
+
+    fn check_retention(&self) -> Result<(), StoreError> {
+        self.retention.map_or(Ok(()), |retention| Err(StoreError::Retained(retention)))
+    }
+
+    /// Refuses a change too short a time after the last one.
+    fn count_mutation(
+        &self,
+        live: &mut LiveObjects,
+        key: &Key,
+        now: Instant,
+    ) -> Result<(), StoreError> {
+        let Some(interval) = self.mutation_interval else {
+            return Ok(());
+        };
+        let last = live.last_mutations.get(key);
+        if last.is_some_and(|last| now.saturating_duration_since(*last) < interval) {
+            return Err(StoreError::TooManyMutations);
+        }
+        live.last_mutations.insert(key.clone(), now);
+        Ok(())
+    }
+
+    fn show(&self, resource: &mut Value, is_empty: bool) {
+        for (key, value) in &self.added_metadata {
+            resource["metadata"][key] = value.as_str().into();
+        }
+        if let (true, true, Some(fields)) =
+            (is_empty, self.omit_zero_size, resource.as_object_mut())
+        {
+            fields.remove("size");
+        }
+    }
+}
+
+impl LiveObjects {
     fn existing(
         &self,
-        key: &(String, String),
+        key: &Key,
         generation: Option<i64>,
         conditions: &Preconditions,
-    ) -> Result<&Kept, Unmet> {
-        let kept = self.objects.get(key).ok_or(Unmet::NoSuchObject)?;
-        if generation.is_some_and(|wanted| wanted != kept.generation) {
-            return Err(Unmet::NoSuchObject);
+    ) -> Result<&Entry, StoreError> {
+        let entry = self.objects.get(key).ok_or(StoreError::NoSuchObject)?;
+        if generation.is_some_and(|wanted| wanted != entry.generation) {
+            return Err(StoreError::NoSuchObject);
         }
-        conditions.check(kept.generation).map_err(Unmet::Precondition)?;
-        Ok(kept)
+        conditions
+            .check(entry.generation, entry.metageneration)
+            .map_err(StoreError::Precondition)?;
+        Ok(entry)
     }
 
     /// Microseconds since 1970, but never the same twice.
@@ -284,6 +401,27 @@ impl Live {
         let micros = i64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX);
         self.last_generation = micros.max(self.last_generation + 1);
         self.last_generation
+    }
+}
+
+fn key(bucket: &str, name: &str) -> Key {
+    (bucket.to_owned(), name.to_owned())
+}
+
+/// Applies a JSON merge patch.
+fn merge(target: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        merge(&mut target[key], value);
+    }
+    if let Some(fields) = target.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
     }
 }
 
@@ -295,15 +433,15 @@ pub(crate) fn md5_hash(bytes: &[u8]) -> String {
     STANDARD.encode(md5::compute(bytes).0)
 }
 
-fn stored((bucket, name): &(String, String), kept: &Kept) -> io::Result<StoredObject> {
-    let bytes = match &kept.content {
+fn stored((bucket, name): &Key, entry: &Entry) -> io::Result<StoredObject> {
+    let bytes = match &entry.content {
         Content::Memory(bytes) => bytes.clone(),
         Content::File(path) => fs::read(path)?.into(),
     };
     Ok(StoredObject {
         bucket: bucket.clone(),
         name: name.clone(),
-        metadata: kept.metadata.clone(),
+        metadata: entry.metadata.clone(),
         bytes,
     })
 }
@@ -315,12 +453,12 @@ fn write_partial(directory: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Moves a complete file to where its object belongs.
-fn settle(bucket: &Path, name: &str, partial: &Path) -> io::Result<PathBuf> {
+/// Moves a complete file to the path of its object.
+fn move_into_place(bucket: &Path, name: &str, partial: &Path) -> io::Result<PathBuf> {
     if is_plain(name) {
         let path = bucket.join(name);
         let parent = path.parent().unwrap_or(bucket);
-        // Fails where an object `a` and another `a/b` would need one name for a file and a folder.
+        // Fails if the objects `a` and `a/b` both exist: `a` would be a file and a folder.
         if fs::create_dir_all(parent).and_then(|()| fs::rename(partial, &path)).is_ok() {
             return Ok(path);
         }
@@ -330,14 +468,14 @@ fn settle(bucket: &Path, name: &str, partial: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether a name can be a path below the bucket's folder as it is.
+/// Whether a name is usable as a path below the bucket's folder.
 fn is_plain(name: &str) -> bool {
     let plain_char = |char: char| !char.is_control() && !"\\%:*?\"<>|".contains(char);
     let plain_segment = |segment: &str| !matches!(segment, "" | "." | "..") && segment.len() <= 200;
     name.chars().all(plain_char) && name.split('/').all(plain_segment)
 }
 
-/// A single file name for any object name; starts with `%` as no plain one does.
+/// One file name for any object name; it starts with `%`, which a plain name does not.
 fn flat(name: &str) -> String {
     let encoded = utf8_percent_encode(name, NON_ALPHANUMERIC).to_string();
     if encoded.len() <= 200 { format!("%{encoded}") } else { format!("%%{:x}", md5::compute(name)) }
@@ -351,6 +489,9 @@ fn is_bucket_name(name: &str) -> bool {
         && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
+const DELETE: &str = "storage.objects.delete";
+
+/// The fields that a client may set, and `contentType`.
 const SETTABLE: &[&str] = &[
     "cacheControl",
     "contentDisposition",
@@ -373,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_paths_become_one_file_name() {
+    fn names_that_are_not_paths_become_one_file_name() {
         for name in [
             "//x/../y.png",
             "../../etc/passwd",
@@ -394,7 +535,7 @@ mod tests {
 
     #[test]
     fn generations_grow_within_a_microsecond() {
-        let (mut live, now) = (Live::default(), OffsetDateTime::UNIX_EPOCH);
+        let (mut live, now) = (LiveObjects::default(), OffsetDateTime::UNIX_EPOCH);
         let first = live.next_generation(now);
         assert!(live.next_generation(now) > first);
     }

@@ -1,94 +1,276 @@
-//! Cloud Storage's JSON API, uploads aside; and the errors that it answers with.
+//! Cloud Storage's JSON API.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode, header};
-use serde_json::json;
+use http::{HeaderMap, Method, StatusCode, header};
+use serde_json::{Value, json};
 
-use crate::faults::{Stage, hinder, spoil};
-use crate::metadata::Denied;
-use crate::objects::{Failed, Preconditions, StoredObject, Unmet};
-use crate::storage_error::{error, invalid, located};
-use crate::wire::{Answer, Handled, Refusal};
-use crate::{Call, Services};
+use crate::faults::{Fault, Stage, Subject, apply_after, apply_before};
+use crate::listing::Listing;
+use crate::objects::{StoreError, StoredObject};
+use crate::preconditions::FailedCondition;
+use crate::recorder::OperationKind;
+use crate::response::{HandlerResult, Response};
+use crate::services::{Call, Services};
+use crate::storage_access::{
+    admit, admit_credentials, conditions, generation, now, record, refused, require,
+};
+use crate::storage_error::{error, forbidden, invalid, invalid_parameter};
+use crate::upload::metadata_fields;
+use crate::{copies, partial_response, resumable, single_request_upload};
 
-/// `/storage/v1/b/BUCKET…`: everything but uploads.
-pub(crate) async fn objects(
+/// `/storage/v1/b` and what is below it.
+pub(crate) async fn handle(
+    services: &Services,
+    mut call: Call,
+    segments: &[&str],
+) -> HandlerResult {
+    let body = call.body.all().await?;
+    services.recorder.body(call.number, &body);
+    let response = match segments {
+        [] => buckets(services, &call, &body),
+        [bucket, "o", rest @ ..] => objects(services, &call, bucket, rest, &body).await,
+        [bucket, rest @ ..] => in_bucket(services, &call, bucket, rest).await,
+    }?;
+    Ok(with_fields(response, call.query.get("fields")))
+}
+
+/// The response with only the fields that the query asks for.
+fn with_fields(response: Response, mask: Option<&String>) -> Response {
+    let Some(mask) = mask.filter(|_| response.status == StatusCode::OK) else {
+        return response;
+    };
+    match serde_json::from_slice(&response.body) {
+        Ok(value) => {
+            let selected = Response::json(StatusCode::OK, &partial_response::select(&value, mask));
+            Response { body: selected.body, ..response }
+        }
+        Err(_) => response,
+    }
+}
+
+/// The buckets of the project, whichever the query names.
+fn buckets(services: &Services, call: &Call, body: &[u8]) -> HandlerResult {
+    match call.method.as_str() {
+        "GET" => {
+            admit_credentials(services, call, "storage.buckets.list")?;
+            let prefix = call.query.get("prefix").map_or("", String::as_str);
+            let buckets = services.objects.buckets();
+            let buckets = buckets.iter().filter(|name| name.starts_with(prefix));
+            let items: Vec<_> = buckets.map(|name| bucket_resource(name)).collect();
+            Ok(Response::json(StatusCode::OK, &json!({"kind": "storage#buckets", "items": items})))
+        }
+        "POST" => {
+            admit_credentials(services, call, "storage.buckets.create")?;
+            let fields = metadata_fields(body)?;
+            let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
+            if services.objects.has_bucket(name) {
+                let message = "Your previous request to create the named bucket succeeded and you already own it.";
+                return Ok(error(StatusCode::CONFLICT, "conflict", message));
+            }
+            if services.objects.create_bucket(name).is_err() {
+                return Ok(invalid(&format!("Invalid bucket name: '{name}'")));
+            }
+            Ok(Response::json(StatusCode::OK, &bucket_resource(name)))
+        }
+        _ => Ok(not_implemented()),
+    }
+}
+
+fn bucket_resource(name: &str) -> Value {
+    json!({
+        "kind": "storage#bucket",
+        "id": name,
+        "name": name,
+        "projectNumber": "123456789012",
+        "metageneration": "1",
+        "location": "US",
+        "locationType": "multi-region",
+        "storageClass": "STANDARD",
+    })
+}
+
+async fn in_bucket(services: &Services, call: &Call, bucket: &str, rest: &[&str]) -> HandlerResult {
+    match (call.method.as_str(), rest) {
+        ("GET", []) => get_bucket(services, call, bucket, "storage.buckets.get"),
+        ("GET", ["iam"]) => {
+            get_bucket(services, call, bucket, "storage.buckets.getIamPolicy")?;
+            let policy = json!({"kind": "storage#policy", "resourceId": format!("projects/_/buckets/{bucket}"), "version": 1, "etag": "CAE="});
+            Ok(Response::json(StatusCode::OK, &policy))
+        }
+        ("GET", ["iam", "testPermissions"]) => test_permissions(services, call, bucket).await,
+        _ => Ok(not_implemented()),
+    }
+}
+
+async fn objects(
     services: &Services,
     call: &Call,
     bucket: &str,
     rest: &[&str],
-) -> Handled {
+    body: &[u8],
+) -> HandlerResult {
     match (call.method.as_str(), rest) {
-        ("GET", []) => {
-            enter(services, call, bucket, "storage.buckets.get")?;
-            let body = json!({"kind": "storage#bucket", "id": bucket, "name": bucket, "storageClass": "STANDARD"});
-            Ok(Answer::json(StatusCode::OK, &body))
+        ("GET", []) => list(services, call, bucket).await,
+        ("GET", [name]) => read(services, call, bucket, name).await,
+        ("DELETE", [name]) => delete(services, call, bucket, name).await,
+        ("PATCH" | "PUT", [name]) => patch(services, call, bucket, name, body),
+        ("POST", [name, "copyTo", "b", to_bucket, "o", to_name]) => {
+            copies::copy(services, call, (bucket, name), (to_bucket, to_name), body)
         }
-        ("GET", ["iam", "testPermissions"]) => test_permissions(services, call, bucket),
-        ("GET", ["o"]) => {
-            enter(services, call, bucket, "storage.objects.list")?;
-            services.count(|counters| counters.lists += 1);
-            let items =
-                services.objects.list(bucket, call.query.get("prefix").map_or("", String::as_str));
-            let mut body = json!({"kind": "storage#objects"});
-            if !items.is_empty() {
-                body["items"] = items.into();
-            }
-            Ok(Answer::json(StatusCode::OK, &body))
+        ("POST", [name, "rewriteTo", "b", to_bucket, "o", to_name]) => {
+            copies::rewrite(services, call, (bucket, name), (to_bucket, to_name), body)
         }
-        ("GET", ["o", name]) => read(services, call, bucket, name).await,
-        ("DELETE", ["o", name]) => delete(services, call, bucket, name).await,
-        ("POST", ["o"]) => Ok(invalid(
+        ("POST", [name, "compose"]) => copies::compose(services, call, (bucket, name), body),
+        ("POST", []) => Ok(invalid(
             "Upload requests must include an uploadType URL parameter and a URL path beginning with /upload/",
         )),
-        _ => Ok(error(StatusCode::NOT_IMPLEMENTED, "notImplemented", "Not part of this emulator.")),
+        _ => Ok(not_implemented()),
     }
 }
 
-/// Which of the asked permissions the caller has: those that nobody withheld.
-fn test_permissions(services: &Services, call: &Call, bucket: &str) -> Handled {
-    // Asking needs no permission, so none is named here.
-    enter(services, call, bucket, "")?;
+fn not_implemented() -> Response {
+    error(StatusCode::NOT_IMPLEMENTED, "notImplemented", "Not part of this emulator.")
+}
+
+/// `/upload/storage/v1/b/BUCKET/o`.
+pub(crate) async fn upload(services: &Arc<Services>, call: Call, bucket: &str) -> HandlerResult {
+    const PERMISSION: &str = "storage.objects.create";
+    if let (Some(id), "PUT" | "DELETE") =
+        (call.query.get("upload_id").cloned(), call.method.as_str())
+    {
+        return resumable::resume(services, call, &id).await;
+    }
+    if call.method != Method::POST {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        return Ok(error(status, "methodNotAllowed", "Method not allowed."));
+    }
+    services.recorder.count(|counters| counters.uploads_started += 1);
+    admit(services, &call, bucket, PERMISSION)?;
+    let has = |name| call.headers.contains_key(name);
+    if !has(header::CONTENT_LENGTH) && !has(header::TRANSFER_ENCODING) {
+        return Ok(error(StatusCode::LENGTH_REQUIRED, "required", "Length Required"));
+    }
+    match call.query.get("uploadType").map(String::as_str) {
+        Some("media") => single_request_upload::media(services, call, bucket).await,
+        Some("multipart") => single_request_upload::multipart(services, call, bucket).await,
+        Some("resumable") => resumable::open(services, call, bucket).await,
+        _ => Ok(invalid("Unknown upload type.")),
+    }
+}
+
+fn get_bucket(services: &Services, call: &Call, bucket: &str, permission: &str) -> HandlerResult {
+    admit(services, call, bucket, permission)?;
+    record(services, call, OperationKind::Bucket, bucket, "", BTreeMap::new());
+    require(services, permission)?;
+    Ok(Response::json(StatusCode::OK, &bucket_resource(bucket)))
+}
+
+/// Which of the named permissions the caller has; asking requires none.
+async fn test_permissions(services: &Services, call: &Call, bucket: &str) -> HandlerResult {
+    admit(services, call, bucket, "")?;
+    record(services, call, OperationKind::Bucket, bucket, "", BTreeMap::new());
     let mut body = json!({"kind": "storage#testIamPermissionsResponse"});
-    let is_held = |permission: &&String| !services.options.withheld.contains(permission);
-    let held: Vec<_> = call.permissions.iter().filter(is_held).collect();
+    let held = call.permissions.iter().filter(|permission| !services.lacks(permission));
+    let held: Vec<_> = held.collect();
     if !held.is_empty() {
         body["permissions"] = json!(held);
     }
-    Ok(Answer::json(StatusCode::OK, &body))
+    let fault = services.faults.take(Stage::Permissions, Subject::path(bucket));
+    apply_after(fault, Response::json(StatusCode::OK, &body)).await
 }
 
-async fn read(services: &Services, call: &Call, bucket: &str, name: &str) -> Handled {
-    let media = call.query.get("alt").is_some_and(|alt| alt == "media");
-    services.count(
-        |counters| if media { counters.media_gets += 1 } else { counters.metadata_gets += 1 },
-    );
-    enter(services, call, bucket, "storage.objects.get")?;
-    let (generation, conditions) = (generation(call)?, conditions(call)?);
-    let fault = services.faults.take(Stage::Read, &format!("{bucket}/{name}"));
-    let answer = match services.objects.read(bucket, name, generation, &conditions) {
-        Ok(object) if media => content(&object, &call.headers),
-        Ok(object) => Answer::json(StatusCode::OK, &object.metadata),
-        Err(Unmet::Precondition(Failed::NotMatch)) => Answer::empty(StatusCode::NOT_MODIFIED),
-        Err(unmet) => refused(unmet, bucket, name),
+async fn list(services: &Services, call: &Call, bucket: &str) -> HandlerResult {
+    const PERMISSION: &str = "storage.objects.list";
+    admit(services, call, bucket, PERMISSION)?;
+    services.recorder.count(|counters| counters.lists += 1);
+    let listing = Listing::from_query(&call.query)
+        .map_err(|parameter| invalid_parameter(&call.query, parameter))?;
+    let prefix = listing.prefix();
+    record(services, call, OperationKind::List, bucket, prefix, BTreeMap::new());
+    require(services, PERMISSION)?;
+    let body = listing.page(services.objects.list(bucket, prefix));
+    let subject = format!("{bucket}/{prefix}");
+    let fault = services.faults.take(Stage::List, Subject::object(&subject, None));
+    apply_after(fault, Response::json(StatusCode::OK, &body)).await
+}
+
+async fn read(services: &Services, call: &Call, bucket: &str, name: &str) -> HandlerResult {
+    const PERMISSION: &str = "storage.objects.get";
+    admit(services, call, bucket, PERMISSION)?;
+    let download = call.query.get("alt").is_some_and(|alt| alt == "media");
+    let (stage, kind) = if download {
+        services.recorder.count(|counters| counters.media_gets += 1);
+        (Stage::Download, OperationKind::Download)
+    } else {
+        services.recorder.count(|counters| counters.metadata_gets += 1);
+        (Stage::Stat, OperationKind::Stat)
     };
-    spoil(fault, answer).await
-}
-
-async fn delete(services: &Services, call: &Call, bucket: &str, name: &str) -> Handled {
-    services.count(|counters| counters.deletes += 1);
-    enter(services, call, bucket, "storage.objects.delete")?;
+    record(services, call, kind, bucket, name, BTreeMap::new());
+    require(services, PERMISSION)?;
     let (generation, conditions) = (generation(call)?, conditions(call)?);
-    hinder(services.faults.take(Stage::Delete, &format!("{bucket}/{name}"))).await?;
-    Ok(match services.objects.delete(bucket, name, generation, &conditions) {
-        Ok(()) => Answer::empty(StatusCode::NO_CONTENT),
-        Err(unmet) => refused(unmet, bucket, name),
-    })
+    let response = match services.objects.read(bucket, name, generation, &conditions) {
+        Ok(object) if download => content(&object, &call.headers),
+        Ok(object) => Response::json(StatusCode::OK, &object.metadata),
+        Err(StoreError::Precondition(FailedCondition::NotMatch)) => {
+            Response::empty(StatusCode::NOT_MODIFIED)
+        }
+        // Only a caller that may list learns that an object does not exist.
+        Err(StoreError::NoSuchObject) if services.lacks("storage.objects.list") => {
+            forbidden("storage.objects.list")
+        }
+        Err(problem) => refused(problem, bucket, name),
+    };
+    apply_after(take(services, stage, bucket, name), response).await
 }
 
-/// An object's bytes, or the range asked for.
-fn content(object: &StoredObject, headers: &HeaderMap) -> Answer {
+async fn delete(services: &Services, call: &Call, bucket: &str, name: &str) -> HandlerResult {
+    const PERMISSION: &str = "storage.objects.delete";
+    admit(services, call, bucket, PERMISSION)?;
+    services.recorder.count(|counters| counters.deletes += 1);
+    record(services, call, OperationKind::Delete, bucket, name, BTreeMap::new());
+    require(services, PERMISSION)?;
+    let (generation, conditions) = (generation(call)?, conditions(call)?);
+    apply_before(take(services, Stage::Delete, bucket, name)).await?;
+    let metadata = services.objects.metadata(bucket, name);
+    if let Err(problem) =
+        services.objects.delete(bucket, name, generation, &conditions, now(services))
+    {
+        return Ok(refused(problem, bucket, name));
+    }
+    services.recorder.applied(call.number);
+    let path = format!("{bucket}/{name}");
+    let custom = metadata.as_ref().and_then(|metadata| metadata.get("metadata"));
+    let fault = services.faults.take(Stage::DeleteEnd, Subject::object(&path, custom));
+    apply_after(fault, Response::empty(StatusCode::NO_CONTENT)).await
+}
+
+fn patch(services: &Services, call: &Call, bucket: &str, name: &str, body: &[u8]) -> HandlerResult {
+    const PERMISSION: &str = "storage.objects.update";
+    admit(services, call, bucket, PERMISSION)?;
+    record(services, call, OperationKind::Patch, bucket, name, BTreeMap::new());
+    require(services, PERMISSION)?;
+    let (fields, conditions) = (metadata_fields(body)?, conditions(call)?);
+    match services.objects.patch(bucket, name, &fields, &conditions, now(services)) {
+        Ok(resource) => {
+            services.recorder.applied(call.number);
+            Ok(Response::json(StatusCode::OK, &resource))
+        }
+        Err(problem) => Ok(refused(problem, bucket, name)),
+    }
+}
+
+/// The next fault for a stored object.
+fn take(services: &Services, stage: Stage, bucket: &str, name: &str) -> Option<Fault> {
+    let path = format!("{bucket}/{name}");
+    let metadata = services.objects.metadata(bucket, name);
+    let custom = metadata.as_ref().and_then(|metadata| metadata.get("metadata"));
+    services.faults.take(stage, Subject::object(&path, custom))
+}
+
+/// The object's content, or the requested range of it.
+fn content(object: &StoredObject, headers: &HeaderMap) -> Response {
     let meta = |name: &str| object.metadata[name].as_str().unwrap_or_default().to_owned();
     let size = object.bytes.len();
     let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
@@ -104,7 +286,7 @@ fn content(object: &StoredObject, headers: &HeaderMap) -> Answer {
                 .with("content-range", format!("bytes */{size}"));
         }
     };
-    let mut answer = Answer { body: bytes, ..Answer::empty(status) }
+    let mut response = Response { body: bytes, ..Response::empty(status) }
         .with("content-type", meta("contentType"))
         .with("etag", meta("etag"))
         .with("x-goog-hash", format!("crc32c={},md5={}", meta("crc32c"), meta("md5Hash")))
@@ -117,12 +299,12 @@ fn content(object: &StoredObject, headers: &HeaderMap) -> Answer {
         [("cacheControl", "cache-control"), ("contentDisposition", "content-disposition")]
     {
         if !meta(field).is_empty() {
-            answer = answer.with(header, meta(field));
+            response = response.with(header, meta(field));
         }
     }
     match content_range {
-        Some(range) => answer.with("content-range", range),
-        None => answer,
+        Some(range) => response.with("content-range", range),
+        None => response,
     }
 }
 
@@ -134,7 +316,7 @@ enum Range {
     Unsatisfiable,
 }
 
-/// One range; what does not parse, or asks for several, is ignored as HTTP allows.
+/// Reads one range. An invalid value, or several ranges, are ignored, as HTTP allows.
 fn parse_range(value: &str, size: usize) -> Range {
     let Some((first, last)) = value.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
     else {
@@ -149,67 +331,4 @@ fn parse_range(value: &str, size: usize) -> Range {
         _ => return Range::Whole,
     };
     if first >= size { Range::Unsatisfiable } else { Range::Part(first, last.min(size - 1)) }
-}
-
-/// Lets in who has a token and names a bucket that exists.
-pub(crate) fn enter(
-    services: &Services,
-    call: &Call,
-    bucket: &str,
-    permission: &str,
-) -> Result<(), Refusal> {
-    services.tokens.admit(&call.headers).map_err(|denied| match denied {
-        Denied::Missing => {
-            let message = format!(
-                "Anonymous caller does not have {permission} access to the Google Cloud Storage {}. \
-                 Permission '{permission}' denied on resource (or it may not exist).",
-                if permission.starts_with("storage.buckets") { "bucket" } else { "object" },
-            );
-            located(StatusCode::UNAUTHORIZED, "required", &message, "Authorization")
-                .with("www-authenticate", "Bearer realm=\"https://accounts.google.com/\"")
-        }
-        Denied::Expired | Denied::Unknown => {
-            located(StatusCode::UNAUTHORIZED, "authError", "Invalid Credentials", "Authorization")
-                .with("www-authenticate", "Bearer realm=\"https://accounts.google.com/\", error=\"invalid_token\"")
-        }
-    })?;
-    if services.options.withheld.iter().any(|withheld| withheld == permission) {
-        let message =
-            format!("Permission '{permission}' denied on resource (or it may not exist).");
-        return Err(error(StatusCode::FORBIDDEN, "forbidden", &message).into());
-    }
-    if services.objects.has_bucket(bucket) {
-        return Ok(());
-    }
-    Err(error(StatusCode::NOT_FOUND, "notFound", "The specified bucket does not exist.").into())
-}
-
-pub(crate) fn conditions(call: &Call) -> Result<Preconditions, Refusal> {
-    Preconditions::from_query(&call.query)
-        .map_err(|parameter| invalid_parameter(&call.query, parameter))
-}
-
-fn generation(call: &Call) -> Result<Option<i64>, Refusal> {
-    let generation = call.query.get("generation").map(|text| text.parse()).transpose();
-    generation.map_err(|_| invalid_parameter(&call.query, "generation"))
-}
-
-fn invalid_parameter(query: &BTreeMap<String, String>, parameter: &str) -> Refusal {
-    let value = query.get(parameter).map_or("", String::as_str);
-    invalid(&format!("Invalid value '{value}' for parameter {parameter}.")).into()
-}
-
-pub(crate) fn refused(unmet: Unmet, bucket: &str, name: &str) -> Answer {
-    match unmet {
-        Unmet::Precondition(_) => {
-            let message = "At least one of the pre-conditions you specified did not hold.";
-            located(StatusCode::PRECONDITION_FAILED, "conditionNotMet", message, "If-Match")
-        }
-        Unmet::NoSuchObject => {
-            error(StatusCode::NOT_FOUND, "notFound", &format!("No such object: {bucket}/{name}"))
-        }
-        Unmet::Io(problem) => {
-            error(StatusCode::INTERNAL_SERVER_ERROR, "internalError", &problem.to_string())
-        }
-    }
 }

@@ -114,7 +114,7 @@ async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
 
 async fn serve(google: bool, dir: PathBuf) -> Result<ExitCode, String> {
     let (app, emulator) = app(google, &dir).await?;
-    telemetry::install(app.config.debug);
+    telemetry::install(app.config.debug, app.config.log_format, false);
     if emulator.is_some() {
         print(&format!(
             "IGA with the emulator, images under {}. Try:\n  \
@@ -132,7 +132,7 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
     let (source, event) = event(&args)?;
     let (app, emulator) = app(google, &dir).await?;
     if args.logs {
-        telemetry::install(app.config.debug);
+        telemetry::install(app.config.debug, app.config.log_format, false);
     }
     let bucket = app.config.bucket.clone();
     let answer = runtime::invoke(app, &event).await?;
@@ -191,7 +191,7 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
     let environment = |name: &str| std::env::var(name).ok();
     if google {
         config::load_env_file()?;
-        let config = Config::from_vars(environment).map_err(|problems| problems.to_string())?;
+        let config = Config::from_env().map_err(|problems| problems.to_string())?;
         return Ok((App::new(config), None));
     }
     let emulator =

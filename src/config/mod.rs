@@ -1,15 +1,19 @@
-//! Every environment variable: name, default, meaning. Nothing else in the crate reads the environment, or `.env`.
+//! The settings, from the environment and `.env`. Nothing else in the crate reads either.
 
+pub mod locations;
 pub mod parse;
 pub mod settings;
+pub mod warnings;
 
-use crate::model::Model;
-use parse::*;
-use settings::*;
+use crate::model::{MODELS, Model};
+use settings::{Preset, SETTINGS, Setting};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+use warnings::{Warning, is_service_link, unknown_variables};
 
 /// The environment, or a map that stands for it.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -23,8 +27,12 @@ pub struct Config {
     pub credentials: Credentials,
     pub project_id: String,
     pub model: Target,
-    /// Asked in this order once the configured model turns out to be gone.
+    /// Asked in this order when the configured model is gone.
     pub fallbacks: Vec<Target>,
+    pub fallback_when_busy: bool,
+    /// Sent with every generation, for the bill.
+    pub labels: BTreeMap<String, String>,
+    pub request_type: Option<RequestType>,
     pub bucket: String,
     /// Empty, or ending in a slash.
     pub prefix: String,
@@ -40,12 +48,41 @@ pub struct Config {
     pub vertex_endpoint: Option<String>,
     pub storage_endpoint: String,
     pub platform: Platform,
+    pub log_format: LogFormat,
+    pub max_connections: usize,
     pub timing: Timing,
-    /// What the operator should know, though nothing is wrong.
-    pub warnings: Vec<String>,
+    /// What the operator should know before the first request.
+    pub warnings: Vec<Warning>,
 }
 
-/// Times that are no settings; tests choose their own.
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, otherwise JSON.
+    #[default]
+    Auto,
+    Json,
+    Text,
+}
+
+/// Which throughput a generation uses ("Provisioned Throughput: use").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestType {
+    Dedicated,
+    Shared,
+}
+
+impl RequestType {
+    /// The value of the header `X-Vertex-AI-LLM-Request-Type`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RequestType::Dedicated => "dedicated",
+            RequestType::Shared => "shared",
+        }
+    }
+}
+
+/// Times that are not settings; tests choose their own.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
     /// The first wait before a call is tried again.
@@ -56,7 +93,7 @@ pub struct Timing {
     pub record_try: Duration,
     /// One try to upload an image.
     pub upload_try: Duration,
-    /// An equal request without a key that comes sooner than this after the first is a variant, not a retry.
+    /// A second equal request without a key within this time asks for another image; later it is a retry.
     pub variant_age: Duration,
     /// How long a lease lasts without being renewed: a retry after a crash waits at most this long.
     pub lease_life: Duration,
@@ -89,7 +126,7 @@ pub struct Credentials {
     pub gcloud_file: Option<PathBuf>,
     /// `host` or `host:port` of a metadata server other than Google's.
     pub metadata_host: Option<String>,
-    /// The platform has a metadata server, for certain.
+    /// The platform is known to have a metadata server.
     pub has_metadata_server: bool,
 }
 
@@ -101,13 +138,14 @@ pub enum Platform {
     Plain,
 }
 
-/// Everything that is wrong with the settings, for a person to mend in one go.
+/// Everything that is wrong with the settings, so that an operator can fix all of it at once.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
 /// What is wrong with one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    pub setting: &'static Setting,
     /// The variable that is set, or the first of those that may be.
     pub name: &'static str,
     /// A sentence that begins with the name.
@@ -115,14 +153,14 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Whether it is about the setting that has this name, among others.
+    /// Whether this variable is one of the setting's.
     pub fn is_about(&self, name: &str) -> bool {
-        setting_named(self.name).names.contains(&name)
+        self.setting.names.contains(&name)
     }
 
-    /// Whether nothing can be done without a value.
+    /// Whether IGA cannot run without a value.
     pub fn is_about_a_required_setting(&self) -> bool {
-        matches!(setting_named(self.name).preset, Preset::Required)
+        self.setting.preset == Preset::Required
     }
 }
 
@@ -137,7 +175,17 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Config {
-    /// Reads every setting through `variable`, which is `std::env::var` in the binaries and a map in tests.
+    /// Reads every setting from the environment.
+    ///
+    /// # Errors
+    /// All problems at once. Values of variables that may hold secrets are never repeated.
+    pub fn from_env() -> Result<Config, Problems> {
+        let mut config = Config::from_vars(|name| std::env::var(name).ok())?;
+        config.warnings.extend(unknown_variables(environment_names()));
+        Ok(config)
+    }
+
+    /// Reads every setting through `variable`, which stands for the environment.
     ///
     /// # Errors
     /// All problems at once. Values of variables that may hold secrets are never repeated.
@@ -148,58 +196,128 @@ impl Config {
         }
     }
 
-    /// The same, for whoever can do with a part: a setting with a problem has any value.
+    /// Like `from_vars`, but returns the config even if some fields are invalid; those hold arbitrary values.
     pub fn read(variable: Variables) -> (Config, Vec<Problem>) {
         let mut read = Reader { variable, problems: Vec::new() };
         let platform = platform(variable);
-        let location = read.parse("IGA_VERTEXAI_LOCATION", parse_location);
-        let model = read
-            .parse("IGA_VERTEXAI_IMAGE_MODEL_ID", parse_model)
-            .unwrap_or(&crate::model::MODELS[0]);
-        let config = Config {
+        let location = read.parse(&settings::LOCATION, parse::location);
+        let model = read.parse(&settings::MODEL, parse::model).unwrap_or(&MODELS[0]);
+        let model = Target { model, location };
+        let entries = read.parse(&settings::FALLBACKS, parse::fallbacks);
+        let fallbacks = locations::resolve(&model, &entries);
+        let any_model = !model.model.is_in_the_table()
+            || entries.iter().any(|entry| !entry.model.is_in_the_table());
+        let mut config = Config {
             host: read.host(),
             port: read.port(),
-            debug: read.parse("IGA_DEBUG_MODE", parse_bool),
+            debug: read.parse(&settings::DEBUG_MODE, parse::switch),
             credentials: Credentials {
-                file: read.optional("GOOGLE_APPLICATION_CREDENTIALS", |path| {
-                    parse_credentials_file(path, platform, variable("AWS_ACCESS_KEY_ID").is_some())
+                file: read.optional(&settings::CREDENTIALS_FILE, |path| {
+                    parse::credentials_file(path, platform, variable("AWS_ACCESS_KEY_ID").is_some())
                 }),
                 gcloud_file: variable("HOME").map(|home| PathBuf::from(home).join(GCLOUD_FILE)),
-                metadata_host: read.optional("GCE_METADATA_HOST", parse_metadata_host),
+                metadata_host: read.optional(&settings::METADATA_HOST, parse::metadata_host),
                 has_metadata_server: platform == Platform::CloudRun,
             },
-            project_id: read.parse("IGA_VERTEXAI_PROJECT_ID", parse_project),
-            fallbacks: read
-                .parse("IGA_VERTEXAI_FALLBACK_MODELS", |text| parse_fallbacks(text, &location)),
-            model: Target { model, location: location.clone() },
-            bucket: read.parse("GCS_BUCKET_NAME", parse_bucket),
-            prefix: read.parse("IGA_GCS_IMAGE_PREFIX", parse_prefix),
-            default_aspect_ratio: read.parse(DEFAULT_RATIO, parse_ratio),
-            add_watermark: read.parse("IGA_ADD_WATERMARK", parse_bool),
-            generation_deadline: read.parse("IGA_GENERATION_DEADLINE_SECONDS", parse_seconds),
+            project_id: read.parse(&settings::PROJECT_ID, parse::project),
+            model,
+            fallbacks: fallbacks.targets,
+            fallback_when_busy: read.parse(&settings::FALLBACK_WHEN_BUSY, parse::switch),
+            labels: read.parse(&settings::LABELS, parse::labels),
+            request_type: read.optional(&settings::REQUEST_TYPE, parse::request_type),
+            bucket: read.parse(&settings::BUCKET, parse::bucket),
+            prefix: read.parse(&settings::PREFIX, parse::prefix),
+            default_aspect_ratio: read
+                .parse(&settings::DEFAULT_RATIO, |text| parse::ratio(text, any_model)),
+            add_watermark: read.parse(&settings::ADD_WATERMARK, parse::switch),
+            generation_deadline: read.parse(&settings::GENERATION_DEADLINE, parse::seconds),
             transfer_budget_bytes: read
-                .parse("IGA_TRANSFER_BUDGET_MIB", |text| parse_number::<usize>(text, 1..=1 << 20))
+                .parse(&settings::TRANSFER_BUDGET, |text| parse::number::<usize>(text, 1..=1 << 20))
                 .saturating_mul(1 << 20),
             max_generations: read
-                .parse("IGA_MAX_GENERATIONS", |text| parse_number(text, 1..=100_000)),
-            retry_window: read.parse("IGA_RETRY_WINDOW_SECONDS", parse_seconds_or_off),
+                .parse(&settings::MAX_GENERATIONS, |text| parse::number(text, 1..=100_000)),
+            retry_window: read.parse(&settings::RETRY_WINDOW, parse::seconds_or_off),
             shared_retries: read
-                .optional("IGA_SHARED_RETRIES", parse_bool)
-                .unwrap_or(platform == Platform::Lambda),
-            answer_within: read.parse("IGA_ANSWER_WITHIN_SECONDS", parse_seconds_or_off),
-            vertex_endpoint: read.optional("IGA_VERTEXAI_ENDPOINT", parse_endpoint),
+                .optional(&settings::SHARED_RETRIES, parse::switch)
+                .unwrap_or(matches!(platform, Platform::CloudRun | Platform::Lambda)),
+            answer_within: read.parse(&settings::ANSWER_WITHIN, parse::seconds_or_off),
+            vertex_endpoint: read.optional(&settings::VERTEX_ENDPOINT, parse::endpoint),
             storage_endpoint: read
-                .optional("STORAGE_EMULATOR_HOST", parse_endpoint)
+                .optional(&settings::STORAGE_ENDPOINT, parse::endpoint)
                 .unwrap_or_else(|| GOOGLES_STORAGE.to_owned()),
             platform,
+            log_format: read.parse(&settings::LOG_FORMAT, parse::log_format),
+            max_connections: read
+                .parse(&settings::MAX_CONNECTIONS, |text| parse::number(text, 1..=1_000_000)),
             timing: Timing::DEFAULT,
-            warnings: warnings(variable),
+            warnings: Vec::new(),
         };
-        let known = |name| read.problems.iter().all(|problem| problem.name != name);
-        if known(DEFAULT_RATIO) && known("IGA_VERTEXAI_IMAGE_MODEL_ID") {
-            read.problems.extend(check_default_ratio(&config).err());
+        for proxy in settings::PROXIES {
+            read.optional(proxy, parse::http_proxy);
         }
+        let has_problem = |setting| read.has_problem(setting);
+        if ![&settings::DEFAULT_RATIO, &settings::MODEL].into_iter().any(has_problem) {
+            read.problems.extend(config.check_default_ratio().err());
+        }
+        config.warnings = warnings::find(&config, variable, &fallbacks.left_out);
         (config, read.problems)
+    }
+
+    /// What is asked for an image, in this order.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.model).chain(&self.fallbacks)
+    }
+
+    /// Every location that a prompt may be sent to, the configured one first.
+    pub fn prompt_locations(&self) -> Vec<&str> {
+        let mut locations = Vec::new();
+        for location in self.targets().map(|target| target.location.as_str()) {
+            if !locations.contains(&location) {
+                locations.push(location);
+            }
+        }
+        locations
+    }
+
+    /// The model that a caller means: one of the table, or one that the settings name.
+    pub fn model_named(&self, name: &str) -> Option<&'static Model> {
+        let named = || self.targets().find(|target| target.model.id == name);
+        Model::find(name).or_else(|| named().map(|target| target.model))
+    }
+
+    /// Where a model that a caller names is asked; `None` if no location of the settings serves it.
+    pub fn target_of(&self, model: &'static Model) -> Option<Target> {
+        let named = |target: &&Target| target.model == model;
+        let listed = self
+            .targets()
+            .filter(named)
+            .find(|target| model.may_be_served_in(&target.location))
+            .or_else(|| self.targets().find(named));
+        if let Some(target) = listed {
+            return Some(target.clone());
+        }
+        let mut locations = self.prompt_locations().into_iter();
+        let location = locations.find(|location| model.may_be_served_in(location))?;
+        Some(Target { model, location: location.to_owned() })
+    }
+
+    /// A default that no model of the list can take would fail every request without a ratio.
+    fn check_default_ratio(&self) -> Result<(), Problem> {
+        let ratio = self.default_aspect_ratio.as_str();
+        let takes = |target: &Target| target.model.may_take_ratio(ratio);
+        // A retired model makes no image; after it, the first fallback that can takes the request.
+        let mut served = self.targets().filter(|target| !target.model.retired);
+        let Some(first) = served.next().filter(|first| !takes(first)) else {
+            return Ok(());
+        };
+        if self.model.model.retired && served.any(takes) {
+            return Ok(());
+        }
+        let setting = &settings::DEFAULT_RATIO;
+        let name = setting.names[0];
+        let (id, ratios) = (first.model.id, first.model.ratios().join(", "));
+        let text = format!("{name} is {ratio:?}, which {id} cannot take; it takes {ratios}.");
+        Err(Problem { setting, name, text })
     }
 }
 
@@ -234,22 +352,26 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn host(&mut self) -> IpAddr {
-        self.parse("IGA_HOST", parse_host).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+        self.parse(&settings::HOST, parse::ip_address).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
     fn port(&mut self) -> u16 {
-        self.parse("PORT", |text| parse_number(text, 0..=u16::MAX))
+        self.parse(&settings::PORT, |text| parse::number(text, 0..=u16::MAX))
     }
 
-    /// The value that is set, else the table's; after a problem any value, as no config comes of it.
-    fn parse<T: Default>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        let setting = setting_named(name);
+    /// The value that is set, else the table's. After a problem the value is arbitrary.
+    fn parse<T: Default>(
+        &mut self,
+        setting: &'static Setting,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
         match (self.find(setting), &setting.preset) {
-            (Some((name, text)), _) => self.parsed(name, &text, parse),
-            (None, Preset::Value(text)) => self.parsed(setting.names[0], text, parse),
+            (Some((name, text)), _) => self.parsed(setting, name, &text, parse),
+            (None, Preset::Value(text)) => self.parsed(setting, setting.names[0], text, parse),
             (None, Preset::Required) => {
-                let text = format!("{} is not set: {}.", names(setting), setting.meaning);
-                self.problems.push(Problem { name: setting.names[0], text });
+                let names = setting.names.join(" or ");
+                let text = format!("{names} is not set: {}.", setting.meaning);
+                self.problems.push(Problem { setting, name: setting.names[0], text });
                 T::default()
             }
             (None, Preset::Unset | Preset::ByPlatform(_)) => T::default(),
@@ -257,53 +379,83 @@ impl Reader<'_> {
     }
 
     /// The value, if one is set and valid.
-    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        self.parse(name, |text| parse(text).map(Some))
+    fn optional<T>(
+        &mut self,
+        setting: &'static Setting,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.parse(setting, |text| parse(text).map(Some))
     }
 
     fn parsed<T: Default>(
         &mut self,
+        setting: &'static Setting,
         name: &'static str,
         text: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> T {
-        parse(text.trim()).unwrap_or_else(|problem| {
-            self.problems.push(Problem { name, text: format!("{name} {problem}.") });
+        let text = text.trim();
+        let value = if is_quoted(text) { Err(QUOTED.to_owned()) } else { parse(text) };
+        value.unwrap_or_else(|problem| {
+            let text = format!("{name} {problem}.");
+            self.problems.push(Problem { setting, name, text });
             T::default()
         })
     }
 
-    /// The first of its variables that is set. An empty one counts only where empty means something.
+    /// The first variable of the setting that is set.
     fn find(&self, setting: &Setting) -> Option<(&'static str, String)> {
-        let keeps_empty = EMPTY_MEANS_SOMETHING.contains(&setting.names[0]);
-        let set = |name: &&'static str| Some((*name, (self.variable)(name)?));
-        setting
-            .names
-            .iter()
-            .filter_map(set)
-            .find(|(_, text)| keeps_empty || !text.trim().is_empty())
+        let is_set = |text: &str| setting.may_be_empty || !text.trim().is_empty();
+        let counts =
+            |name: &str, text: &str| is_set(text) && !(name == IGA_PORT && is_service_link(text));
+        let values = setting.names.iter().filter_map(|name| Some((*name, (self.variable)(name)?)));
+        values.into_iter().find(|(name, text)| counts(name, text))
     }
-}
 
-fn names(setting: &Setting) -> String {
-    setting.names.join(" or ")
+    fn has_problem(&self, setting: &Setting) -> bool {
+        self.problems.iter().any(|problem| problem.setting == setting)
+    }
 }
 
 /// Loads `.env` from the working directory into the environment, if there is one; what is set stays.
 ///
 /// # Errors
-/// A sentence that says what is wrong with the file.
+/// A sentence that says what is wrong with the file, by line and name: a line may hold a secret.
 pub fn load_env_file() -> Result<(), String> {
-    match dotenvy::from_path(".env") {
+    let problem = |text: String| Err(format!("IGA cannot start: the file .env {text}."));
+    let text = match std::fs::read_to_string(".env") {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return problem(format!("cannot be read: {error}")),
+    };
+    match dotenvy::from_read(text.as_bytes()) {
         Ok(()) => Ok(()),
-        Err(error) if error.not_found() => Ok(()),
-        Err(error) => Err(format!("IGA cannot start: the file .env cannot be read: {error}")),
+        Err(dotenvy::Error::LineParse(line, _)) => {
+            problem(format!("cannot be read: {}", place_of(&line, &text)))
+        }
+        Err(_) => problem("cannot be read".to_owned()),
     }
 }
 
-fn setting_named(name: &str) -> &'static Setting {
-    let found = SETTINGS.iter().find(|setting| setting.names.contains(&name));
-    found.expect("only settings of the table are read")
+/// Where a line stands that is not `NAME=VALUE`, and which setting it is about if it is about one.
+fn place_of(line: &str, file: &str) -> String {
+    let number = file.find(line).map_or(0, |start| file[..start].matches('\n').count()) + 1;
+    let name =
+        line.trim_start().trim_start_matches("export ").split('=').next().unwrap_or_default();
+    let is_setting = |name: &str| SETTINGS.iter().any(|setting| setting.names.contains(&name));
+    match name.trim() {
+        name if is_setting(name) => format!("line {number}, {name}: its value is not valid"),
+        _ => format!("line {number} is not NAME=VALUE"),
+    }
+}
+
+/// The names of the environment's variables.
+pub fn environment_names() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
+}
+
+fn is_quoted(text: &str) -> bool {
+    text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])
 }
 
 fn platform(variable: Variables) -> Platform {
@@ -324,32 +476,11 @@ pub fn service_name(variable: Variables) -> Option<String> {
 /// The variable that sets the port: the one that is set, else IGA's own.
 pub fn port_name(variable: Variables) -> &'static str {
     let read = Reader { variable, problems: Vec::new() };
-    read.find(setting_named("PORT")).map_or("IGA_PORT", |(name, _)| name)
+    read.find(&settings::PORT).map_or("IGA_PORT", |(name, _)| name)
 }
 
-fn warnings(variable: Variables) -> Vec<String> {
-    let deprecated = variable("IGA_GENERATED_IMAGE_DIR").map(|_| {
-        "IGA_GENERATED_IMAGE_DIR is deprecated and has no effect: images go to Cloud Storage only.".to_owned()
-    });
-    deprecated.into_iter().collect()
-}
-
-/// A default that the configured model cannot take would fail every request that names no ratio.
-fn check_default_ratio(config: &Config) -> Result<(), Problem> {
-    let model = config.model.model;
-    if model.retired || model.ratios().contains(&config.default_aspect_ratio.as_str()) {
-        return Ok(());
-    }
-    let text = format!(
-        "{DEFAULT_RATIO} is {:?}, which {} cannot take; it takes {}.",
-        config.default_aspect_ratio,
-        model.id,
-        model.ratios().join(", ")
-    );
-    Err(Problem { name: DEFAULT_RATIO, text })
-}
-
-const EMPTY_MEANS_SOMETHING: &[&str] = &["IGA_GCS_IMAGE_PREFIX", "IGA_VERTEXAI_FALLBACK_MODELS"];
+const QUOTED: &str = "must not be in quotes, which docker's --env-file keeps as part of the value";
+const IGA_PORT: &str = settings::PORT.names[1];
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
 
 /// Where Cloud Storage is, unless a setting says otherwise.
@@ -358,6 +489,7 @@ pub const GOOGLES_STORAGE: &str = "https://storage.googleapis.com";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::warnings::Fix;
     use std::collections::HashMap;
 
     const MINIMUM: &[(&str, &str)] = &[
@@ -397,13 +529,20 @@ mod tests {
             config.fallbacks.iter().map(|t| (t.location.as_str(), t.model.id)).collect();
         assert_eq!(
             fallbacks,
-            [("global", "gemini-nano-banana-2.1"), ("global", "gemini-3.1-flash-image")]
+            [
+                ("global", "gemini-nano-banana-2.1"),
+                ("global", "gemini-3.1-flash-image"),
+                ("us-central1", "gemini-2.5-flash-image")
+            ]
         );
         assert_eq!(
             (config.prefix.as_str(), config.default_aspect_ratio.as_str()),
             ("images/iga/", "1:1")
         );
         assert!(config.add_watermark && !config.shared_retries && config.warnings.is_empty());
+        assert!(!config.fallback_when_busy && config.labels.is_empty());
+        assert_eq!((config.request_type, config.log_format), (None, LogFormat::Auto));
+        assert_eq!(config.max_connections, 2048);
         assert_eq!(config.generation_deadline, Duration::from_secs(180));
         assert_eq!((config.transfer_budget_bytes, config.max_generations), (128 << 20, 80));
         assert_eq!(
@@ -488,15 +627,32 @@ mod tests {
         assert!(problem("IGA_GCS_IMAGE_PREFIX", "/../x//").contains("must not hold . or .."));
         assert!(problem("IGA_GCS_IMAGE_PREFIX", "a\nb\u{7}").contains("control characters"));
         assert!(problem("IGA_GCS_IMAGE_PREFIX", &"x".repeat(901)).contains("at most 900"));
+        for text in
+            ["gs://my-bucket/images", "a b/", "a\tb", "a\u{a0}b", "x#1", "it's", "a`b", "a\"b"]
+        {
+            let problem = problem("IGA_GCS_IMAGE_PREFIX", text);
+            assert!(problem.starts_with("IGA_GCS_IMAGE_PREFIX must"), "{problem}");
+        }
     }
 
     #[test]
-    fn plain_http_reaches_this_machine_and_single_labels_only() {
+    fn plain_http_stays_on_this_machine_or_in_a_network_around_it() {
         for (text, endpoint) in [
             ("http://127.0.0.1:9023/", "http://127.0.0.1:9023"),
             ("localhost:9023", "http://localhost:9023"),
             ("http://[::1]:1", "http://[::1]:1"),
             ("http://emulator:4443", "http://emulator:4443"),
+            ("http://10.0.0.1", "http://10.0.0.1"),
+            ("http://172.17.0.1:4443", "http://172.17.0.1:4443"),
+            ("http://192.168.1.9", "http://192.168.1.9"),
+            ("http://169.254.1.1", "http://169.254.1.1"),
+            ("http://[fd20:ce::254]", "http://[fd20:ce::254]"),
+            ("http://[fe80::1]:80", "http://[fe80::1]"),
+            ("http://[::ffff:10.0.0.1]", "http://[::ffff:a00:1]"),
+            ("host.docker.internal:4443", "http://host.docker.internal:4443"),
+            ("http://printer.local", "http://printer.local"),
+            ("http://gcs.emulators.localhost", "http://gcs.emulators.localhost"),
+            ("http://gcs.corp.internal.:1", "http://gcs.corp.internal.:1"),
             ("https://storage.example.com", "https://storage.example.com"),
         ] {
             assert_eq!(with(&[("STORAGE_EMULATOR_HOST", text)]).storage_endpoint, endpoint);
@@ -507,25 +663,244 @@ mod tests {
         }
         for text in [
             "http://storage.googleapis.com",
-            "http://10.0.0.1",
+            "http://172.32.0.1",
+            "http://100.64.0.1",
+            "http://0.0.0.0:1",
+            "http://[2001:db8::1]",
+            "http://[::ffff:8.8.8.8]",
+            "http://host.docker.internal.evil.com",
             "ftp://localhost",
             "http://",
-            "https://u:p@x.com",
         ] {
-            assert!(
-                problem("STORAGE_EMULATOR_HOST", text).starts_with("STORAGE_EMULATOR_HOST must"),
-                "{text}"
-            );
+            let problem = problem("STORAGE_EMULATOR_HOST", text);
+            assert!(problem.starts_with("STORAGE_EMULATOR_HOST must"), "{text}: {problem}");
         }
-        for text in ["127.0.0.1:80", "metadata", "metadata.google.internal", "169.254.169.254"] {
+    }
+
+    #[test]
+    fn a_metadata_server_is_near_and_has_no_path() {
+        for text in [
+            "127.0.0.1:80",
+            "metadata",
+            "metadata.google.internal",
+            "metadata.google.internal.:80",
+            "169.254.169.254",
+            "[fd20:ce::254]",
+            "[fd20:ce::254]:80",
+            "[::1]:8080",
+            "192.168.0.1:8080",
+        ] {
             assert!(with(&[("GCE_METADATA_HOST", text)]).credentials.metadata_host.is_some());
         }
-        for text in ["evil.example.com", "a/b", "http://x"] {
-            assert!(
-                problem("GCE_METADATA_HOST", text).starts_with("GCE_METADATA_HOST must"),
-                "{text}"
-            );
+        for text in [
+            "evil.example.com",
+            "a/b",
+            "a/",
+            "http://x",
+            "x?y",
+            "u:p@x",
+            "fd20:ce::254",
+            "8.8.8.8",
+            "[2001:db8::1]",
+        ] {
+            let problem = problem("GCE_METADATA_HOST", text);
+            assert!(problem.starts_with("GCE_METADATA_HOST must be host"), "{text}: {problem}");
         }
+    }
+
+    #[test]
+    fn a_value_that_may_hold_a_password_is_never_quoted() {
+        for name in ["STORAGE_EMULATOR_HOST", "IGA_VERTEXAI_ENDPOINT", "GCE_METADATA_HOST"] {
+            for text in [
+                "http://user:SECRET@[bad",
+                "https://user:SECRET@x.com",
+                "https://SECRET@x.com",
+                "https://x.com/?key=SECRET",
+                "https://x.com/#SECRET",
+                "ftp://SECRET",
+                "http://SECRET.example.com",
+                "\"https://SECRET\"",
+            ] {
+                let problem = problem(name, text);
+                assert!(!problem.to_lowercase().contains("secret"), "{name} {text}: {problem}");
+            }
+        }
+        let long = format!("{}SECRET", "x".repeat(100));
+        assert!(!problem("GCS_BUCKET_NAME", &format!("{long}/")).contains("SECRET"));
+    }
+
+    #[test]
+    fn quotes_that_a_tool_kept_are_named_as_such() {
+        for (name, text) in [
+            ("GCS_BUCKET_NAME", "\"my-bucket\""),
+            ("IGA_GCS_IMAGE_PREFIX", "\"\""),
+            ("IGA_PORT", "'5007'"),
+            ("IGA_DEBUG_MODE", "\"False"),
+            ("IGA_VERTEXAI_FALLBACK_MODELS", "''"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "\"/key.json\""),
+        ] {
+            let problem = problem(name, text);
+            assert_eq!(problem, format!("{name} {QUOTED}."));
+        }
+    }
+
+    #[test]
+    fn the_address_of_a_kubernetes_service_is_not_a_port() {
+        for text in ["tcp://10.96.0.7:5007", "udp://10.96.0.7:53"] {
+            let config = with(&[("IGA_PORT", text)]);
+            assert_eq!((config.port, config.warnings.len()), (5007, 1));
+            assert!(config.warnings[0].text.starts_with("IGA_PORT is ignored"));
+            assert_eq!(with(&[("IGA_PORT", text), ("PORT", "8080")]).port, 8080);
+        }
+        assert!(problem("PORT", "tcp://10.96.0.7:5007").starts_with("PORT must be"));
+        assert!(problem("IGA_PORT", "http://10.96.0.7").starts_with("IGA_PORT must be"));
+    }
+
+    #[test]
+    fn labels_are_google_clouds() {
+        let labels = |text: &str| with(&[("IGA_VERTEXAI_LABELS", text)]).labels;
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(
+            labels(" team=podcast, env=prod ,"),
+            BTreeMap::from([pair("team", "podcast"), pair("env", "prod")])
+        );
+        assert_eq!(labels("flag="), BTreeMap::from([pair("flag", "")]));
+        let many = (0..65).map(|i| format!("k{i}=v,")).collect::<String>();
+        let long = format!("k={}", "v".repeat(64));
+        for text in
+            ["team", "Team=x", "team=X", "1=x", "=x", "a=b=c", "a b=c", "a=1,a=2", &many, &long]
+        {
+            let problem = problem("IGA_VERTEXAI_LABELS", text);
+            assert!(problem.starts_with("IGA_VERTEXAI_LABELS must"), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn words_are_one_of_a_few() {
+        assert_eq!(with(&[("IGA_LOG_FORMAT", "JSON")]).log_format, LogFormat::Json);
+        assert_eq!(with(&[("IGA_LOG_FORMAT", "text")]).log_format, LogFormat::Text);
+        assert_eq!(
+            with(&[("IGA_VERTEXAI_REQUEST_TYPE", "dedicated")]).request_type,
+            Some(RequestType::Dedicated)
+        );
+        assert!(problem("IGA_LOG_FORMAT", "yaml").contains("auto, json or text"));
+        assert!(problem("IGA_VERTEXAI_REQUEST_TYPE", "Shared").contains("dedicated or shared"));
+        for text in ["0", "-1", "1e3", "many"] {
+            assert!(problem("IGA_MAX_CONNECTIONS", text).contains("whole number from 1"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_the_table_lacks_is_taken_with_a_warning() {
+        let config = with(&[
+            ("IGA_VERTEXAI_IMAGE_MODEL_ID", "publishers/google/models/gemini-9-image"),
+            ("IGA_VERTEXAI_FALLBACK_MODELS", "eu/publishers/google/models/imagen-9,gemini-9-image"),
+            ("IGA_DEFAULT_ASPECT_RATIO", "5:2"),
+        ]);
+        let targets: Vec<_> =
+            config.targets().map(|target| (target.location.as_str(), target.model.id)).collect();
+        assert_eq!(
+            targets,
+            [("us-central1", "gemini-9-image"), ("global", "gemini-9-image"), ("eu", "imagen-9"),]
+        );
+        let texts: Vec<_> = config.warnings.iter().map(|warning| warning.text.as_str()).collect();
+        assert_eq!(texts.len(), 3, "{texts:?}");
+        assert!(texts[0].starts_with("IGA_VERTEXAI_IMAGE_MODEL_ID names gemini-9-image, which"));
+        assert!(texts[1].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names gemini-9-image, which"));
+        assert!(texts[2].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names imagen-9, which"));
+        let known = config.model_named("imagen-9").unwrap();
+        assert_eq!(config.target_of(known).unwrap().location, "eu");
+        assert_eq!(config.model_named("gemini-10-image"), None);
+    }
+
+    #[test]
+    fn a_fallback_without_an_allowed_location_is_a_warning_that_says_what_to_set() {
+        let in_europe =
+            |vars: &[(&str, &str)]| with(&[&[("GCP_LOCATION", "europe-west4")], vars].concat());
+        let config = in_europe(&[]);
+        assert_eq!(config.prompt_locations(), ["europe-west4"]);
+        let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        for part in [
+            "IGA_VERTEXAI_FALLBACK_MODELS has no allowed location for gemini-nano-banana-2.1, gemini-3.1-flash-image",
+            "not served in europe-west4",
+            "Add global/gemini-nano-banana-2.1,global/gemini-3.1-flash-image to the list",
+        ] {
+            assert!(warning.text.contains(part), "{warning}");
+        }
+        let fix = Fix::Set(
+            "IGA_VERTEXAI_FALLBACK_MODELS",
+            "europe-west4/gemini-2.5-flash-image".to_owned(),
+        );
+        assert_eq!(warning.fix, Some(fix));
+        let list = ("IGA_VERTEXAI_FALLBACK_MODELS", "global/gemini-3-pro-image");
+        assert_eq!(in_europe(&[list]).prompt_locations(), ["europe-west4", "global"]);
+        assert!(in_europe(&[list]).warnings.is_empty());
+        let model = ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image");
+        let off = ("IGA_VERTEXAI_FALLBACK_MODELS", "");
+        let [warning] = &in_europe(&[model, off]).warnings[..] else { panic!() };
+        assert!(warning.text.contains("not known to be served in europe-west4, only in global"));
+    }
+
+    #[test]
+    fn a_callers_model_is_asked_only_where_the_settings_name_a_location() {
+        let at = |vars: &[(&str, &str)], id: &str| {
+            let target = with(vars).target_of(Model::find(id).unwrap());
+            target.map_or("none".to_owned(), |target| target.location)
+        };
+        let off = ("IGA_VERTEXAI_FALLBACK_MODELS", "");
+        let europe = ("GCP_LOCATION", "europe-west4");
+        let global = ("IGA_VERTEXAI_FALLBACK_MODELS", "global/gemini-nano-banana-2.1");
+        assert_eq!(at(&[], "gemini-3-pro-image"), "global");
+        assert_eq!(at(&[], "gemini-2.5-flash-image"), "us-central1");
+        assert_eq!(at(&[off], "gemini-3-pro-image"), "none");
+        assert_eq!(at(&[europe], "gemini-3-pro-image"), "none");
+        assert_eq!(at(&[europe, off], "gemini-2.5-flash-image"), "europe-west4");
+        assert_eq!(at(&[europe, global], "gemini-3-pro-image"), "global");
+        assert_eq!(at(&[europe], "imagen-4.0-generate-001"), "europe-west4");
+    }
+
+    #[test]
+    fn a_default_ratio_is_checked_against_every_model_of_the_list() {
+        let ratio = ("IGA_DEFAULT_ASPECT_RATIO", "8:1");
+        let config = with(&[ratio]);
+        let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(warning.text.contains("the fallback gemini-2.5-flash-image cannot take"));
+        let list =
+            ("IGA_VERTEXAI_FALLBACK_MODELS", "gemini-2.5-flash-image,global/gemini-3-pro-image");
+        let error = from(&[MINIMUM, &[ratio, list]].concat()).unwrap_err().to_string();
+        assert!(error.contains("gemini-2.5-flash-image cannot take; it takes 1:1"), "{error}");
+        let none = ("IGA_VERTEXAI_FALLBACK_MODELS", "imagen-3.0-generate-001");
+        assert!(with(&[ratio, none]).warnings.is_empty(), "only retired models: nothing is known");
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_in_the_table_or_the_platforms() {
+        let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
+        let _ = Config::from_vars(|name| {
+            asked.borrow_mut().insert(name.to_owned());
+            None
+        });
+        let of_the_table: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.names).collect();
+        let mut asked = asked.into_inner();
+        for name in &of_the_table {
+            assert!(asked.remove(**name), "{name} is in the table, but not read");
+        }
+        let others =
+            ["AWS_ACCESS_KEY_ID", "AWS_LAMBDA_RUNTIME_API", "HOME", "K_SERVICE"].map(str::to_owned);
+        assert!(asked.iter().all(|name| others.contains(name)), "{asked:?}");
+    }
+
+    #[test]
+    fn a_line_of_the_env_file_is_told_by_number_and_name_only() {
+        let file = "A=b\nIGA_PORT=\"5007\nSECRET SECRET\n";
+        assert_eq!(
+            place_of("IGA_PORT=\"5007\nSECRET SECRET\n", file),
+            "line 2, IGA_PORT: its value is not valid"
+        );
+        assert_eq!(place_of("SECRET SECRET", file), "line 3 is not NAME=VALUE");
+        assert_eq!(place_of("MIIEvQIBADANBg=", "x\nMIIEvQIBADANBg=\n"), "line 2 is not NAME=VALUE");
+        let exported = place_of("export GCS_BUCKET_NAME=\"x", "export GCS_BUCKET_NAME=\"x");
+        assert_eq!(exported, "line 1, GCS_BUCKET_NAME: its value is not valid");
     }
 
     #[test]
@@ -549,7 +924,18 @@ mod tests {
         )])
         .fallbacks;
         assert_eq!([here[0].location.as_str(), here[1].location.as_str()], ["us-central1", "eu"]);
-        assert!(problem("IGA_VERTEXAI_FALLBACK_MODELS", "global/none").contains("names no model"));
+        for list in [
+            "global/none",
+            "dall-e",
+            "projects/p/locations/l/publishers/google/models/gemini-9",
+            "US/gemini-9",
+        ] {
+            let problem = problem("IGA_VERTEXAI_FALLBACK_MODELS", list);
+            assert!(
+                problem.contains("names no model") || problem.contains("must be a location"),
+                "{problem}"
+            );
+        }
     }
 
     #[test]
@@ -574,7 +960,9 @@ mod tests {
         assert!(
             !with(&[("AWS_LAMBDA_RUNTIME_API", "x"), ("IGA_SHARED_RETRIES", "no")]).shared_retries
         );
-        assert_eq!(with(&[("K_SERVICE", "iga")]).platform, Platform::CloudRun);
+        let cloud_run = with(&[("K_SERVICE", "iga")]);
+        assert!(cloud_run.platform == Platform::CloudRun && cloud_run.shared_retries);
+        assert!(!with(&[("K_SERVICE", "iga"), ("IGA_SHARED_RETRIES", "0")]).shared_retries);
     }
 
     #[test]

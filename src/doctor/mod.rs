@@ -1,8 +1,9 @@
-//! `iga doctor`: checks all that an image needs, in the order in which it is needed, and says how to remedy it.
+//! `iga doctor`: checks everything that an image needs, in the order of need, and says how to fix what fails.
 //!
-//! Its verdict is what a generation would meet. Nothing is paid for, nothing is left behind, and no secret is shown.
+//! It predicts what a generation would meet. It pays for nothing, leaves nothing behind and shows no secret.
 
 use crate::app::App;
+use crate::config::warnings::{Fix, unknown_variables};
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::google::credentials::CredentialSource;
@@ -11,8 +12,9 @@ use crate::google::vertex::ProbeError;
 use crate::health;
 use crate::model::{MODELS, Model};
 use remedy::Deployment;
+use report::{Finding, Report};
 use std::cmp::Ordering;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,119 +22,78 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 pub mod remedy;
+mod report;
 
-/// Prints a line for every finding, and under it the command that mends it; whether nothing failed.
-pub fn run(variable: Variables) -> bool {
+pub use report::Format;
+
+/// Prints what each check finds, with the command that fixes it; whether no check failed.
+pub fn run(variable: Variables, format: Format) -> bool {
+    let mut report = Report::new(format);
     let env_file = config::load_env_file();
-    let (mut config, problems) = Config::read(variable);
-    config.timing.first_retry_wait = FIRST_RETRY_WAIT;
-    let deployment =
-        Deployment { platform: config.platform, service: config::service_name(variable) };
-    let mut doctor = Doctor {
-        config,
-        problems,
-        deployment,
-        member: "serviceAccount:ACCOUNT".to_owned(),
-        healthy: true,
-    };
-    if let Err(problem) = env_file {
-        doctor.fail("settings", &problem, None);
-    }
-    doctor.settings();
+    report.add(env_file.err().map(|problem| Finding::fail("settings", problem)));
+    let mut doctor = Doctor::new(variable);
+    report.add(doctor.settings());
     let app = App::new(doctor.config.clone());
     match app.client.http.build() {
         Ok(()) => {
-            doctor.ok("tls", "CA certificates were found");
+            report.add([Finding::ok("tls", "CA certificates were found")]);
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(tokio) => {
-                    tokio.block_on(doctor.examine(&app));
-                    // A name that is still being looked up is nobody's any more.
+                    tokio.block_on(doctor.google(&app, &mut report));
+                    // Do not wait for DNS lookups still running on blocking threads.
                     tokio.shutdown_background();
                 }
-                Err(error) => doctor.fail("runtime", &error.to_string(), None),
+                Err(error) => report.add([Finding::fail("runtime", error.to_string())]),
             }
         }
         Err(error) => {
-            doctor.fail(
-                "tls",
-                &error.to_string(),
-                Some("sudo apt-get install ca-certificates".to_owned()),
-            );
-            doctor.skip(
-                &["identity", "clock", "token", "model", "bucket"],
-                "no TLS connection can be made",
-            );
+            let remedy = "sudo apt-get install ca-certificates".to_owned();
+            report.add([Finding::fail("tls", error.to_string()).remedy(remedy)]);
+            let subjects = ["identity", "clock", "token", "model", "bucket"];
+            report.add(skip(&subjects, "no TLS connection can be made"));
         }
     }
-    doctor.port(config::port_name(variable));
-    doctor.healthy
+    report.add([doctor.port(config::port_name(variable))]);
+    report.finish()
 }
 
 struct Doctor {
-    /// A setting with a problem has any value.
+    /// The fields of settings with a problem hold arbitrary values.
     config: Config,
     problems: Vec<Problem>,
     deployment: Deployment,
-    /// Whom roles are to be given to.
+    /// The member that roles are to be granted to.
     member: String,
-    healthy: bool,
 }
 
-/// What asking for a model came to.
-type Answer = Result<(), (ProbeError, Error)>;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Ok,
-    Warn,
-    Fail,
-    Skip,
-}
+/// Whether a model would answer.
+type Probed = Result<(), (ProbeError, Error)>;
 
 impl Doctor {
-    fn say(&mut self, verdict: Verdict, subject: &str, text: &str, remedy: Option<String>) {
-        let word = match verdict {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "FAIL",
-            Verdict::Skip => "skip",
-        };
-        self.healthy &= verdict != Verdict::Fail;
-        let mut lines = format!("{word:<5} {subject:<9} {}\n", in_one_line(text));
-        if let Some(command) = remedy {
-            lines += &format!("{:16}{command}\n", "");
-        }
-        // Whoever has closed the pipe does not want to read it.
-        let _ = std::io::stdout().write_all(lines.as_bytes());
+    fn new(variable: Variables) -> Doctor {
+        let (mut config, problems) = Config::read(variable);
+        config.warnings.extend(unknown_variables(config::environment_names()));
+        config.timing.first_retry_wait = FIRST_RETRY_WAIT;
+        let deployment =
+            Deployment { platform: config.platform, service: config::service_name(variable) };
+        Doctor { config, problems, deployment, member: "serviceAccount:ACCOUNT".to_owned() }
     }
 
-    fn ok(&mut self, subject: &str, text: &str) {
-        self.say(Verdict::Ok, subject, text, None);
-    }
-
-    fn fail(&mut self, subject: &str, text: &str, remedy: Option<String>) {
-        self.say(Verdict::Fail, subject, text, remedy);
-    }
-
-    fn skip(&mut self, subjects: &[&str], because: &str) {
-        for subject in subjects {
-            self.say(Verdict::Skip, subject, &format!("not checked: {because}"), None);
-        }
-    }
-
-    /// Whether these settings are valid; else their check is skipped.
-    fn is_sound(&mut self, subject: &str, names: &[&str]) -> bool {
+    /// The settings of these names are valid, or the finding that `subject` is not checked.
+    fn require(&self, subject: &'static str, names: &[&str]) -> Result<(), Finding> {
         let problem =
             self.problems.iter().find(|problem| names.iter().any(|name| problem.is_about(name)));
-        let Some(name) = problem.map(|problem| problem.name) else {
-            return true;
-        };
-        self.skip(&[subject], &format!("{name} needs attention"));
-        false
+        match problem {
+            None => Ok(()),
+            Some(problem) => {
+                Err(Finding::skip(subject, format!("{} needs attention", problem.name)))
+            }
+        }
     }
 
-    fn settings(&mut self) {
-        for problem in self.problems.clone() {
+    fn settings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for problem in &self.problems {
             let remedy = match problem.name {
                 "GOOGLE_APPLICATION_CREDENTIALS" => self.remedy_credentials(),
                 name if problem.is_about_a_required_setting() => {
@@ -140,20 +101,26 @@ impl Doctor {
                 }
                 name => self.deployment.unset(name),
             };
-            self.fail("settings", &problem.text, Some(remedy));
+            findings.push(Finding::fail("settings", &problem.text).remedy(remedy));
         }
-        for warning in std::mem::take(&mut self.config.warnings) {
-            let name = warning.split(' ').next().unwrap_or_default();
-            self.say(Verdict::Warn, "settings", &warning, Some(self.deployment.unset(name)));
+        for warning in &self.config.warnings {
+            let remedy = warning.fix.as_ref().map(|fix| match fix {
+                Fix::Unset(name) => self.deployment.unset(name),
+                Fix::Set(name, value) => self.deployment.set(&[(name, value)]),
+            });
+            findings.push(Finding::warn("settings", &warning.text).remedy(remedy));
         }
         if self.problems.is_empty() {
             let Config { project_id, model, bucket, prefix, .. } = &self.config;
-            let text = format!(
-                "project {project_id}, location {}, bucket {bucket}, prefix {prefix:?}",
-                model.location
-            );
-            self.ok("settings", &text);
+            let location = &model.location;
+            findings.push(Finding::ok(
+                "settings",
+                format!(
+                    "project {project_id}, location {location}, bucket {bucket}, prefix {prefix:?}"
+                ),
+            ));
         }
+        findings
     }
 
     fn remedy_credentials(&self) -> String {
@@ -164,187 +131,192 @@ impl Doctor {
         }
     }
 
-    async fn examine(&mut self, app: &App) {
-        let identity = self.identity(app).await;
-        self.clock(&app.generator.storage).await;
-        let Some(identity) = identity else {
-            self.skip(&["token", "model", "bucket"], "there is no identity");
-            return;
+    /// The checks that need the network.
+    async fn google(&mut self, app: &App, report: &mut Report) {
+        let (source, finding) = match self.identity(app).await {
+            Ok((source, finding)) => (Some(source), finding),
+            Err(finding) => (None, finding),
         };
-        if !self.token(app, &identity).await {
-            self.skip(&["model", "bucket"], "there is no access token");
-            return;
+        report.add([finding]);
+        report.add([self.clock(&app.storage).await]);
+        let Some(source) = source else {
+            return report.add(skip(&["token", "model", "bucket"], "there is no identity"));
+        };
+        if let Err(finding) = self.token(app, &source).await {
+            report.add([finding]);
+            return report.add(skip(&["model", "bucket"], "there is no access token"));
         }
-        self.models(app).await;
-        self.bucket(&app.generator.storage).await;
+        report.add([Finding::ok("token", "an access token was given out")]);
+        report.add(self.models(app).await);
+        report.add([self.bucket(&app.storage).await]);
     }
 
-    async fn identity(&mut self, app: &App) -> Option<CredentialSource> {
-        if !self.is_sound("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"]) {
-            return None;
-        }
-        match app.client.credentials.credential_source() {
-            Ok(CredentialSource::File(path, identity)) => {
-                self.ok("identity", &format!("{identity} ({})", path.display()));
-                self.member = remedy::member(&identity);
-                Some(CredentialSource::File(path, identity))
+    /// Also remembers the member that roles are to be granted to.
+    async fn identity(&mut self, app: &App) -> Result<(CredentialSource, Finding), Finding> {
+        self.require("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"])?;
+        let source = app.client.credentials.credential_source().map_err(|error| {
+            Finding::fail("identity", said(&error)).remedy(self.remedy_credentials())
+        })?;
+        let finding = match &source {
+            CredentialSource::File(path, kind) => {
+                self.member = remedy::member(kind);
+                Finding::ok("identity", format!("{kind} ({})", path.display()))
             }
-            Ok(CredentialSource::MetadataServer) => {
+            CredentialSource::MetadataServer => {
                 match app.client.metadata_email(Instant::now() + EMAIL_LIMIT).await {
                     Some(email) => {
-                        self.ok("identity", &format!("service account {email} (metadata server)"));
                         self.member = format!("serviceAccount:{email}");
+                        Finding::ok(
+                            "identity",
+                            format!("service account {email} (metadata server)"),
+                        )
                     }
-                    None => {
-                        let text = "no credentials file, and no metadata server says whose tokens it gives out";
-                        self.say(Verdict::Warn, "identity", text, None);
-                    }
+                    None => Finding::warn(
+                        "identity",
+                        "no credentials file was found, and no metadata server names a service account",
+                    ),
                 }
-                Some(CredentialSource::MetadataServer)
             }
-            Err(error) => {
-                self.fail("identity", &said(&error), Some(self.remedy_credentials()));
-                None
-            }
-        }
+        };
+        Ok((source, finding))
     }
 
-    /// Before the token, because a wrong clock is why many a token is refused.
-    async fn clock(&mut self, storage: &Storage) {
-        if !self.is_sound("clock", &["STORAGE_EMULATOR_HOST"]) {
-            return;
+    /// Checked before the token, because a wrong clock is a common reason for a refused token.
+    async fn clock(&self, storage: &Storage) -> Finding {
+        if let Err(finding) = self.require("clock", &["STORAGE_EMULATOR_HOST"]) {
+            return finding;
         }
         let skew = match storage.time(soon()).await {
             Ok(time) => OffsetDateTime::now_utc() - time,
-            Err(error) => return self.skip(&["clock"], &said(&error)),
+            Err(error) => return Finding::skip("clock", said(&error)),
         };
-        let (seconds, side) =
-            (skew.abs().whole_seconds(), if skew.is_positive() { "ahead of" } else { "behind" });
+        let seconds = skew.abs().whole_seconds();
+        let side = if skew.is_positive() { "ahead of" } else { "behind" };
         let text = format!("{seconds} s {side} Cloud Storage's");
-        let remedy = Some(remedy::SET_CLOCK.to_owned());
+        let remedy = remedy::SET_CLOCK.to_owned();
         match seconds {
-            0..=5 => self.ok("clock", "agrees with Cloud Storage's"),
-            6..=30 => self.ok("clock", &text),
-            31..=300 => self.say(Verdict::Warn, "clock", &text, remedy),
-            _ => self.fail("clock", &format!("{text}; tokens are refused beyond 5 min"), remedy),
+            0..=5 => Finding::ok("clock", "agrees with Cloud Storage's"),
+            6..=30 => Finding::ok("clock", text),
+            31..=300 => Finding::warn("clock", text).remedy(remedy),
+            _ => Finding::fail("clock", format!("{text}; tokens are refused beyond 5 min"))
+                .remedy(remedy),
         }
     }
 
-    async fn token(&mut self, app: &App, identity: &CredentialSource) -> bool {
+    async fn token(&self, app: &App, source: &CredentialSource) -> Result<(), Finding> {
         let Err(error) = app.client.credentials.try_token(soon()).await else {
-            self.ok("token", "an access token was given out");
-            return true;
+            return Ok(());
         };
-        let remedy = match identity {
-            CredentialSource::File(path, identity) => remedy::token(
-                &self.deployment,
-                identity,
-                &path.display().to_string(),
-                &error.causes(),
-            ),
+        let remedy = match source {
+            CredentialSource::File(path, kind) => {
+                let path = path.display().to_string();
+                remedy::token(&self.deployment, kind, &path, &error.causes())
+            }
             CredentialSource::MetadataServer => remedy::identity(&self.deployment),
         };
-        self.fail("token", &said(&error), Some(remedy));
-        false
+        Err(Finding::fail("token", said(&error)).remedy(remedy))
     }
 
-    /// Goes down the models as a generation does: past those that are gone, to the first that is not.
-    async fn models(&mut self, app: &App) {
-        if !self.is_sound("model", &["IGA_VERTEXAI_PROJECT_ID", "IGA_VERTEXAI_ENDPOINT"]) {
-            return;
+    /// Follows the order of a generation: models that are gone are passed over, the first other one is used.
+    async fn models(&self, app: &App) -> Vec<Finding> {
+        let needed = ["IGA_VERTEXAI_PROJECT_ID", "IGA_VERTEXAI_ENDPOINT"];
+        if let Err(finding) = self.require("model", &needed) {
+            return vec![finding];
         }
+        let first =
+            self.require("model", &["IGA_VERTEXAI_LOCATION", "IGA_VERTEXAI_IMAGE_MODEL_ID"]);
+        let targets = self.targets(first.is_ok());
+        let mut findings: Vec<_> = first.err().into_iter().collect();
         let mut probes = Vec::new();
-        for target in self.targets() {
+        for target in targets {
             let generator = Arc::clone(&app.generator);
             probes.push(tokio::spawn(async move {
-                let answer = generator.vertex.probe(&target, soon()).await;
-                (target, answer)
+                let probed = generator.vertex.probe(&target, soon()).await;
+                (target, probed)
             }));
         }
-        let mut answers = Vec::new();
+        let mut results = Vec::new();
         for probe in probes {
-            answers.extend(probe.await);
+            results.extend(probe.await);
         }
-        let served = answers
-            .iter()
-            .position(|(_, answer)| !matches!(answer, Err((ProbeError::ModelGone, _))));
-        for (place, (target, answer)) in answers.iter().enumerate() {
-            match served.map(|served| (place.cmp(&served), &answers[served].0)) {
+        let is_served =
+            |(_, probed): &(Target, Probed)| !matches!(probed, Err((ProbeError::ModelGone, _)));
+        let served = results.iter().position(is_served);
+        for (place, (target, probed)) in results.iter().enumerate() {
+            findings.push(match served.map(|served| (place.cmp(&served), &results[served].0)) {
                 Some((Ordering::Less, next)) => self.passed_over(target, next),
-                Some((Ordering::Equal, _)) | None => self.model(target, answer),
-                Some((Ordering::Greater, _)) => self.fallback(target, answer),
-            }
+                Some((Ordering::Equal, _)) | None => self.model(target, probed),
+                Some((Ordering::Greater, _)) => self.fallback(target, probed),
+            });
         }
+        findings
     }
 
-    fn passed_over(&mut self, target: &Target, next: &Target) {
-        let (id, location, next_id) = (target.model.id, &target.location, next.model.id);
-        let text =
-            format!("{id} is not served in {location}: a 404 at every start, then {next_id}");
-        let remedy =
-            (*target == self.config.model).then(|| remedy::use_model(&self.deployment, next));
-        self.say(Verdict::Warn, "model", &text, remedy);
+    fn passed_over(&self, target: &Target, next: &Target) -> Finding {
+        let text = format!(
+            "{} is not served in {}: a 404 at every start, then {}",
+            target.model.id, target.location, next.model.id
+        );
+        let is_first = *target == self.config.model;
+        let remedy = is_first.then(|| remedy::use_model(&self.deployment, next));
+        Finding::warn("model", text).remedy(remedy)
     }
 
-    /// The model that images come from.
-    fn model(&mut self, target: &Target, answer: &Answer) {
+    /// The model that makes the images.
+    fn model(&self, target: &Target, probed: &Probed) -> Finding {
         let name = format!("{} in {}", target.model.id, target.location);
         let instead = || remedy::use_model(&self.deployment, &self.instead_of(target));
-        match answer {
-            // Should Vertex AI look at the prompt before the model, the table knows better.
+        match probed {
+            // Vertex AI may look at the prompt before it looks for the model; our table knows better.
             Ok(()) if target.model.retired => {
-                let text =
-                    format!("{name} does not say that it is gone, but Google has retired it");
-                self.say(Verdict::Warn, "model", &text, Some(instead()));
+                let text = format!("{name} answers, but Google has retired it");
+                Finding::warn("model", text).remedy(instead())
             }
             Ok(()) => {
-                self.ok("model", &format!("{} answers in {}", target.model.id, target.location))
+                Finding::ok("model", format!("{} answers in {}", target.model.id, target.location))
             }
             Err((probe_error, error)) => {
-                let verdict =
-                    if *probe_error == ProbeError::Busy { Verdict::Warn } else { Verdict::Fail };
-                let remedy = match probe_error {
+                let text = format!("{name}: {}", said(error));
+                let finding = match probe_error {
+                    ProbeError::Busy => Finding::warn("model", text),
+                    _ => Finding::fail("model", text),
+                };
+                finding.remedy(match probe_error {
                     ProbeError::ModelGone | ProbeError::NoSuchLocation => Some(instead()),
                     _ => self.remedy_access(*probe_error),
-                };
-                self.say(verdict, "model", &format!("{name}: {}", said(error)), remedy);
+                })
             }
         }
     }
 
-    /// A model that is asked once the one before it is gone.
-    fn fallback(&mut self, target: &Target, answer: &Answer) {
-        let name = format!("fallback {} in {}", target.model.id, target.location);
-        let Err((probe_error, error)) = answer else {
-            return self.ok(
-                "model",
-                &format!("fallback {} answers in {}", target.model.id, target.location),
-            );
+    /// A model that is used once the one before it is gone.
+    fn fallback(&self, target: &Target, probed: &Probed) -> Finding {
+        let Target { model, location } = target;
+        let Err((probe_error, error)) = probed else {
+            return Finding::ok("model", format!("fallback {} answers in {location}", model.id));
         };
         let remedy = match probe_error {
             ProbeError::ModelGone | ProbeError::NoSuchLocation => {
                 let kept = self.config.fallbacks.iter().filter(|fallback| *fallback != target);
-                Some(remedy::use_fallbacks(
-                    &self.deployment,
-                    kept.chain([&self.instead_of(target)]),
-                ))
+                let instead = self.instead_of(target);
+                let targets = kept.chain([&instead]);
+                Some(remedy::use_fallbacks(&self.deployment, targets))
             }
             _ => self.remedy_access(*probe_error),
         };
-        self.say(Verdict::Warn, "model", &format!("{name}: {}", said(error)), remedy);
+        let text = format!("fallback {} in {location}: {}", model.id, said(error));
+        Finding::warn("model", text).remedy(remedy)
     }
 
-    /// The configured model and its fallbacks, each once, as far as their settings are valid.
-    fn targets(&mut self) -> Vec<Target> {
-        let mut targets = Vec::new();
-        if self.is_sound("model", &["IGA_VERTEXAI_LOCATION", "IGA_VERTEXAI_IMAGE_MODEL_ID"]) {
-            targets.push(self.config.model.clone());
-        }
-        for fallback in
-            self.config.fallbacks.iter().filter(|fallback| !fallback.location.is_empty())
-        {
-            if !targets.contains(fallback) {
-                targets.push(fallback.clone());
+    /// The configured model, if its settings are valid, and its fallbacks, each once.
+    fn targets(&self, with_first: bool) -> Vec<Target> {
+        let Config { model, fallbacks, .. } = &self.config;
+        let first = with_first.then_some(model);
+        let others = fallbacks.iter().filter(|fallback| !fallback.location.is_empty());
+        let mut targets: Vec<Target> = Vec::new();
+        for target in first.into_iter().chain(others) {
+            if !targets.contains(target) {
+                targets.push(target.clone());
             }
         }
         targets
@@ -362,7 +334,7 @@ impl Doctor {
         }
     }
 
-    /// The same model in another place, else one that is not retired and, if possible, not among those asked.
+    /// The same model in another location, otherwise a current model, if possible one that is not asked yet.
     fn instead_of(&self, gone: &Target) -> Target {
         let location = "global".to_owned();
         if !gone.model.retired && gone.location != location {
@@ -380,142 +352,134 @@ impl Doctor {
         Target { model, location }
     }
 
-    /// An object is made only where it can be taken away again; else the permissions speak, by which a
-    /// generation goes as well.
-    async fn bucket(&mut self, storage: &Storage) {
-        if !self.is_sound(
-            "bucket",
-            &["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"],
-        ) {
-            return;
+    /// Writes an object only where it may be deleted again; otherwise the permissions decide.
+    async fn bucket(&self, storage: &Storage) -> Finding {
+        let needed = ["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"];
+        if let Err(finding) = self.require("bucket", &needed) {
+            return finding;
         }
-        let access = match storage.access(PERMISSIONS, soon()).await {
-            Ok(access) => access,
-            Err(error) => return self.fail("bucket", &said(&error), None),
-        };
-        let bucket = self.config.bucket.clone();
-        let missing: Vec<_> = match access {
-            Access::NoBucket(message) => {
-                let remedy = remedy::create_bucket(&self.config);
-                return self.fail("bucket", &format!("gs://{bucket}: {message}"), Some(remedy));
+        let bucket = &self.config.bucket;
+        let missing: Vec<_> = match storage.access(PERMISSIONS, soon()).await {
+            Err(error) => return Finding::fail("bucket", said(&error)),
+            Ok(Access::NoBucket(message)) => {
+                return Finding::fail("bucket", format!("gs://{bucket}: {message}"))
+                    .remedy(remedy::create_bucket(&self.config));
             }
-            Access::Granted(granted) => PERMISSIONS
+            Ok(Access::Granted(granted)) => PERMISSIONS
                 .iter()
                 .copied()
                 .filter(|permission| !granted.iter().any(|held| held == permission))
                 .collect(),
-            // Some emulators have no permissions to tell of.
-            Access::Unknown(_) if self.config.storage_endpoint != config::GOOGLES_STORAGE => {
+            // Some emulators do not implement permissions.
+            Ok(Access::Unknown(_)) if self.config.storage_endpoint != config::GOOGLES_STORAGE => {
                 Vec::new()
             }
-            Access::Unknown(error) => {
-                return self.fail("bucket", &format!("gs://{bucket}: {}", said(&error)), None);
+            Ok(Access::Unknown(error)) => {
+                return Finding::fail("bucket", format!("gs://{bucket}: {}", said(&error)));
             }
         };
-        if missing.is_empty() {
-            return self.round_trip(storage).await;
+        match missing.is_empty() {
+            true => self.round_trip(storage).await,
+            false => self.lacking(&missing),
         }
+    }
+
+    fn lacking(&self, missing: &[&str]) -> Finding {
+        let bucket = &self.config.bucket;
         let (lacks_create, shared) =
             (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
         let role = match lacks_create && (missing.len() == 1 || !shared) {
             true => "roles/storage.objectCreator",
             false => "roles/storage.objectUser",
         };
-        let remedy = remedy::bucket_role(&bucket, &self.member, role);
         let lacks = format!("gs://{bucket}: the account lacks {}", missing.join(", "));
-        match (lacks_create, shared) {
-            (true, _) => self.fail("bucket", &lacks, Some(remedy)),
-            (false, true) => {
-                let text = format!(
-                    "{lacks}, without which no request is answered while IGA_SHARED_RETRIES is on"
-                );
-                self.fail("bucket", &text, Some(remedy));
-            }
-            (false, false) => {
-                let text = format!(
-                    "{lacks}: images can be stored, but requests with an idempotency key fail"
-                );
-                self.say(Verdict::Warn, "bucket", &text, Some(remedy));
-            }
-        }
+        let finding = match (lacks_create, shared) {
+            (true, _) => Finding::fail("bucket", lacks),
+            (false, true) => Finding::fail(
+                "bucket",
+                format!(
+                    "{lacks}, without which every request fails while IGA_SHARED_RETRIES is on"
+                ),
+            ),
+            (false, false) => Finding::warn(
+                "bucket",
+                format!("{lacks}: images can be stored, but requests with an idempotency key fail"),
+            ),
+        };
+        finding.remedy(remedy::bucket_role(bucket, &self.member, role))
     }
 
-    async fn round_trip(&mut self, storage: &Storage) {
-        let (bucket, folder) = (self.config.bucket.clone(), format!("{}.iga/", self.config.prefix));
+    async fn round_trip(&self, storage: &Storage) -> Finding {
+        let Config { bucket, prefix, .. } = &self.config;
+        let folder = format!("{prefix}.iga/");
         let mark = crate::id::random_hex::<8>();
         let name = format!("{folder}doctor-{mark}");
         let deadline = soon();
-        let created = storage
-            .write_record(&name, None, &Metadata::from([("doctor".to_owned(), mark)]), deadline)
-            .await;
+        let metadata = Metadata::from([("doctor".to_owned(), mark)]);
+        let created = storage.write_record(&name, None, &metadata, deadline).await;
         let read = storage.read_record(&name, deadline).await;
-        // Whatever came before: it may have been created and its answer lost.
+        // Always: the object may have been created although its response was lost.
         let deleted = storage.delete(&name, None, soon()).await;
         let place = format!("gs://{bucket}/{folder}");
         match (created, read, deleted) {
             (Ok(Written::Mine(_)), Ok(Some(_)), Ok(())) => {
-                self.ok("bucket", &format!("an object was created in {place}, read and deleted"));
+                Finding::ok("bucket", format!("an object was created in {place}, read and deleted"))
             }
-            (Ok(_), _, Err(error)) => {
-                let text = format!(
+            (Ok(_), _, Err(error)) => Finding::fail(
+                "bucket",
+                format!(
                     "{place}: an object could not be deleted and is left behind: {}",
                     said(&error)
-                );
-                self.fail("bucket", &text, Some(remedy::remove(&bucket, &name)));
-            }
-            (Err(error), _, _) => {
-                self.fail(
-                    "bucket",
-                    &format!("{place}: no object could be created: {}", said(&error)),
-                    None,
-                );
-            }
-            (Ok(_), Err(error), Ok(())) => {
-                self.fail(
-                    "bucket",
-                    &format!("{place}: an object could not be read: {}", said(&error)),
-                    None,
-                );
-            }
-            (Ok(_), Ok(_), Ok(())) => {
-                self.fail("bucket", &format!("{place}: an object was not what was written"), None)
-            }
+                ),
+            )
+            .remedy(remedy::remove(bucket, &name)),
+            (Err(error), _, _) => Finding::fail(
+                "bucket",
+                format!("{place}: no object could be created: {}", said(&error)),
+            ),
+            (Ok(_), Err(error), Ok(())) => Finding::fail(
+                "bucket",
+                format!("{place}: an object could not be read: {}", said(&error)),
+            ),
+            (Ok(_), Ok(_), Ok(())) => Finding::fail(
+                "bucket",
+                format!("{place}: an object was read back with other content than was written"),
+            ),
         }
     }
 
-    fn port(&mut self, variable: &str) {
-        if !self.is_sound("port", &["PORT", "IGA_HOST"]) {
-            return;
+    fn port(&self, variable: &str) -> Finding {
+        if let Err(finding) = self.require("port", &["PORT", "IGA_HOST"]) {
+            return finding;
         }
         if self.config.platform == Platform::Lambda {
-            return self.ok("port", "none is needed under AWS Lambda");
+            return Finding::ok("port", "none is needed under AWS Lambda");
         }
         let address = SocketAddr::new(self.config.host, self.config.port);
         let another = address.port().checked_add(1).unwrap_or(8080).max(1024);
         let another = self.deployment.set(&[(variable, &another.to_string())]);
-        match TcpListener::bind(address).map_err(|error| (error.kind(), error)) {
-            Ok(_) => self.ok("port", &format!("{address} is free")),
-            Err((ErrorKind::AddrInUse, _)) => match health::ask(config::reachable(address)) {
-                Ok(()) => self.ok(
-                    "port",
-                    &format!("{address} is in use by a running service, which is healthy"),
-                ),
-                Err(_) => self.fail(
-                    "port",
-                    &format!("{address} is in use by another process"),
-                    Some(another),
-                ),
-            },
-            Err((ErrorKind::AddrNotAvailable, error)) => {
-                self.fail(
-                    "port",
-                    &format!("{address}: {error}"),
-                    Some(self.deployment.unset("IGA_HOST")),
-                );
+        let error = match TcpListener::bind(address) {
+            Ok(_) => return Finding::ok("port", format!("{address} is free")),
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::AddrInUse if health::ask(config::reachable(address)).is_ok() => Finding::ok(
+                "port",
+                format!("{address} is in use by a running service, which is healthy"),
+            ),
+            ErrorKind::AddrInUse => {
+                Finding::fail("port", format!("{address} is in use by another process"))
+                    .remedy(another)
             }
-            Err((_, error)) => self.fail("port", &format!("{address}: {error}"), Some(another)),
+            ErrorKind::AddrNotAvailable => Finding::fail("port", format!("{address}: {error}"))
+                .remedy(self.deployment.unset("IGA_HOST")),
+            _ => Finding::fail("port", format!("{address}: {error}")).remedy(another),
         }
     }
+}
+
+fn skip(subjects: &[&'static str], because: &str) -> Vec<Finding> {
+    subjects.iter().map(|subject| Finding::skip(subject, because)).collect()
 }
 
 /// When a check must be over.
@@ -531,22 +495,11 @@ fn said(error: &Error) -> String {
     }
 }
 
-/// Upstream texts have line breaks, and no end at times.
-fn in_one_line(text: &str) -> String {
-    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.len() > MAX_LINE_BYTES {
-        line.truncate(line.floor_char_boundary(MAX_LINE_BYTES));
-        line.push('…');
-    }
-    line
-}
-
-/// Without the last of them an object that is gone may be called forbidden.
+/// Without `list`, Cloud Storage returns 403 instead of 404 for a missing object.
 const PERMISSIONS: &[&str] =
     &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete", "storage.objects.list"];
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
-/// For a name that is nice to know, of a server that is near or not there.
+/// The metadata server is either near or absent.
 const EMAIL_LIMIT: Duration = Duration::from_secs(3);
-/// Somebody is waiting.
+/// Shorter than a service's, because an operator is waiting.
 const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
-const MAX_LINE_BYTES: usize = 700;

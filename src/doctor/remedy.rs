@@ -1,12 +1,12 @@
-//! The commands that remedy what the doctor finds: one line each, ready for a shell.
+//! The commands that fix what the doctor finds: one line each, ready for a shell.
 
 use crate::config::{Config, Platform, Target};
 use crate::google::credential_file::{CredentialKind, FederationStep, Source};
 
-/// Where the process gets its settings from.
+/// Where the settings of the process are kept.
 pub struct Deployment {
     pub platform: Platform,
-    /// What the platform calls the service or function.
+    /// The platform's name of the service or function.
     pub service: Option<String>,
 }
 
@@ -19,7 +19,7 @@ impl Deployment {
         };
         match self.platform {
             Platform::Plain => format!("export {}", joined(" ", "=")),
-            // The sign between pairs is a comma, or the one that is named first; values may hold commas.
+            // `^;^` makes gcloud separate the pairs by semicolons, because values may hold commas.
             Platform::CloudRun => {
                 format!(
                     "gcloud run services update {} --update-env-vars \"^;^{}\"",
@@ -78,7 +78,7 @@ pub fn use_fallbacks<'a>(
     deployment.set(&[("IGA_VERTEXAI_FALLBACK_MODELS", &entries.join(","))])
 }
 
-/// For an environment in which no credentials are found.
+/// Gives the process an identity.
 pub fn identity(deployment: &Deployment) -> String {
     match deployment.platform {
         Platform::Plain => SIGN_IN.to_owned(),
@@ -91,7 +91,7 @@ pub fn identity(deployment: &Deployment) -> String {
     }
 }
 
-/// For a credentials file that no token comes of; `cause` is what Google's library says.
+/// Fixes a credentials file that yields no token; `cause` is what the log says of the failure.
 pub fn token(
     deployment: &Deployment,
     identity: &CredentialKind,
@@ -115,7 +115,7 @@ pub fn token(
                     "gcloud iam workload-identity-pools providers list --workload-identity-pool={pool}"
                 )
             }
-            // A function has no other identity to fall back on.
+            // A Lambda function has no other identity.
             (FederationStep::SubjectToken, _) if deployment.platform == Platform::Lambda => {
                 self::identity(deployment)
             }
@@ -130,7 +130,7 @@ fn act_as(email: &str, role: &str, member: &str) -> String {
     )
 }
 
-/// Whom roles are given to.
+/// The member that roles are to be granted to.
 pub fn member(identity: &CredentialKind) -> String {
     match identity.email() {
         Some(email) => format!("serviceAccount:{email}"),
@@ -138,7 +138,7 @@ pub fn member(identity: &CredentialKind) -> String {
     }
 }
 
-/// The identity itself, whomever it acts as. Not the whole pool: whoever else is in it would get the role too.
+/// The identity itself, before any impersonation. Not the whole pool, whose other members would get the role too.
 fn principal(identity: &CredentialKind) -> String {
     match identity {
         CredentialKind::Federated { source: Source::Aws { .. }, pool, .. } => format!(
@@ -163,7 +163,7 @@ pub fn enable_api(project: &str) -> String {
     format!("gcloud services enable aiplatform.googleapis.com --project {project}")
 }
 
-/// Which account pays is for a person to choose.
+/// Leaves the choice of the billing account to the operator.
 pub fn link_billing(project: &str) -> String {
     format!(
         "gcloud billing projects link {project} --billing-account=ACCOUNT   # one of: gcloud billing accounts list"
@@ -176,7 +176,7 @@ pub fn quota(project: &str) -> String {
     )
 }
 
-/// Beside the model, as far as buckets go there.
+/// Creates the bucket in the model's location, where buckets exist there.
 pub fn create_bucket(config: &Config) -> String {
     let location = match config.model.location.as_str() {
         "global" | "" => "us",

@@ -3,7 +3,7 @@
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credentials::{Authorization, CredentialStore};
-use crate::google::http::{Body, HttpClient, text};
+use crate::google::http::{Body, HttpClient, Via, text};
 use crate::retry::within;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -35,18 +35,30 @@ impl Client {
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
     ///
-    /// An answer must begin before `deadline`, and within `limit` of the sending.
+    /// The response must begin before `deadline`, and within `limit` of the sending.
     pub async fn send(
         &self,
         deadline: Instant,
         limit: Duration,
         build: impl Fn() -> http::Result<Request<Body>>,
     ) -> Result<Response<Incoming>, SendError> {
-        // Before the credentials: where no client can be built, their library panics.
+        self.send_via(Via::Pool, deadline, limit, build).await
+    }
+
+    /// Like [`send`](Client::send), on the connection that `via` asks for.
+    pub async fn send_via(
+        &self,
+        via: Via,
+        deadline: Instant,
+        limit: Duration,
+        build: impl Fn() -> http::Result<Request<Body>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        // The credentials library panics where no HTTP client can be built, so build ours first.
         self.http.build().map_err(unsent)?;
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        let response = self.send_once(within(deadline, limit), build(), &authorization).await?;
+        let request = signed(build(), &authorization);
+        let response = self.send_unsigned(via, within(deadline, limit), request).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -54,28 +66,19 @@ impl Client {
         self.credentials.evict(&authorization.credential);
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        self.send_once(within(deadline, limit), build(), &authorization).await
+        let request = signed(build(), &authorization);
+        self.send_unsigned(via, within(deadline, limit), request).await
     }
 
-    async fn send_once(
-        &self,
-        deadline: Instant,
-        request: http::Result<Request<Body>>,
-        authorization: &Authorization,
-    ) -> Result<Response<Incoming>, SendError> {
-        let mut request = request.map_err(unsent)?;
-        request.headers_mut().extend(authorization.headers.clone());
-        self.send_unsigned(deadline, Ok(request)).await
-    }
-
-    /// Sends a request of which nobody is to know whose it is.
+    /// Sends a request without an `Authorization` header of its own.
     pub async fn send_unsigned(
         &self,
+        via: Via,
         deadline: Instant,
         request: http::Result<Request<Body>>,
     ) -> Result<Response<Incoming>, SendError> {
         let request = request.map_err(unsent)?;
-        match timeout_at(deadline, self.http.request(request).map_err(unsent)?).await {
+        match timeout_at(deadline, self.http.request(request, via).map_err(unsent)?).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(SendError::Http(error)),
             Err(_) => Err(SendError::Deadline),
@@ -89,7 +92,7 @@ impl Client {
             format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/email");
         let request = Request::get(url).header("metadata-flavor", "Google").body(text(""));
         let response = self
-            .send_unsigned(deadline, request)
+            .send_unsigned(Via::Pool, deadline, request)
             .await
             .ok()
             .filter(|answer| answer.status().is_success())?;
@@ -103,6 +106,15 @@ impl Client {
 }
 
 const MAX_EMAIL_BYTES: usize = 1024;
+
+fn signed(
+    request: http::Result<Request<Body>>,
+    authorization: &Authorization,
+) -> http::Result<Request<Body>> {
+    let mut request = request?;
+    request.headers_mut().extend(authorization.headers.clone());
+    Ok(request)
+}
 
 fn unsent(cause: impl std::error::Error + Send + Sync + 'static) -> SendError {
     SendError::Unsent(Kind::Internal.because("The request could not be sent.").caused_by(cause))

@@ -1,10 +1,113 @@
-//! Who IGA is to Google, as far as a credentials file tells: its kind and its names, never its secrets
-//! ("Application Default Credentials", "Workload CredentialKind Federation").
+//! Credentials files: what they are, whether they can work, and what is told of them: kinds and names, never secrets
+//! ("Application Default Credentials", "Workload Identity Federation").
 
+use ring::rsa::KeyPair;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use std::fmt;
+use url::Url;
 
-/// The kinds of credentials file that [`crate::google::client`] can build a credential from.
+/// A file that Google's credentials library can build a credential from.
+pub struct CredentialFile {
+    pub kind: CredentialKind,
+    pub json: Value,
+}
+
+impl CredentialFile {
+    /// # Errors
+    /// What is wrong and how to fix it, as the end of a sentence about the file. Nothing of the file is repeated.
+    pub fn parse(text: &[u8]) -> Result<CredentialFile, String> {
+        let json: Value =
+            serde_json::from_slice(text).map_err(|_| format!("is not JSON; {DOWNLOAD_AGAIN}"))?;
+        check(&json)?;
+        match CredentialKind::from_file(&json) {
+            Some(kind) => Ok(CredentialFile { kind, json }),
+            None => Err(unknown_type()),
+        }
+    }
+}
+
+/// Finds what Google's library would fail at, because its own errors repeat what they do not understand.
+fn check(json: &Value) -> Result<(), String> {
+    let required: &[&str] = match json["type"].as_str() {
+        None => return Err("has no type, so it is not a Google credentials file".to_owned()),
+        Some("service_account") => &["client_email", "private_key_id", "private_key", "project_id"],
+        Some("authorized_user") => &["client_id", "client_secret", "refresh_token"],
+        Some("impersonated_service_account") => {
+            &["service_account_impersonation_url", "source_credentials"]
+        }
+        Some("external_account") => {
+            &["audience", "subject_token_type", "token_url", "credential_source"]
+        }
+        Some("external_account_authorized_user") => return Err(WORKFORCE_SIGN_IN.to_owned()),
+        Some(_) => return Err(unknown_type()),
+    };
+    if let Some(field) = required.iter().find(|field| json[**field].is_null()) {
+        return Err(format!("lacks {field}; {DOWNLOAD_AGAIN}"));
+    }
+    let fits = |field: &str| match field {
+        "source_credentials" | "credential_source" => json[field].is_object(),
+        _ => json[field].is_string(),
+    };
+    if let Some(field) = required.iter().find(|field| !fits(field)) {
+        return Err(format!("has a {field} of the wrong type; {DOWNLOAD_AGAIN}"));
+    }
+    if json["universe_domain"].as_str().is_some_and(|domain| domain != UNIVERSE) {
+        return Err(format!(
+            "belongs to another universe_domain than {UNIVERSE}, the only one that IGA calls"
+        ));
+    }
+    if let Some(pem) = json["private_key"].as_str() {
+        check_private_key(pem)?;
+    }
+    match &json["source_credentials"] {
+        Value::Null => Ok(()),
+        source if source["type"] == "impersonated_service_account" => {
+            Err("impersonates an account through another impersonation; list that account under delegates".to_owned())
+        }
+        source => check(source).map_err(|problem| format!("has source_credentials that cannot be used: it {problem}")),
+    }
+}
+
+/// Parses the key as Google's library does.
+fn check_private_key(pem: &str) -> Result<(), String> {
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes());
+    if let Ok(PrivateKeyDer::Pkcs8(der)) = &key
+        && KeyPair::from_pkcs8(der.secret_pkcs8_der()).is_ok()
+    {
+        return Ok(());
+    }
+    let problem = if pem.contains("\\n") {
+        "with the two characters \\n where its line breaks should be: write \\n, not \\\\n, in the JSON"
+    } else if pem.contains("ENCRYPTED") {
+        "that is encrypted, for which IGA has no passphrase"
+    } else if !pem.contains("-----BEGIN ") {
+        "that does not begin with -----BEGIN PRIVATE KEY-----"
+    } else if !pem.contains("-----BEGIN PRIVATE KEY-----") {
+        "of another kind than PKCS #8 (-----BEGIN PRIVATE KEY-----)"
+    } else if !pem.contains("-----END PRIVATE KEY-----") {
+        "that is cut off: it has no line -----END PRIVATE KEY-----"
+    } else if pem.trim().lines().count() < 3 {
+        "without line breaks after its first and before its last line"
+    } else if key.is_ok() {
+        "that is damaged, or not an RSA key of at least 2048 bits"
+    } else {
+        "that is damaged: its base64 cannot be decoded"
+    };
+    Err(format!("has a private_key {problem}; {DOWNLOAD_AGAIN}"))
+}
+
+fn unknown_type() -> String {
+    format!("is of an unknown type; IGA knows {}", CredentialKind::TYPES.join(", "))
+}
+
+const UNIVERSE: &str = "googleapis.com";
+const DOWNLOAD_AGAIN: &str = "download or generate it again";
+const WORKFORCE_SIGN_IN: &str = "is of type external_account_authorized_user, the sign-in of a workforce pool, which \
+    IGA cannot use; make one with gcloud iam workforce-pools create-cred-config, or sign in with a Google account";
+
+/// The kinds of credentials file, with the names in them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CredentialKind {
     ServiceAccount {
@@ -14,44 +117,45 @@ pub enum CredentialKind {
     Impersonated {
         email: String,
     },
-    /// An identity of another cloud, in whose name Google gives out tokens.
+    /// An identity of another cloud, for which Google issues tokens.
     Federated {
         source: Source,
         /// `projects/NUMBER/locations/global/workloadIdentityPools/POOL`
         pool: String,
-        /// The service account that it acts as, if it does.
+        /// The service account that it impersonates, if any.
         email: Option<String>,
     },
 }
 
-/// Where a federated identity proves itself.
+/// Where a federated identity gets the token that proves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// With variables of the environment, else with EC2's metadata server.
+    /// Variables of the environment, otherwise EC2's metadata server.
     Aws {
-        /// Asks EC2's metadata server in any case (`--enable-imdsv2`).
+        /// Always needs EC2's metadata server (`--enable-imdsv2`).
         only_on_ec2: bool,
     },
     Azure,
-    /// Another address, by its host.
+    /// The host of another URL.
     Url(String),
+    /// A path.
     File(String),
     Executable,
 }
 
-/// The steps of a federated identity on its way to an access token.
+/// The steps from a federated identity to an access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FederationStep {
-    /// It proves itself, with what its own cloud gives it.
+    /// Gets a token of its own cloud.
     SubjectToken,
-    /// Google's pool lets it in.
+    /// Exchanges it for a token of Google's pool.
     TokenExchange,
-    /// It acts as a service account.
+    /// Impersonates a service account with that.
     Impersonation,
 }
 
 impl FederationStep {
-    /// The step that failed, by the names that Google's library has for them.
+    /// The step that failed, by its name in Google's library.
     pub fn of(cause: &str) -> FederationStep {
         match cause {
             _ if cause.contains("failed to exchange token") => FederationStep::TokenExchange,
@@ -66,14 +170,14 @@ impl CredentialKind {
     pub const TYPES: [&str; 4] =
         ["authorized_user", "service_account", "impersonated_service_account", "external_account"];
 
-    /// What the file says of itself; none where it is of no known type.
+    /// What the file says of itself; `None` for an unknown type.
     pub fn from_file(json: &Value) -> Option<CredentialKind> {
         let text = |name: &str| json[name].as_str().unwrap_or_default();
         let acts_as = || email_in(text("service_account_impersonation_url"));
         match json["type"].as_str()? {
             "authorized_user" => Some(CredentialKind::AuthorizedUser),
             "service_account" => {
-                Some(CredentialKind::ServiceAccount { email: text("client_email").to_owned() })
+                Some(CredentialKind::ServiceAccount { email: name_in(text("client_email")) })
             }
             "impersonated_service_account" => {
                 Some(CredentialKind::Impersonated { email: acts_as().unwrap_or_default() })
@@ -99,17 +203,19 @@ impl CredentialKind {
         email.map(String::as_str).filter(|email| !email.is_empty())
     }
 
-    /// What to change when no token comes of it; `cause` is what Google's library says.
+    /// What to change when it yields no token; `cause` is what the log says of the failure.
     pub fn advice(&self, cause: &str) -> String {
         let somewhere_else = "elsewhere GOOGLE_APPLICATION_CREDENTIALS must name a file made for that platform, and \
-                              on Google Cloud none";
+                              on Google Cloud it must be unset";
         match self {
             CredentialKind::ServiceAccount { .. } => "Download a new key.".to_owned(),
             CredentialKind::AuthorizedUser => {
                 "Sign in anew: gcloud auth application-default login.".to_owned()
             }
             CredentialKind::Impersonated { email } => {
-                format!("Whoever signed in needs roles/iam.serviceAccountTokenCreator on {email}.")
+                format!(
+                    "The person who signed in needs roles/iam.serviceAccountTokenCreator on {email}."
+                )
             }
             CredentialKind::Federated { pool, .. }
                 if FederationStep::of(cause) == FederationStep::TokenExchange =>
@@ -139,14 +245,14 @@ impl CredentialKind {
                 )
             }
             CredentialKind::Federated { source: Source::Url(host), .. } => {
-                format!("The file asks {host} for a token of its own cloud; {somewhere_else}.")
+                format!("The file gets a token of its own cloud from {host}; {somewhere_else}.")
             }
             CredentialKind::Federated { source: Source::File(path), .. } => format!(
-                "The file wants a token of its own cloud in {path}. Where that is made, have it written there; \
+                "The file needs a token of its own cloud in {path}, which another program must write; \
                  {somewhere_else}."
             ),
             CredentialKind::Federated { source: Source::Executable, .. } => format!(
-                "The file has a program make the token of its own cloud, which needs \
+                "The file gets a token of its own cloud from a program, which needs \
                  GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1 and the program; {somewhere_else}."
             ),
         }
@@ -179,7 +285,7 @@ impl Source {
                 Source::Aws { only_on_ec2: text("imdsv2_session_token_url").is_some() }
             }
             (None, Some(url), _) if url.contains("/metadata/identity/") => Source::Azure,
-            (None, Some(url), _) => Source::Url(url.split('/').nth(2).unwrap_or(url).to_owned()),
+            (None, Some(url), _) => Source::Url(host_in(url)),
             (None, None, Some(path)) => Source::File(path.to_owned()),
             (None, None, None) => Source::Executable,
         }
@@ -198,17 +304,39 @@ impl fmt::Display for Source {
     }
 }
 
-/// `…/serviceAccounts/EMAIL:generateAccessToken`
+/// The email of `…/serviceAccounts/EMAIL:generateAccessToken`.
 fn email_in(url: &str) -> Option<String> {
     let (_, rest) = url.split_once("/serviceAccounts/")?;
-    Some(rest.split(':').next().unwrap_or(rest).to_owned())
+    Some(name_in(rest.split(':').next().unwrap_or(rest)))
 }
 
-/// `//iam.googleapis.com/POOL/providers/PROVIDER`
+/// The pool of `//iam.googleapis.com/POOL/providers/PROVIDER`.
 fn pool_in(audience: &str) -> String {
     let path = audience.trim_start_matches("//iam.googleapis.com/");
-    path.split("/providers/").next().unwrap_or(path).to_owned()
+    name_in(path.split("/providers/").next().unwrap_or(path))
 }
+
+/// Host and port, without user and password.
+fn host_in(url: &str) -> String {
+    let url = Url::parse(url).ok();
+    let host = url.as_ref().and_then(|url| url.host_str().map(|host| (host, url.port())));
+    match host {
+        Some((host, Some(port))) => format!("{host}:{port}"),
+        Some((host, None)) => host.to_owned(),
+        None => "an invalid URL".to_owned(),
+    }
+}
+
+/// A name that may be printed; a placeholder for anything that does not look like an email or a resource name.
+fn name_in(text: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "@.-_/:".contains(c);
+    match text.len() <= MAX_NAME_BYTES && text.chars().all(fits) {
+        true => text.to_owned(),
+        false => "UNREADABLE".to_owned(),
+    }
+}
+
+const MAX_NAME_BYTES: usize = 200;
 
 #[cfg(test)]
 mod tests {
@@ -226,15 +354,96 @@ mod tests {
         .unwrap()
     }
 
+    fn problem(json: Value) -> String {
+        CredentialFile::parse(json.to_string().as_bytes()).err().expect("a problem")
+    }
+
+    fn account(key: &str) -> Value {
+        json!({"type": "service_account", "client_email": "a@b", "private_key_id": "SECRET", "project_id": "p",
+            "private_key": key})
+    }
+
     #[test]
     fn every_type_is_told_with_its_names_and_without_its_secrets() {
         for kind in CredentialKind::TYPES {
             let file = json!({"type": kind, "client_email": "a@b", "private_key": "SECRET", "refresh_token": "SECRET",
                 "service_account_impersonation_url": "https://x/v1/projects/-/serviceAccounts/c@d:generateAccessToken"});
-            let identity = CredentialKind::from_file(&file).unwrap();
-            assert!(!format!("{identity} {identity:?} {}", identity.advice("")).contains("SECRET"));
+            let kind = CredentialKind::from_file(&file).unwrap();
+            assert!(!format!("{kind} {kind:?} {}", kind.advice("")).contains("SECRET"));
         }
         assert_eq!(CredentialKind::from_file(&json!({"type": "weird"})), None);
+        let pasted =
+            json!({"type": "service_account", "client_email": "{\"private_key\": \"SECRET\"}"});
+        assert!(!CredentialKind::from_file(&pasted).unwrap().to_string().contains("SECRET"));
+    }
+
+    #[test]
+    fn a_key_that_google_cannot_sign_with_is_told_without_its_text() {
+        let good = include_str!("../../tests/it/test_key.pem");
+        for key in [good.to_owned(), good.replace('\n', "\r\n"), format!("\n{good}\n")] {
+            assert!(CredentialFile::parse(account(&key).to_string().as_bytes()).is_ok());
+        }
+        let middle = good.lines().nth(10).unwrap();
+        for (key, words) in [
+            (good.replace('\n', "\\n"), "two characters \\n"),
+            (good.replace('\n', " "), "without line breaks"),
+            (good.replace('\n', ""), "without line breaks"),
+            (good.lines().take(9).collect::<Vec<_>>().join("\n"), "cut off"),
+            (good.replace(middle, ""), "damaged, or not an RSA key"),
+            (good.replace(middle, &middle.replace(&middle[..8], "!!!!!!!!")), "cannot be decoded"),
+            (good.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"), "encrypted"),
+            (good.replace("PRIVATE KEY", "RSA PRIVATE KEY"), "another kind than PKCS #8"),
+            (good.replace("PRIVATE KEY", "PUBLIC KEY"), "another kind than PKCS #8"),
+            (middle.to_owned(), "does not begin with"),
+            (String::new(), "does not begin with"),
+        ] {
+            let problem = problem(account(&key));
+            assert!(problem.contains(words) && problem.contains("again"), "{words}: {problem}");
+            assert!(
+                !good.lines().any(|line| !line.starts_with('-') && problem.contains(line)),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_work_is_told_without_its_text() {
+        let user = json!({"type": "authorized_user", "client_id": "SECRET", "client_secret": "SECRET",
+            "refresh_token": "SECRET"});
+        let with = |name: &str, value: Value| {
+            let mut file = user.clone();
+            file[name] = value;
+            file
+        };
+        let impersonated = |source: Value| {
+            json!({"type": "impersonated_service_account", "source_credentials": source,
+                "service_account_impersonation_url": "https://x/serviceAccounts/c@d:generateAccessToken"})
+        };
+        assert!(CredentialFile::parse(user.to_string().as_bytes()).is_ok());
+        assert!(CredentialFile::parse(impersonated(user.clone()).to_string().as_bytes()).is_ok());
+        for (file, words) in [
+            (json!("SECRET"), "has no type"),
+            (json!({"type": {"SECRET": 1}}), "has no type"),
+            (with("type", json!("SECRET")), "of an unknown type; IGA knows authorized_user"),
+            (with("type", json!("external_account_authorized_user")), "workforce"),
+            (with("refresh_token", Value::Null), "lacks refresh_token"),
+            (with("client_id", json!(["SECRET"])), "client_id of the wrong type"),
+            (with("universe_domain", json!("SECRET.example")), "another universe_domain"),
+            (impersonated(json!("SECRET")), "source_credentials of the wrong type"),
+            (impersonated(with("client_secret", Value::Null)), "it lacks client_secret"),
+            (impersonated(impersonated(user.clone())), "delegates"),
+            (json!({"type": "external_account"}), "lacks audience"),
+        ] {
+            let problem = problem(file);
+            assert!(problem.contains(words) && !problem.contains("SECRET"), "{words}: {problem}");
+        }
+        assert!(CredentialFile::parse(b"SECRET").err().unwrap().starts_with("is not JSON"));
+        assert!(
+            CredentialFile::parse(
+                with("universe_domain", json!("googleapis.com")).to_string().as_bytes()
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -243,20 +452,17 @@ mod tests {
         for (source, told) in [
             (json!({"environment_id": "aws1", "url": "http://169.254.169.254/latest"}), "AWS"),
             (json!({"url": azure, "headers": {"Metadata": "True"}}), "Azure"),
-            (json!({"url": "https://tokens.example.com/x"}), "tokens.example.com"),
+            (json!({"url": "https://u:SECRET@tokens.example.com:1/x"}), "tokens.example.com:1"),
             (json!({"file": "/var/run/token"}), "the token in /var/run/token"),
             (json!({"executable": {"command": "x"}}), "a program's token"),
         ] {
-            let identity = federated(source);
+            let kind = federated(source);
             let account = "acting as service account a@b.iam.gserviceaccount.com";
-            assert_eq!(identity.to_string(), format!("federated from {told}, {account}"));
-            assert!(identity.advice("").contains("GOOGLE_APPLICATION_CREDENTIALS"));
+            assert_eq!(kind.to_string(), format!("federated from {told}, {account}"));
+            assert!(kind.advice("").contains("GOOGLE_APPLICATION_CREDENTIALS"));
+            assert!(kind.advice("failed to exchange token").contains("workloadIdentityPools/p "));
             assert!(
-                identity.advice("failed to exchange token").contains("workloadIdentityPools/p ")
-            );
-            assert!(
-                identity
-                    .advice("failed to fetch token")
+                kind.advice("failed to fetch token")
                     .contains("roles/iam.workloadIdentityUser on a@b")
             );
         }

@@ -2,8 +2,9 @@
 
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
-use crate::google::credential_file::CredentialKind;
+use crate::google::credential_file::{CredentialFile, CredentialKind};
 use crate::retry::{self, Failure, within};
+use crate::telemetry::metrics;
 use google_cloud_auth::credentials::{
     CacheableResource, Credentials, external_account, impersonated, mds, service_account,
     user_account,
@@ -12,32 +13,35 @@ use google_cloud_auth::errors::CredentialsError;
 use http::HeaderMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::{Instant, timeout_at};
 
 /// Application Default Credentials, built on first use.
 ///
-/// A credential that failed is evicted and built anew for the next call: the library remembers its
-/// failures, some of them for good.
+/// A credential that failed is evicted and rebuilt for the next call, because the library remembers failures,
+/// some of them for good.
 pub struct CredentialStore {
     sources: Sources,
     timing: Timing,
     current: Mutex<Option<Arc<Credentials>>>,
+    /// A token was received before, so the source exists.
+    has_worked: AtomicBool,
 }
 
-/// Where the credential in use comes from.
+/// The source of the credential in use.
 pub enum CredentialSource {
     File(PathBuf, CredentialKind),
     MetadataServer,
 }
 
-/// The headers of one credential, which can be named as stale.
+/// The headers of an access token, and the credential to evict if they are refused.
 pub struct Authorization {
     pub headers: HeaderMap,
     pub credential: Arc<Credentials>,
 }
 
-/// Drops a credential that did not prove good, were it by a panic of its library.
+/// Evicts the cached credential unless it yielded a token, even if the library panics.
 struct EvictOnDrop<'a> {
     store: &'a CredentialStore,
     credential: &'a Arc<Credentials>,
@@ -51,43 +55,53 @@ impl Drop for EvictOnDrop<'_> {
 
 impl CredentialStore {
     pub fn new(sources: Sources, timing: Timing) -> CredentialStore {
-        CredentialStore { sources, timing, current: Mutex::new(None) }
+        let (current, has_worked) = Default::default();
+        CredentialStore { sources, timing, current, has_worked }
     }
 
-    /// Gets an access token, in one try, and keeps it for what is sent next.
+    /// Gets an access token, in one try, and keeps it for the next request.
     ///
     /// # Errors
-    /// Why there is none, in the words of a request that fails for it.
+    /// The error of a request that fails because there is no token.
     pub async fn try_token(&self, deadline: Instant) -> Result<(), Error> {
         self.fetch_token(deadline).await.map(drop).map_err(|failure| failure.error)
     }
 
-    /// Where the credential comes from.
+    /// The source of the credential.
     ///
     /// # Errors
-    /// Where that is a file which cannot be one.
+    /// If the source is a file that cannot be used.
     pub fn credential_source(&self) -> Result<CredentialSource, Error> {
         match self.file() {
-            Some(path) => self
-                .read(path)
-                .map(|(identity, _)| CredentialSource::File(path.to_owned(), identity)),
+            Some(path) => {
+                self.read(path).map(|file| CredentialSource::File(path.to_owned(), file.kind))
+            }
             None => Ok(CredentialSource::MetadataServer),
         }
     }
 
-    /// What is known about the sources without asking any: a hint for the log at start, if one is due.
+    /// A warning for the log at start, from what is known without asking any source.
     pub fn hint(&self) -> Option<String> {
-        (!self.is_configured()).then(|| {
-            format!(
+        match self.file() {
+            Some(path) => {
+                self.read(path).err().map(|error| format!("{error} ({})", error.causes()))
+            }
+            None if self.is_known() => None,
+            None => Some(format!(
                 "No credentials file found; only the metadata server is left. Looked at: {}.",
                 self.looked_at()
-            )
-        })
+            )),
+        }
     }
 
-    /// The headers of an access token, tried again while that can help.
+    /// The headers of an access token, with retries while they can help.
     pub async fn authorization(&self, deadline: Instant) -> Result<Authorization, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| self.fetch_token(deadline)).await
+        let start = Instant::now();
+        let fetched =
+            retry::until(deadline, self.timing.first_retry_wait, |_| self.fetch_token(deadline))
+                .await;
+        metrics::token_fetched(start.elapsed());
+        fetched
     }
 
     async fn fetch_token(&self, deadline: Instant) -> Result<Authorization, Failure> {
@@ -97,48 +111,46 @@ impl CredentialStore {
         let error = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
             Ok(Ok(CacheableResource::New { data, .. })) => {
                 std::mem::forget(eviction);
+                self.has_worked.store(true, Ordering::Relaxed);
                 return Ok(Authorization { headers: data, credential });
             }
-            Ok(Ok(CacheableResource::NotModified)) => None,
-            Ok(Err(error)) => Some(error),
-            Err(_) => None,
+            Ok(Ok(CacheableResource::NotModified)) => TokenFailure::default(),
+            Ok(Err(error)) => TokenFailure::of(&error),
+            Err(_) => TokenFailure::timeout(),
         };
         Err(self.failure(error))
     }
 
-    /// A source that was configured and cannot answer now may answer soon; a source that was only
-    /// guessed at is most likely not there.
-    fn failure(&self, error: Option<CredentialsError>) -> Failure {
-        let transient = error.as_ref().is_none_or(CredentialsError::is_transient);
-        let cause = error.map(|error| Cause::of(&error));
-        let advice = self.advice(cause.as_ref().map_or("", |cause| &cause.0));
-        let caused = |failure: Error| match cause {
-            Some(cause) => failure.caused_by(cause),
-            None => failure,
-        };
-        match (transient, self.is_configured()) {
-            (true, true) => {
+    /// A source that is known to exist may answer again soon. An unknown metadata server whose name does not
+    /// resolve does not exist.
+    fn failure(&self, failure: TokenFailure) -> Failure {
+        let passes = failure.is_transient && (self.is_known() || !failure.is_unknown_host);
+        let advice = self.advice(&failure.text);
+        let cause = ForOperator(format!("{failure}.{advice} Looked at: {}.", self.looked_at()));
+        match passes {
+            true => {
                 let source = self.source_in_use();
-                let text = format!("Service Unavailable: no access token from {source}.{advice}");
-                Failure::later(caused(Kind::VertexUnavailable.because(text)))
+                let text = format!("Service Unavailable: no access token from {source}.");
+                Failure::later(Kind::VertexUnavailable.because(text).caused_by(cause))
             }
-            (true, false) | (false, _) => Failure::never(caused(self.no_credentials(&advice))),
+            false => Failure::never(self.no_credentials().caused_by(cause)),
         }
     }
 
-    /// What to change, as a further sentence, where the file in use tells.
+    /// What to change, as a further sentence, if the file in use tells.
     fn advice(&self, cause: &str) -> String {
         let read = self.file().and_then(|path| self.read(path).ok());
-        read.map(|(identity, _)| format!(" {}", identity.advice(cause))).unwrap_or_default()
+        read.map(|file| format!(" {}", file.kind.advice(cause))).unwrap_or_default()
     }
 
-    /// Whether a source is known to be there, rather than only looked for.
-    fn is_configured(&self) -> bool {
+    /// Whether the source is known to exist: configured, promised by the platform, or used before.
+    fn is_known(&self) -> bool {
         let Sources { file, metadata_host, has_metadata_server, .. } = &self.sources;
         file.is_some()
             || metadata_host.is_some()
             || *has_metadata_server
             || self.gcloud_file().is_some()
+            || self.has_worked.load(Ordering::Relaxed)
     }
 
     fn credential(&self) -> Result<Arc<Credentials>, Error> {
@@ -167,46 +179,41 @@ impl CredentialStore {
                     Some(host) => builder.with_endpoint(format!("http://{host}")),
                     None => builder,
                 };
-                builder.build().map_err(|error| self.no_credentials("").caused_by(error))
+                let unusable =
+                    ForOperator("the metadata server's address cannot be used".to_owned());
+                builder.build().map_err(|_| self.no_credentials().caused_by(unusable))
             }
         }
     }
 
     fn build_from(&self, path: &Path) -> Result<Credentials, Error> {
-        let (identity, json) = self.read(path)?;
-        let built = match identity {
+        let CredentialFile { kind, json } = self.read(path)?;
+        let built = match kind {
             CredentialKind::AuthorizedUser => user_account::Builder::new(json).build(),
             CredentialKind::ServiceAccount { .. } => service_account::Builder::new(json).build(),
             CredentialKind::Impersonated { .. } => impersonated::Builder::new(json).build(),
             CredentialKind::Federated { .. } => external_account::Builder::new(json).build(),
         };
-        built.map_err(|error| self.unusable(path, "is not complete").caused_by(error))
+        // The library's error may repeat the file.
+        built.map_err(|_| self.unusable(path, "is not what Google's library expects"))
     }
 
-    fn read(&self, path: &Path) -> Result<(CredentialKind, serde_json::Value), Error> {
+    fn read(&self, path: &Path) -> Result<CredentialFile, Error> {
         let text = std::fs::read(path)
-            .map_err(|error| self.unusable(path, "cannot be read").caused_by(error))?;
-        let json = serde_json::from_slice(&text).map_err(|_| self.unusable(path, "is not JSON"))?;
-        match CredentialKind::from_file(&json) {
-            Some(identity) => Ok((identity, json)),
-            None => {
-                Err(self
-                    .unusable(path, &format!("is none of {}", CredentialKind::TYPES.join(", "))))
-            }
-        }
+            .map_err(|error| self.unusable(path, &format!("cannot be read: {error}")))?;
+        CredentialFile::parse(&text).map_err(|problem| self.unusable(path, &problem))
     }
 
-    fn unusable(&self, path: &Path, what: &str) -> Error {
-        let anew = match self.sources.file {
-            Some(_) => "download or generate it anew",
-            None => "sign in anew with gcloud client application-default login",
+    fn unusable(&self, path: &Path, problem: &str) -> Error {
+        let file = match self.sources.file {
+            Some(_) => "the file that GOOGLE_APPLICATION_CREDENTIALS names",
+            None => "gcloud's own file",
         };
-        let path = path.display();
-        Kind::PermissionDenied
-            .because(format!("No usable Google credentials: {path} {what}; {anew}."))
+        let text = format!("No usable Google credentials: {file} {problem}.");
+        Kind::PermissionDenied.because(text).caused_by(ForOperator(path.display().to_string()))
     }
 
-    /// The credentials file in use, if one is.
+    /// The credentials file in use, if any.
     fn file(&self) -> Option<&Path> {
         self.sources.file.as_deref().or(self.gcloud_file())
     }
@@ -215,15 +222,22 @@ impl CredentialStore {
         self.sources.gcloud_file.as_deref().filter(|path| path.exists())
     }
 
-    fn no_credentials(&self, advice: &str) -> Error {
-        Kind::PermissionDenied
-            .because(format!("No usable Google credentials.{advice} Tried: {}.", self.looked_at()))
+    /// Names the sources, without paths and hosts, which are not for callers.
+    fn no_credentials(&self) -> Error {
+        let tried = match (&self.sources.file, self.gcloud_file()) {
+            (Some(_), _) => "the file that GOOGLE_APPLICATION_CREDENTIALS names",
+            (None, Some(_)) => "GOOGLE_APPLICATION_CREDENTIALS (not set); gcloud's own file",
+            (None, None) => {
+                "GOOGLE_APPLICATION_CREDENTIALS (not set); gcloud's own file (not there); the metadata server"
+            }
+        };
+        Kind::PermissionDenied.because(format!("No usable Google credentials. Tried: {tried}."))
     }
 
     fn source_in_use(&self) -> &'static str {
         match (&self.sources.file, self.gcloud_file()) {
-            (Some(_), _) => "the source that GOOGLE_APPLICATION_CREDENTIALS names",
-            (None, Some(_)) => "the source that gcloud's own file names",
+            (Some(_), _) => "the file that GOOGLE_APPLICATION_CREDENTIALS names",
+            (None, Some(_)) => "gcloud's own file",
             (None, None) => "the metadata server",
         }
     }
@@ -250,38 +264,165 @@ impl CredentialStore {
 
 const METADATA_HOST: &str = "metadata.google.internal";
 
-/// What Google's library says of a failure: each step once, though the library repeats them, and without the
-/// token of another cloud that it quotes when a field is missing beside it.
-#[derive(Debug)]
-struct Cause(String);
+/// What the log and the doctor are told beyond the caller's details: paths, hosts, pools, advice.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct ForOperator(String);
 
-impl Cause {
-    fn of(error: &CredentialsError) -> Cause {
+/// Why Google's library got no token.
+///
+/// Its texts hold whatever a token endpoint sends, which may be what was sent to it. Only fixed phrases, the HTTP
+/// status and words that look like error codes are taken from them.
+#[derive(Debug, Default)]
+struct TokenFailure {
+    text: String,
+    is_transient: bool,
+    is_unknown_host: bool,
+}
+
+impl TokenFailure {
+    fn timeout() -> TokenFailure {
+        let text = "no response in time".to_owned();
+        TokenFailure { text, is_transient: true, is_unknown_host: false }
+    }
+
+    fn of(error: &CredentialsError) -> TokenFailure {
         let chain =
             std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
-        let texts: Vec<_> = chain.map(|cause| cause.to_string().replace(MAY_SUCCEED, "")).collect();
-        let mut steps: Vec<_> = texts
-            .windows(2)
-            .map(|pair| pair[0].strip_suffix(&pair[1]).unwrap_or(&pair[0]))
-            .collect();
-        steps.extend(texts.last().map(String::as_str));
-        let mut steps: Vec<_> =
-            steps.iter().map(|step| step.trim_end_matches([':', ' '])).collect();
-        steps.dedup();
-        let text = steps.join(": ");
-        Cause(match text.split_once(", body=") {
-            Some((before, _)) if before.contains("subject token field") => before.to_owned(),
-            Some(_) | None => text,
-        })
+        let texts = chain.map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        TokenFailure::from_texts(&texts, error.is_transient())
+    }
+
+    fn from_texts(texts: &str, is_transient: bool) -> TokenFailure {
+        let step = STEPS.iter().find(|step| texts.contains(**step));
+        let status = http_status(texts).map(|status| format!("HTTP {status}"));
+        let codes =
+            ["error", "error_subtype", "status"].iter().filter_map(|name| code(texts, name));
+        let reasons = REASONS.iter().filter(|(phrase, _)| texts.contains(phrase));
+        let mut parts: Vec<String> = step.map(|step| (*step).to_owned()).into_iter().collect();
+        parts.extend(status);
+        parts.extend(codes);
+        parts.extend(reasons.map(|(_, reason)| (*reason).to_owned()).take(1));
+        if parts.is_empty() {
+            parts.push("Google's library gives no reason that may be shown".to_owned());
+        }
+        let is_unknown_host = texts.contains(NO_SUCH_HOST);
+        TokenFailure { text: parts.join(": "), is_transient, is_unknown_host }
     }
 }
 
-const MAY_SUCCEED: &str = " but future attempts may succeed";
-
-impl fmt::Display for Cause {
+impl fmt::Display for TokenFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
-impl std::error::Error for Cause {}
+/// The status in reqwest's `HTTP status client error (403 Forbidden)`, or in gax's `reports a [403] error`.
+fn http_status(texts: &str) -> Option<u16> {
+    ["HTTP status client error (", "HTTP status server error (", "the HTTP transport reports a ["]
+        .iter()
+        .filter_map(|before| texts.split_once(before)?.1.get(..3)?.parse().ok())
+        .find(|status| (100..600).contains(status))
+}
+
+/// The value of a field in an error's JSON, quoted or not, if it is made like an error code: short, words of one
+/// case, no digits.
+fn code(texts: &str, name: &str) -> Option<String> {
+    let plain = texts.replace('\\', "");
+    let field = format!("\"{name}\"");
+    let values = plain.split(&field).skip(1).filter_map(|rest| {
+        let value = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+        Some(value.split_once('"')?.0)
+    });
+    let is_word = |text: &&str| {
+        let is_of_case = |fits: fn(&char) -> bool| text.chars().all(|c| c == '_' || fits(&c));
+        (3..=MAX_CODE_CHARS).contains(&text.len())
+            && (is_of_case(char::is_ascii_lowercase) || is_of_case(char::is_ascii_uppercase))
+    };
+    values.into_iter().find(is_word).map(str::to_owned)
+}
+
+const MAX_CODE_CHARS: usize = 40;
+
+/// The steps of Google's library, in its own words.
+const STEPS: &[&str] = &[
+    "failed to exchange token",
+    "failed to refresh user access token",
+    "failed to fetch access token",
+    "failed to resolve IMDSv2 token",
+    "could not resolve AWS region",
+    "could not resolve AWS role name",
+    "could not resolve AWS credentials",
+    "failed to fetch AWS credentials for subject token",
+    "failed to fetch token",
+    "failed to request subject token",
+    "failed to read subject token",
+    "failed to parse service account private key",
+];
+
+/// What the texts of the library and of the operating system say, and what is told of it.
+const REASONS: &[(&str, &str)] = &[
+    (NO_SUCH_HOST, "the host's name cannot be resolved"),
+    ("Connection refused", "connection refused"),
+    ("Connection reset", "connection reset"),
+    ("connection closed", "connection closed"),
+    ("Network is unreachable", "network unreachable"),
+    ("No route to host", "no route to the host"),
+    ("invalid peer certificate", "the server's certificate is not trusted"),
+    ("operation timed out", "timed out"),
+    ("deadline has elapsed", "timed out"),
+    ("No such file or directory", "no such file"),
+    ("Permission denied (os error", "the file may not be read"),
+    ("error decoding response body", "the response is not a token"),
+    ("executables need to be explicitly allowed", "executables are not allowed"),
+    ("command execution failed", "the program failed"),
+    ("subject token is empty", "the token is empty"),
+    ("subject token field", "the token has no such field"),
+    ("builder error", "the URL cannot be used"),
+    ("error sending request", "the request could not be sent"),
+];
+
+const NO_SUCH_HOST: &str = "failed to lookup address information";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_token_endpoints_words_only_the_status_and_codes_are_kept() {
+        for (texts, kept) in [
+            (
+                r#"failed to refresh user access token, body=<{"error": "invalid_grant", "error_description": "SECRET",
+                    "error_subtype": "invalid_rapt"}> HTTP status client error (400 Bad Request) for url (http://u:SECRET@x)"#,
+                "failed to refresh user access token: HTTP 400: invalid_grant: invalid_rapt",
+            ),
+            (
+                r#"failed to fetch token the HTTP transport reports a [403] error: {"error": {"code": 403, "message":
+                    "SECRET", "status": "PERMISSION_DENIED"}}"#,
+                "failed to fetch token: HTTP 403: PERMISSION_DENIED",
+            ),
+            (
+                r#"failed to fetch access token :b"{\"error\":\"invalid_client\",\"x\":\"SECRET\"}""#,
+                "failed to fetch access token: invalid_client",
+            ),
+            (
+                r#"failed to exchange token, body=<{"error": "secret-word"}>"#,
+                "failed to exchange token",
+            ),
+            (
+                r#"failed to exchange token, body=<{"error": "GOCSPX-a1_SECRET"}>"#,
+                "failed to exchange token",
+            ),
+            (
+                r#"{"error": "secret1"} SECRET"#,
+                "Google's library gives no reason that may be shown",
+            ),
+            (
+                "error sending request for url (http://SECRET): Connection refused (os error 111)",
+                "connection refused",
+            ),
+        ] {
+            assert_eq!(TokenFailure::from_texts(texts, false).text, kept);
+        }
+    }
+}

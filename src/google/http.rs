@@ -16,16 +16,36 @@ use lambda_http::tower::{BoxError, Service};
 use rustls::ClientConfig;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Built when it is first wanted. Reading the CA certificates takes longer than all else that a start does,
-/// so whoever starts a process lets [`build`](Client::build) go on beside it.
+/// The HTTP client of one process, built on first use.
+///
+/// Reading the CA certificates dominates start-up, so the process calls [`build`](HttpClient::build) in the
+/// background once it listens.
 #[derive(Default)]
-pub struct HttpClient(OnceLock<Result<Pool<Connector, Body>, NoClient>>);
+pub struct HttpClient {
+    pools: OnceLock<Pools>,
+    building: Mutex<()>,
+}
+
+/// One pool that keeps connections, and one that opens a connection for each request.
+struct Pools {
+    reusing: Pool<Connector, Body>,
+    fresh: Pool<Connector, Body>,
+}
+
+/// Which connection a request goes out on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// An idle connection, or a new one where no connection is idle.
+    Pool,
+    /// A connection of its own: for a second try after a connection that fell silent.
+    Fresh,
+}
 
 /// What is sent: a small text at once, or an image's chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -43,17 +63,32 @@ impl HttpClient {
     /// # Errors
     /// Where the machine lacks what TLS needs.
     pub fn build(&self) -> Result<(), NoClient> {
-        self.pool().map(|_| ())
+        self.pools().map(|_| ())
     }
 
-    /// Sends a request; the answer's body is still to come. Redirects are not followed.
-    pub fn request(&self, request: Request<Body>) -> Result<ResponseFuture, NoClient> {
-        Ok(self.pool()?.request(request))
+    /// Sends a request and returns once the head of its response has arrived. Redirects are not followed.
+    pub fn request(&self, request: Request<Body>, via: Via) -> Result<ResponseFuture, NoClient> {
+        let pools = self.pools()?;
+        Ok(match via {
+            Via::Pool => pools.reusing.request(request),
+            Via::Fresh => pools.fresh.request(request),
+        })
     }
 
-    /// Who comes while the client is being built waits for it, for some milliseconds.
-    fn pool(&self) -> Result<&Pool<Connector, Body>, NoClient> {
-        self.0.get_or_init(|| pool().map_err(NoClient)).as_ref().map_err(NoClient::clone)
+    /// Blocks for some milliseconds while another thread builds the client. A failure is not kept: it may pass, as
+    /// when the file table was full.
+    fn pools(&self) -> Result<&Pools, NoClient> {
+        if let Some(pools) = self.pools.get() {
+            return Ok(pools);
+        }
+        let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.pools.get() {
+            Some(pools) => Ok(pools),
+            None => {
+                let pools = Pools::new().map_err(NoClient)?;
+                Ok(self.pools.get_or_init(|| pools))
+            }
+        }
     }
 }
 
@@ -75,13 +110,18 @@ pub async fn next_chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
     Ok(None)
 }
 
-fn pool() -> Result<Pool<Connector, Body>, rustls::Error> {
-    let pool = Pool::builder(TokioExecutor::new())
-        .http1_max_buf_size(BUFFER_BYTES)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .pool_timer(TokioTimer::new())
-        .build(Connector::new()?);
-    Ok(pool)
+impl Pools {
+    fn new() -> Result<Pools, rustls::Error> {
+        let connector = Connector::new()?;
+        let mut builder = Pool::builder(TokioExecutor::new());
+        builder
+            .http1_max_buf_size(BUFFER_BYTES)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_timer(TokioTimer::new());
+        let reusing = builder.build(connector.clone());
+        let fresh = builder.pool_max_idle_per_host(0).build(connector);
+        Ok(Pools { reusing, fresh })
+    }
 }
 
 /// Opens connections: to the host itself or, for https, through the proxy that the environment names for it

@@ -1,10 +1,10 @@
 //! Cloud Storage: images, put once and confirmed, and the records by which instances agree ("Cloud Storage
 //! JSON API", "Objects: insert", "Request preconditions").
 
-use crate::config::Timing;
+use crate::config::{Config, Timing};
 use crate::error::{Error, Kind};
 use crate::google::client::{Client, SendError};
-use crate::google::http::{next_chunk, text};
+use crate::google::http::{Via, next_chunk, text};
 use crate::google::rpc_error::GoogleError;
 use crate::image::{Blob, Image};
 use crate::retry::{self, Again, Failure, within};
@@ -32,15 +32,15 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
 pub struct Storage {
-    pub client: Arc<Client>,
+    client: Arc<Client>,
     /// Scheme, host and port.
-    pub endpoint: String,
-    pub bucket: String,
+    endpoint: String,
+    bucket: String,
     /// Empty, or ending in a slash.
-    pub prefix: String,
-    pub timing: Timing,
+    prefix: String,
+    timing: Timing,
     /// Set once the bucket is known to take objects.
-    pub writable: OnceCell<()>,
+    writable: OnceCell<()>,
 }
 
 /// A small object that is all metadata, by which instances tell each other something.
@@ -102,6 +102,22 @@ enum Inserted {
 }
 
 impl Storage {
+    pub fn new(client: Arc<Client>, config: &Config) -> Storage {
+        Storage {
+            client,
+            endpoint: config.storage_endpoint.clone(),
+            bucket: config.bucket.clone(),
+            prefix: config.prefix.clone(),
+            timing: config.timing,
+            writable: OnceCell::new(),
+        }
+    }
+
+    /// Empty, or ending in a slash.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The object's name for an image: fixed before the first try, so that trying again is safe.
     pub fn image_name(&self, stem: &str, image: &Image) -> String {
         format!("{}{stem}.{}", self.prefix, image.format.extension())
@@ -172,7 +188,7 @@ impl Storage {
         let request = Request::get(&self.endpoint).body(text(""));
         let response = self
             .client
-            .send_unsigned(deadline, request)
+            .send_unsigned(Via::Pool, deadline, request)
             .await
             .map_err(|error| no_answer(error).error)?;
         server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
@@ -238,7 +254,7 @@ impl Storage {
             name,
             content_type: "application/octet-stream",
             blob: &nothing,
-            metadata: metadata,
+            metadata,
             if_generation,
         };
         let write = async || match self.insert(&object, deadline, self.timing.record_try).await? {

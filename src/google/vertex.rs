@@ -1,7 +1,7 @@
 //! Vertex AI over HTTP: the address of a model, the meaning of its responses and errors, and when to retry.
 
 use crate::budget::{Budget, Reservation};
-use crate::config::Target;
+use crate::config::{RequestType, Target};
 use crate::error::{Error, Kind};
 use crate::extract::{ExtractError, Extracted, ImageExtractor, Limits, Unusable};
 use crate::google::client::{Client, SendError};
@@ -17,6 +17,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -28,6 +29,8 @@ pub struct Vertex {
     pub project_id: String,
     pub budget: Budget,
     pub first_wait: Duration,
+    pub labels: BTreeMap<String, String>,
+    pub request_type: Option<RequestType>,
     /// No call begins when less time is left.
     pub call_time: Duration,
 }
@@ -70,7 +73,7 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<Generated, Error> {
         let url = self.url(target);
-        let body = Bytes::from(target.model.family.body(prompt, params));
+        let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
         let last_start = deadline.checked_sub(self.call_time).unwrap_or(deadline);
         retry::until(last_start, self.first_wait, |attempt| {
             let (url, body) = (&url, body.clone());
@@ -80,8 +83,10 @@ impl Vertex {
                     return Err(Failure::never(no_time_left()));
                 }
                 let result = self.attempt(target, url, body, deadline).await;
-                let outcome =
-                    result.as_ref().map_or_else(|failure| error_type(&failure.error), |_| "ok");
+                let outcome = match &result {
+                    Ok(_) => "ok",
+                    Err(failure) => failure.error.kind.row().error_type,
+                };
                 metrics::vertex_called(target.model.id, attempt, outcome, start.elapsed());
                 result.inspect_err(|_| metrics::vertex_failed(outcome))
             }
@@ -151,10 +156,13 @@ impl Vertex {
     ) -> Result<Response<Incoming>, SendError> {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
-            Request::post(url)
+            let mut request = Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
-                .header("x-server-timeout", remaining.as_secs().max(1))
-                .body(text(body.clone()))
+                .header("x-server-timeout", remaining.as_secs().max(1));
+            if let Some(request_type) = self.request_type {
+                request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
+            }
+            request.body(text(body.clone()))
         };
         self.client.send(deadline, remaining, request).await
     }
@@ -403,11 +411,11 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
                 "{} Vertex AI: {text}",
                 target.model.not_served_hint(&target.location)
             )),
-            Missing::Location => Kind::VertexApi.because(format!(
+            Missing::Location => Kind::PlaceNotFound.because(format!(
                 "Vertex AI has no such address for location {}; check its spelling. {text}",
                 target.location
             )),
-            Missing::Project => Kind::VertexApi
+            Missing::Project => Kind::PlaceNotFound
                 .because(format!("Vertex AI does not find the project; check its id. {text}")),
             Missing::Other => Kind::InvalidArgument.because(text),
         }),
@@ -486,33 +494,6 @@ impl ProbeError {
             429 => ProbeError::Busy,
             _ => ProbeError::Other,
         })
-    }
-}
-
-/// The `error_type` tag.
-fn error_type(error: &Error) -> &'static str {
-    match error.kind {
-        Kind::InvalidArgument => "invalid_argument",
-        Kind::PermissionDenied => "permission_denied",
-        Kind::ResourceExhausted => "resource_exhausted",
-        Kind::SafetyBlocked => "safety_blocked",
-        Kind::VertexUnavailable => "unavailable",
-        Kind::ModelNotFound => "not_found",
-        Kind::EmptyImage => "empty_image",
-        Kind::VertexApi
-        | Kind::PromptMissing
-        | Kind::MalformedJson
-        | Kind::InvalidPayload
-        | Kind::InvalidIdempotencyKey
-        | Kind::IdempotencyKeyReused
-        | Kind::UnsupportedParameter
-        | Kind::NotFound
-        | Kind::MethodNotAllowed
-        | Kind::PayloadTooLarge
-        | Kind::UnsupportedMediaType
-        | Kind::FileSave
-        | Kind::Internal
-        | Kind::Overloaded => "api_error",
     }
 }
 
@@ -677,8 +658,8 @@ mod tests {
             ),
             (404, "Requested entity was not found.", Kind::InvalidArgument, Again::Never),
             (404, "Image size 512 is not found.", Kind::InvalidArgument, Again::Never),
-            (404, "Project `iga-1` not found.", Kind::VertexApi, Again::Never),
-            (404, "Unknown location mars-1.", Kind::VertexApi, Again::Never),
+            (404, "Project `iga-1` not found.", Kind::PlaceNotFound, Again::Never),
+            (404, "Unknown location mars-1.", Kind::PlaceNotFound, Again::Never),
             (429, "Resource exhausted.", Kind::ResourceExhausted, Again::Later),
             (429, "Quota exceeded, limit: 0", Kind::ResourceExhausted, Again::Never),
             (499, "The operation was cancelled.", Kind::VertexApi, Again::Never),
@@ -767,7 +748,7 @@ mod tests {
         assert_eq!(meaning_of(429, &array).2, "Resource exhausted.");
         let (kind, _, details) =
             meaning_of(404, "<html>The requested URL was not found on this server</html>");
-        assert_eq!(kind, Kind::VertexApi);
+        assert_eq!(kind, Kind::PlaceNotFound);
         assert!(details.contains("location us-central1") && !details.contains("html"), "{details}");
         assert_eq!(meaning_of(503, "").2, "Service Unavailable: HTTP 503 without an explanation.");
     }

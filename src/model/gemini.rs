@@ -13,9 +13,9 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     }
     if let Some(person_generation) = params.person_generation {
         image_config["personGeneration"] = json!(match person_generation {
-            PersonGeneration::Nobody => "ALLOW_NONE",
+            PersonGeneration::NoPeople => "ALLOW_NONE",
             PersonGeneration::Adults => "ALLOW_ADULT",
-            PersonGeneration::Everybody => "ALLOW_ALL",
+            PersonGeneration::Everyone => "ALLOW_ALL",
         });
     }
     if let Some(mime_type) = params.output_mime_type.map(OutputMimeType::as_str) {
@@ -183,7 +183,7 @@ mod tests {
         let params = Params {
             seed: Some(7),
             image_size: Some(ImageSize::FourK),
-            person_generation: Some(PersonGeneration::Nobody),
+            person_generation: Some(PersonGeneration::NoPeople),
             output_mime_type: Some(OutputMimeType::Jpeg),
             ..square()
         };

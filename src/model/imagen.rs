@@ -25,9 +25,9 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     }
     if let Some(person_generation) = params.person_generation {
         parameters["personGeneration"] = json!(match person_generation {
-            PersonGeneration::Nobody => "dont_allow",
+            PersonGeneration::NoPeople => "dont_allow",
             PersonGeneration::Adults => "allow_adult",
-            PersonGeneration::Everybody => "allow_all",
+            PersonGeneration::Everyone => "allow_all",
         });
     }
     if let Some(mime_type) = params.output_mime_type.map(OutputMimeType::as_str) {
@@ -131,7 +131,7 @@ mod tests {
             negative_prompt: Some("dogs".to_owned()),
             seed: Some(7),
             image_size: Some(ImageSize::TwoK),
-            person_generation: Some(PersonGeneration::Nobody),
+            person_generation: Some(PersonGeneration::NoPeople),
             output_mime_type: Some(OutputMimeType::Jpeg),
         };
         assert_eq!(

@@ -1,27 +1,39 @@
 //! The models: one table, and the two protocols they speak. Pure: no client, no await.
 //!
-//! Ids change every few months; a change is a line in [`MODELS`]. What each model takes follows
+//! Ids change every few months; a change is a row of [`MODELS`]. What each model takes follows
 //! Google's model pages and API reference ("Imagen API", "Generate and edit images with Gemini").
 
 pub mod gemini;
 pub mod imagen;
 
 use crate::error::{Error, Kind};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use time::Date;
+use time::Month::{self, August, July, June, March, May, September};
 
-/// One model of the table.
+/// A model: a row of the table, or one that only the settings name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Model {
     pub id: &'static str,
     pub family: Family,
     /// Vertex AI answers 404 for it everywhere.
     pub retired: bool,
+    /// The day on which Google retired it, or the earliest day on which Google may.
+    pub retires: Option<Date>,
+    /// `None` for a model that is not in the table: Vertex AI decides what it takes.
+    limits: Option<Limits>,
+    /// Empty where that is not known.
+    served_in: &'static [&'static str],
+}
+
+/// What a model of the table takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
     ratios: &'static [&'static str],
     sizes: &'static [ImageSize],
     seed: bool,
     negative_prompt: bool,
-    /// Where it is served, for the hint of a 404.
-    served_in: &'static str,
 }
 
 /// The protocol a model speaks.
@@ -33,8 +45,8 @@ pub enum Family {
     Gemini,
 }
 
-/// What a request asks of the model, each value valid in itself; whether a given model takes it is
-/// [`Model::check`]'s to say.
+/// What a request asks of the model. Each value is valid in itself; [`Model::check`] tells whether a
+/// given model takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
     pub aspect_ratio: String,
@@ -48,6 +60,7 @@ pub struct Params {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageSize {
+    Px512,
     OneK,
     TwoK,
     FourK,
@@ -55,9 +68,9 @@ pub enum ImageSize {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PersonGeneration {
-    Nobody,
+    NoPeople,
     Adults,
-    Everybody,
+    Everyone,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,35 +93,78 @@ pub enum Outcome {
 }
 
 impl Model {
-    /// The model of that id, as the table or a full resource name writes it.
-    pub fn find(id: &str) -> Option<&'static Model> {
+    /// The model of the table that has this id, bare or as `publishers/google/models/ID`.
+    pub fn find(name: &str) -> Option<&'static Model> {
+        let id = name.strip_prefix(PUBLISHER).unwrap_or(name);
         MODELS.iter().find(|model| model.id == id)
     }
 
-    /// The aspect ratios it takes.
-    pub fn ratios(&self) -> &'static [&'static str] {
-        self.ratios
+    /// The model of this id, which need not be in the table if its prefix tells the family.
+    ///
+    /// For the settings only: an id that the table lacks stays in memory as long as the process.
+    pub fn named(name: &str) -> Option<&'static Model> {
+        Model::find(name).or_else(|| {
+            let id = name.strip_prefix(PUBLISHER).unwrap_or(name);
+            let family = Family::of(id)?;
+            Some(Box::leak(Box::new(Model {
+                id: id.to_owned().leak(),
+                family,
+                retired: false,
+                retires: None,
+                limits: None,
+                served_in: &[],
+            })))
+        })
     }
 
-    /// Refuses what this model is known not to take, naming the field and what is allowed.
+    pub fn is_in_the_table(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// The aspect ratios it takes, as far as they are known.
+    pub fn ratios(&self) -> &'static [&'static str] {
+        self.limits.map_or(RATIOS, |limits| limits.ratios)
+    }
+
+    /// Whether a request with this ratio may be sent to it.
+    pub fn may_take_ratio(&self, ratio: &str) -> bool {
+        self.known_limits().is_none_or(|limits| limits.ratios.contains(&ratio))
+    }
+
+    /// Whether it is served in a location, or not known not to be.
+    pub fn may_be_served_in(&self, location: &str) -> bool {
+        self.served_in.is_empty() || self.is_known_in(location)
+    }
+
+    /// Whether the table says that it is served in a location.
+    pub fn is_known_in(&self, location: &str) -> bool {
+        self.served_in.contains(&location)
+    }
+
+    /// Where it is served, in a few words; empty where that is not known.
+    pub fn served_in(&self) -> String {
+        places(self.served_in)
+    }
+
+    /// Refuses what this model is known not to take; the error names the field and what is allowed.
     ///
     /// A retired model is not checked: its 404 costs nothing, and the fallback decides.
     pub fn check(&self, params: &Params) -> Result<(), Error> {
-        if self.retired {
+        let Some(limits) = self.known_limits() else {
             return Ok(());
-        }
+        };
         let ratio = params.aspect_ratio.as_str();
-        if !self.ratios.contains(&ratio) {
-            return Err(self.refuse("aspect_ratio", ratio, &self.ratios.join(", ")));
+        if !limits.ratios.contains(&ratio) {
+            return Err(self.refuse("aspect_ratio", ratio, &limits.ratios.join(", ")));
         }
-        if let Some(size) = params.image_size.filter(|size| !self.sizes.contains(size)) {
-            let allowed: Vec<_> = self.sizes.iter().map(|size| size.as_str()).collect();
+        if let Some(size) = params.image_size.filter(|size| !limits.sizes.contains(size)) {
+            let allowed: Vec<_> = limits.sizes.iter().map(|size| size.as_str()).collect();
             return Err(self.refuse("image_size", size.as_str(), &or_nothing(&allowed.join(", "))));
         }
         if let Some(seed) = params.seed {
-            self.check_seed(seed, params.add_watermark)?;
+            self.check_seed(limits.seed, seed, params.add_watermark)?;
         }
-        if params.negative_prompt.is_some() && !self.negative_prompt {
+        if params.negative_prompt.is_some() && !limits.negative_prompt {
             return Err(self.refuse(
                 "negative_prompt",
                 "a value",
@@ -118,9 +174,13 @@ impl Model {
         Ok(())
     }
 
-    fn check_seed(&self, seed: u32, add_watermark: bool) -> Result<(), Error> {
+    fn known_limits(&self) -> Option<Limits> {
+        self.limits.filter(|_| !self.retired)
+    }
+
+    fn check_seed(&self, takes_seed: bool, seed: u32, add_watermark: bool) -> Result<(), Error> {
         match self.family {
-            _ if !self.seed => Err(self.refuse("seed", "a value", "nothing")),
+            _ if !takes_seed => Err(self.refuse("seed", "a value", "nothing")),
             Family::Imagen if add_watermark => Err(self.refuse(
                 "seed",
                 "a value together with the watermark",
@@ -138,27 +198,48 @@ impl Model {
         ))
     }
 
-    /// `location`, unless that is a region and the model is known to be served in `global` only.
-    pub fn location_near<'a>(&self, location: &'a str) -> &'a str {
-        if self.served_in == "global" && location.contains('-') { "global" } else { location }
-    }
-
     /// What to do about a 404 for this model in `location`.
     pub fn not_served_hint(&self, location: &str) -> String {
+        self.not_served_hint_after(location, &[(self.id, location)])
+    }
+
+    /// The same, after all of `tried`, which are not proposed again: pairs of model and location.
+    pub fn not_served_hint_after(&self, location: &str, tried: &[(&str, &str)]) -> String {
+        let untried = |model: &&Model| {
+            let is_untried = |place: &&&str| !tried.contains(&(model.id, **place));
+            let left: Vec<_> = model.served_in.iter().filter(is_untried).copied().collect();
+            (!left.is_empty()).then(|| format!("{} ({})", model.id, places(&left)))
+        };
         let current: Vec<_> = MODELS
             .iter()
-            .filter(|m| !m.retired && m.id != self.id)
-            .map(|m| format!("{} ({})", m.id, m.served_in))
+            .filter(|model| !model.retired)
+            .filter_map(|model| untried(&model))
             .collect();
-        format!(
-            "Model {} is retired, or not served in {location}; try {}.",
-            self.id,
-            current.join(", ")
-        )
+        let advice = match current.is_empty() {
+            true => "no other model is known".to_owned(),
+            false => format!("try {}", current.join(", ")),
+        };
+        format!("Model {} is retired, or not served in {location}; {advice}.", self.id)
     }
 }
 
 impl Family {
+    /// By the id's prefix, for an id that can be part of a URL's path.
+    fn of(id: &str) -> Option<Family> {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._@".contains(c);
+        if id.len() > MAX_ID_CHARS || !id.chars().all(fits) {
+            return None;
+        }
+        let begins = |prefix: &str| id.len() > prefix.len() && id.starts_with(prefix);
+        if begins("gemini-") {
+            Some(Family::Gemini)
+        } else if begins("imagen") || begins("imagegeneration") {
+            Some(Family::Imagen)
+        } else {
+            None
+        }
+    }
+
     /// The last part of the URL.
     pub fn verb(self) -> &'static str {
         match self {
@@ -167,16 +248,19 @@ impl Family {
         }
     }
 
-    /// The request body, JSON.
-    pub fn body(self, prompt: &str, params: &Params) -> Vec<u8> {
-        let body = match self {
+    /// The request body, JSON, with the labels that a bill shows.
+    pub fn body(self, prompt: &str, params: &Params, labels: &BTreeMap<String, String>) -> Vec<u8> {
+        let mut body = match self {
             Family::Imagen => imagen::body(prompt, params),
             Family::Gemini => gemini::body(prompt, params),
         };
+        if !labels.is_empty() {
+            body["labels"] = json!(labels);
+        }
         body.to_string().into_bytes()
     }
 
-    /// A request that no image can come of.
+    /// A request that cannot produce an image.
     pub fn body_without_prompt(self) -> &'static [u8] {
         match self {
             Family::Imagen => br#"{"instances": []}"#,
@@ -202,10 +286,12 @@ impl Family {
 }
 
 impl ImageSize {
-    pub const ALL: [ImageSize; 3] = [ImageSize::OneK, ImageSize::TwoK, ImageSize::FourK];
+    pub const ALL: [ImageSize; 4] =
+        [ImageSize::Px512, ImageSize::OneK, ImageSize::TwoK, ImageSize::FourK];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            ImageSize::Px512 => "512",
             ImageSize::OneK => "1K",
             ImageSize::TwoK => "2K",
             ImageSize::FourK => "4K",
@@ -217,9 +303,9 @@ impl PersonGeneration {
     /// Both families' words, in any case.
     pub fn parse(word: &str) -> Option<PersonGeneration> {
         match word.to_ascii_lowercase().as_str() {
-            "dont_allow" | "allow_none" => Some(PersonGeneration::Nobody),
+            "dont_allow" | "allow_none" => Some(PersonGeneration::NoPeople),
             "allow_adult" => Some(PersonGeneration::Adults),
-            "allow_all" => Some(PersonGeneration::Everybody),
+            "allow_all" => Some(PersonGeneration::Everyone),
             _ => None,
         }
     }
@@ -259,7 +345,18 @@ fn text(value: &Value) -> Option<&str> {
     value.as_str().filter(|text| !text.trim().is_empty())
 }
 
-/// Every aspect ratio that some model takes.
+/// A few locations as they are, many as a number.
+fn places(locations: &[&str]) -> String {
+    match locations {
+        [first, rest @ ..] if rest.len() > 2 => format!("{first} and {} more", rest.len()),
+        _ => locations.join(", "),
+    }
+}
+
+const PUBLISHER: &str = "publishers/google/models/";
+const MAX_ID_CHARS: usize = 100;
+
+/// Every aspect ratio that a model of the table takes.
 pub const RATIOS: &[&str] = RATIOS_14;
 
 const RATIOS_1: &[&str] = &["1:1"];
@@ -275,60 +372,88 @@ const RATIOS_14: &[&str] = &[
 const NO_SIZE: &[ImageSize] = &[];
 const ONE_K: &[ImageSize] = &[ImageSize::OneK];
 const UP_TO_2K: &[ImageSize] = &[ImageSize::OneK, ImageSize::TwoK];
-const UP_TO_4K: &[ImageSize] = &ImageSize::ALL;
+const UP_TO_4K: &[ImageSize] = &[ImageSize::OneK, ImageSize::TwoK, ImageSize::FourK];
+const FROM_512: &[ImageSize] = &ImageSize::ALL;
+
+const GLOBAL: &[&str] = &["global"];
+/// "Gemini 2.5 Flash Image", section on regions.
+const MANY_REGIONS: &[&str] = &[
+    "global",
+    "us-central1",
+    "us-east1",
+    "us-east4",
+    "us-east5",
+    "us-south1",
+    "us-west1",
+    "us-west4",
+    "europe-central2",
+    "europe-north1",
+    "europe-southwest1",
+    "europe-west1",
+    "europe-west4",
+    "europe-west8",
+];
+
+const fn day(year: i32, month: Month, day: u8) -> Option<Date> {
+    match Date::from_calendar_date(year, month, day) {
+        Ok(date) => Some(date),
+        Err(_) => panic!("the table holds days of the calendar only"),
+    }
+}
 
 const fn imagen(
     id: &'static str,
+    retires: Option<Date>,
     ratios: &'static [&'static str],
     sizes: &'static [ImageSize],
     negative_prompt: bool,
 ) -> Model {
-    let (family, served_in) = (Family::Imagen, "nowhere");
-    Model { id, family, retired: true, ratios, sizes, seed: true, negative_prompt, served_in }
+    let limits = Some(Limits { ratios, sizes, seed: true, negative_prompt });
+    Model { id, family: Family::Imagen, retired: true, retires, limits, served_in: &[] }
 }
 
 const fn gemini(
     id: &'static str,
+    retires: Option<Date>,
     ratios: &'static [&'static str],
     sizes: &'static [ImageSize],
     seed: bool,
-    served_in: &'static str,
+    served_in: &'static [&'static str],
 ) -> Model {
-    Model {
-        id,
-        family: Family::Gemini,
-        retired: false,
-        ratios,
-        sizes,
-        seed,
-        negative_prompt: false,
-        served_in,
-    }
+    let limits = Some(Limits { ratios, sizes, seed, negative_prompt: false });
+    Model { id, family: Family::Gemini, retired: false, retires, limits, served_in }
 }
 
-const fn retired(model: Model) -> Model {
-    Model { retired: true, ..model }
+const fn retired(
+    id: &'static str,
+    retires: Option<Date>,
+    ratios: &'static [&'static str],
+    sizes: &'static [ImageSize],
+) -> Model {
+    Model { retired: true, ..gemini(id, retires, ratios, sizes, true, &[]) }
 }
 
-/// The table. Current models first; the rest are answered with 404 and a fallback.
+/// The table ("Model versions and lifecycle", "Deprecations"). Current models first, the cheapest one
+/// at the top; Vertex AI answers 404 for the others.
+#[rustfmt::skip]
 pub static MODELS: &[Model] = &[
-    gemini("gemini-nano-banana-2.1", RATIOS_14, UP_TO_4K, false, "global"),
-    gemini("gemini-3.1-flash-image", RATIOS_14, UP_TO_4K, true, "global"),
-    gemini("gemini-3-pro-image", RATIOS_10, UP_TO_4K, true, "global"),
-    gemini("gemini-3.1-flash-lite-image", RATIOS_14, ONE_K, true, "global"),
-    gemini("gemini-2.5-flash-image", RATIOS_10, NO_SIZE, true, "global and many regions"),
-    retired(gemini("gemini-3.1-flash-image-preview", RATIOS_14, UP_TO_4K, true, "nowhere")),
-    retired(gemini("gemini-3-pro-image-preview", RATIOS_10, UP_TO_4K, true, "nowhere")),
-    retired(gemini("gemini-2.5-flash-image-preview", RATIOS_10, NO_SIZE, true, "nowhere")),
-    imagen("imagen-4.0-generate-001", RATIOS_5, UP_TO_2K, false),
-    imagen("imagen-4.0-ultra-generate-001", RATIOS_5, UP_TO_2K, false),
-    imagen("imagen-4.0-fast-generate-001", RATIOS_5, NO_SIZE, false),
-    imagen("imagen-3.0-generate-002", RATIOS_5, NO_SIZE, false),
-    imagen("imagen-3.0-generate-001", RATIOS_5, NO_SIZE, true),
-    imagen("imagen-3.0-fast-generate-001", RATIOS_5, NO_SIZE, true),
-    imagen("imagegeneration@006", RATIOS_5, NO_SIZE, true),
-    imagen("imagegeneration@005", RATIOS_2, NO_SIZE, false),
-    imagen("imagegeneration@002", RATIOS_1, NO_SIZE, false),
+    gemini("gemini-nano-banana-2.1", None, RATIOS_14, UP_TO_4K, false, GLOBAL),
+    gemini("gemini-3.1-flash-lite-image", day(2027, June, 28), RATIOS_14, ONE_K, true, GLOBAL),
+    gemini("gemini-2.5-flash-image", day(2027, March, 15), RATIOS_10, NO_SIZE, true, MANY_REGIONS),
+    gemini("gemini-3.1-flash-image", day(2027, May, 28), RATIOS_14, FROM_512, true, GLOBAL),
+    gemini("gemini-3-pro-image", day(2027, May, 28), RATIOS_10, UP_TO_4K, true, GLOBAL),
+    retired("gemini-3.1-flash-image-preview", day(2026, July, 19), RATIOS_14, UP_TO_4K),
+    retired("gemini-3-pro-image-preview", day(2026, July, 19), RATIOS_10, UP_TO_4K),
+    retired("gemini-2.5-flash-image-preview", day(2026, March, 19), RATIOS_10, NO_SIZE),
+    imagen("imagen-4.0-generate-001", day(2026, August, 17), RATIOS_5, UP_TO_2K, false),
+    imagen("imagen-4.0-ultra-generate-001", day(2026, August, 17), RATIOS_5, UP_TO_2K, false),
+    imagen("imagen-4.0-fast-generate-001", day(2026, August, 17), RATIOS_5, NO_SIZE, false),
+    imagen("imagen-3.0-generate-002", day(2026, August, 17), RATIOS_5, NO_SIZE, false),
+    imagen("imagen-3.0-generate-001", day(2026, August, 17), RATIOS_5, NO_SIZE, true),
+    imagen("imagen-3.0-fast-generate-001", day(2026, August, 17), RATIOS_5, NO_SIZE, true),
+    imagen("imagegeneration@006", day(2025, September, 24), RATIOS_5, NO_SIZE, true),
+    imagen("imagegeneration@005", day(2025, September, 24), RATIOS_2, NO_SIZE, false),
+    imagen("imagegeneration@002", day(2025, September, 24), RATIOS_1, NO_SIZE, false),
 ];
 
 #[cfg(test)]
@@ -395,7 +520,8 @@ mod tests {
 
     #[test]
     fn a_seed_on_imagen_needs_the_watermark_off() {
-        let served = Model { retired: false, ..imagen("imagen-test", RATIOS_5, NO_SIZE, true) };
+        let served =
+            Model { retired: false, ..imagen("imagen-test", None, RATIOS_5, NO_SIZE, true) };
         let seeded = |seed, add_watermark| Params { seed: Some(seed), add_watermark, ..square() };
         assert!(
             served.check(&seeded(7, true)).unwrap_err().to_string().contains("add_watermark false")
@@ -405,7 +531,67 @@ mod tests {
     }
 
     #[test]
-    fn the_hint_of_a_404_names_served_models_and_where() {
+    fn half_a_k_is_taken_by_one_model() {
+        let small = Params { image_size: Some(ImageSize::Px512), ..square() };
+        let taking = MODELS.iter().filter(|model| !model.retired && model.check(&small).is_ok());
+        assert_eq!(taking.map(|model| model.id).collect::<Vec<_>>(), ["gemini-3.1-flash-image"]);
+    }
+
+    #[test]
+    fn every_retired_model_has_its_day_and_no_current_one_is_past() {
+        for model in MODELS.iter().filter(|model| model.retired) {
+            assert!(model.retires.is_some() && model.served_in.is_empty(), "{}", model.id);
+        }
+        for model in MODELS.iter().filter(|model| !model.retired) {
+            assert!(model.retires.is_none_or(|day| day.year() >= 2027), "{}", model.id);
+            assert!(model.may_be_served_in("global") && !model.may_be_served_in("asia-east1"));
+        }
+    }
+
+    #[test]
+    fn an_id_that_the_table_lacks_is_a_model_if_its_prefix_tells_the_family() {
+        for (name, id, family) in [
+            ("gemini-9-image", "gemini-9-image", Family::Gemini),
+            ("publishers/google/models/gemini-9-image", "gemini-9-image", Family::Gemini),
+            ("imagen-5.0-generate-001", "imagen-5.0-generate-001", Family::Imagen),
+            ("imagegeneration@007", "imagegeneration@007", Family::Imagen),
+        ] {
+            let model = Model::named(name).unwrap();
+            assert_eq!((model.id, model.family, model.is_in_the_table()), (id, family, false));
+            let params = Params { aspect_ratio: "5:2".to_owned(), seed: Some(1), ..square() };
+            assert!(model.check(&params).is_ok() && model.may_be_served_in("mars-east1"));
+        }
+        let known = Model::named("publishers/google/models/gemini-3-pro-image").unwrap();
+        assert_eq!(Model::find("gemini-3-pro-image"), Some(known));
+        for name in [
+            "",
+            "dall-e",
+            "gemini-",
+            "imagen",
+            "gemini-x/../y",
+            "gemini-X",
+            "gemini-x:predict",
+            "publishers/x/models/gemini-9",
+        ] {
+            assert_eq!(Model::named(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn labels_are_sent_by_both_families_and_only_if_there_are_any() {
+        let labels = BTreeMap::from([("team".to_owned(), "podcast".to_owned())]);
+        for family in [Family::Gemini, Family::Imagen] {
+            let body = |labels| {
+                let body = family.body("x", &square(), labels);
+                serde_json::from_slice::<serde_json::Value>(&body).unwrap()["labels"].clone()
+            };
+            assert_eq!(body(&labels), json!({"team": "podcast"}));
+            assert_eq!(body(&BTreeMap::new()), json!(null));
+        }
+    }
+
+    #[test]
+    fn the_hint_of_a_404_names_served_models_and_where_but_not_what_was_tried() {
         let hint = Model::find("imagegeneration@006").unwrap().not_served_hint("us-central1");
         assert!(
             hint.contains(
@@ -414,5 +600,12 @@ mod tests {
             "{hint}"
         );
         assert!(!hint.contains("imagen"), "{hint}");
+        let current = Model::find("gemini-3.1-flash-image").unwrap();
+        assert!(current.not_served_hint("us-central1").contains("gemini-3.1-flash-image (global)"));
+        assert!(!current.not_served_hint("global").contains("gemini-3.1-flash-image (global)"));
+        let tried = [("gemini-nano-banana-2.1", "global"), ("gemini-2.5-flash-image", "global")];
+        let hint = current.not_served_hint_after("us-central1", &tried);
+        assert!(!hint.contains("gemini-nano-banana-2.1"), "{hint}");
+        assert!(hint.contains("gemini-2.5-flash-image (us-central1 and 12 more)"), "{hint}");
     }
 }

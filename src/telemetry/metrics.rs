@@ -1,30 +1,20 @@
 //! Metric lines: each function writes one, with the name, value and tags of the table in docs/operations.md.
 
 use std::time::Duration;
-use tracing::info;
+use tracing::{Span, debug, info};
 
-/// `iga_generate_image_request_count` and `iga_generate_image_latency_ms`.
-pub fn request_done(status: &str, latency: Duration) {
-    info!(
-        metric_name = "iga_generate_image_request_count",
-        value = 1,
-        tags.status = status,
-        "request counted"
-    );
+/// `iga_generate_image_latency_ms`. `iga_generate_image_request_count` is on the request's summary line.
+pub fn request_timed(status: &str, latency: Duration) {
     let value = milliseconds(latency);
-    info!(
-        metric_name = "iga_generate_image_latency_ms",
-        value,
-        tags.status = status,
-        "request timed"
-    );
+    debug!(metric_name = REQUEST_LATENCY, value, tags.status = status, "request timed");
 }
 
 /// `iga_vertexai_call_latency_ms`: one attempt, from the first byte sent to the last byte read.
 pub fn vertex_called(model: &str, attempt: usize, outcome: &str, latency: Duration) {
     let value = milliseconds(latency);
-    info!(
-        metric_name = "iga_vertexai_call_latency_ms",
+    Span::current().record("model_ms", value);
+    debug!(
+        metric_name = CALL_LATENCY,
         value,
         tags.model = model,
         tags.attempt = attempt,
@@ -33,10 +23,20 @@ pub fn vertex_called(model: &str, attempt: usize, outcome: &str, latency: Durati
     );
 }
 
+/// `token_ms` of the summary: how long a request waited for an access token.
+pub fn token_fetched(latency: Duration) {
+    Span::current().record("token_ms", milliseconds(latency));
+}
+
+/// `lease_ms` of the summary: how long it took to acquire the lease, waiting for others included.
+pub fn lease_acquired(latency: Duration) {
+    Span::current().record("lease_ms", milliseconds(latency));
+}
+
 /// `iga_vertexai_error_count`: one attempt that failed.
 pub fn vertex_failed(error_type: &str) {
     info!(
-        metric_name = "iga_vertexai_error_count",
+        metric_name = VERTEX_ERRORS,
         value = 1,
         tags.error_type = error_type,
         "model call failed"
@@ -46,14 +46,17 @@ pub fn vertex_failed(error_type: &str) {
 /// `iga_gcs_upload_latency_ms`: one image stored, all tries included.
 pub fn uploaded(bytes: usize, latency: Duration) {
     let value = milliseconds(latency);
-    info!(metric_name = "iga_gcs_upload_latency_ms", value, tags.bytes = bytes, "image stored");
+    let span = Span::current();
+    span.record("upload_ms", value);
+    span.record("image_bytes", bytes);
+    debug!(metric_name = UPLOAD_LATENCY, value, tags.bytes = bytes, "image stored");
 }
 
 /// `iga_gcs_upload_failure_count`; the detail is short and holds no URL.
 pub fn upload_failed(error: &str) {
     let error_detail: String = error.chars().take(ERROR_DETAIL_CHARS).collect();
     info!(
-        metric_name = "iga_gcs_upload_failure_count",
+        metric_name = UPLOAD_FAILURES,
         value = 1,
         tags.error_detail = error_detail,
         "upload failed"
@@ -62,34 +65,28 @@ pub fn upload_failed(error: &str) {
 
 /// `iga_paid_generation_count`: a model made an image.
 pub fn image_paid(model: &str) {
-    info!(metric_name = "iga_paid_generation_count", value = 1, tags.model = model, "image made");
+    Span::current().record("paid", true);
+    debug!(metric_name = PAID, value = 1, tags.model = model, "image made");
 }
 
 /// `iga_joined_count`: a request that is answered by another's generation.
 pub fn joined(flight: &str, by_key: bool) {
-    info!(
-        metric_name = "iga_joined_count",
-        value = 1,
-        tags.by_key = by_key,
-        flight,
-        "joined flight {flight}"
-    );
+    Span::current().record("joined", true);
+    info!(metric_name = JOINED, value = 1, tags.by_key = by_key, flight, "joined flight {flight}");
 }
 
 /// `iga_lease_wait_ms`: how long another instance's generation was waited for.
 pub fn lease_waited(outcome: &str, wait: Duration) {
     let value = milliseconds(wait);
-    info!(
-        metric_name = "iga_lease_wait_ms",
-        value,
-        tags.outcome = outcome,
-        "waited for another instance"
-    );
+    info!(metric_name = LEASE_WAIT, value, tags.outcome = outcome, "waited for another instance");
 }
 
 /// `iga_delivered_image_count`: a caller was told where its image is.
-pub fn image_delivered() {
-    info!(metric_name = "iga_delivered_image_count", value = 1, "image delivered");
+pub fn image_delivered(image_url: &str, model: &str) {
+    let span = Span::current();
+    span.record("image_url", image_url);
+    span.record("model", model);
+    debug!(metric_name = DELIVERED, value = 1, "image delivered");
 }
 
 fn milliseconds(latency: Duration) -> u64 {
@@ -97,3 +94,30 @@ fn milliseconds(latency: Duration) -> u64 {
 }
 
 const ERROR_DETAIL_CHARS: usize = 100;
+
+/// Every metric, in the order of the table in docs/operations.md.
+pub const ALL: &[&str] = &[
+    REQUESTS,
+    REQUEST_LATENCY,
+    CALL_LATENCY,
+    VERTEX_ERRORS,
+    PAID,
+    UPLOAD_LATENCY,
+    UPLOAD_FAILURES,
+    JOINED,
+    LEASE_WAIT,
+    DELIVERED,
+    DROPPED_LINES,
+];
+
+const REQUEST_LATENCY: &str = "iga_generate_image_latency_ms";
+const CALL_LATENCY: &str = "iga_vertexai_call_latency_ms";
+const VERTEX_ERRORS: &str = "iga_vertexai_error_count";
+const UPLOAD_LATENCY: &str = "iga_gcs_upload_latency_ms";
+const UPLOAD_FAILURES: &str = "iga_gcs_upload_failure_count";
+const PAID: &str = "iga_paid_generation_count";
+const JOINED: &str = "iga_joined_count";
+const LEASE_WAIT: &str = "iga_lease_wait_ms";
+const DELIVERED: &str = "iga_delivered_image_count";
+pub const REQUESTS: &str = "iga_generate_image_request_count";
+pub const DROPPED_LINES: &str = "iga_dropped_log_lines_count";

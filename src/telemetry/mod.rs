@@ -1,49 +1,104 @@
-//! The log format: one JSON object a line, as Cloud Logging and Lambda read it.
+//! The log: one JSON object a line, as Cloud Logging and Lambda read it, or text for a terminal.
 
+mod format;
 pub mod metrics;
+pub mod summary;
 pub mod trace;
+mod writer;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::{Map, Value};
-use std::fmt;
-use std::io::Write;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use crate::config::LogFormat;
+use format::{Fields, Format};
+use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
 use trace::Trace;
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id};
-use tracing::{Event, Level, Metadata, Span, Subscriber, debug, info, info_span};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Span, Subscriber, debug, field, info_span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use writer::LogWriter;
 
-/// Sends every log line of the process to stdout, from debug level or from info level on; panics too.
-pub fn install(debug: bool) {
+/// Sends every log line of the process to standard output, panics too.
+///
+/// Lines are written by a thread of their own. `directly` writes each at once instead: AWS Lambda freezes the
+/// process after its response, and what is still queued then would be late or lost.
+pub fn install(debug: bool, format: LogFormat, directly: bool) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("without a message"));
     }));
+    let format = match format {
+        LogFormat::Json => Format::Json,
+        LogFormat::Text => Format::Text { colours: colours() },
+        LogFormat::Auto if std::io::stdout().is_terminal() => Format::Text { colours: colours() },
+        LogFormat::Auto => Format::Json,
+    };
+    let write: Box<dyn Fn(Vec<u8>) + Send + Sync> = match directly {
+        true => Box::new(write_now),
+        false => match LogWriter::new(std::io::stdout(), move |count| dropped(format, count)) {
+            Ok(writer) => {
+                let _ = WRITER.set(writer.clone());
+                Box::new(move |line| writer.write(line))
+            }
+            Err(_) => Box::new(write_now),
+        },
+    };
     // A second call leaves the first in place.
-    let _ = tracing::subscriber::set_global_default(json_lines(debug, to_stdout));
+    let _ = tracing::subscriber::set_global_default(lines(debug, format, write));
 }
 
-/// Turns everything logged into lines for `write`, each one whole and ending in a newline.
+/// Waits a little until what was logged so far is written.
+pub fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(FLUSH_WITHIN);
+    }
+}
+
+/// Turns everything logged into JSON lines for `write`, each one whole and ending in a newline.
 pub fn json_lines(
     debug: bool,
     write: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
-    tracing_subscriber::registry().with(JsonLines { debug, write })
+    lines(debug, Format::Json, move |line: Vec<u8>| write(&line))
 }
 
-/// One `write` a line, so that lines of several threads never mix.
-fn to_stdout(line: &[u8]) {
-    // Nobody is left to tell when stdout is gone.
-    let _ = std::io::stdout().lock().write_all(line);
+fn lines(
+    debug: bool,
+    format: Format,
+    write: impl Fn(Vec<u8>) + Send + Sync + 'static,
+) -> impl Subscriber + Send + Sync {
+    tracing_subscriber::registry().with(Lines { debug, format, write })
 }
 
-/// What stands on every line that is written while a request is handled.
+fn write_now(line: Vec<u8>) {
+    // Where standard output is closed, nothing is left to report to.
+    let _ = std::io::stdout().lock().write_all(&line);
+}
+
+/// `iga_dropped_log_lines_count`, written by the thread that writes lines.
+fn dropped(format: Format, count: u64) -> Vec<u8> {
+    let mut line = Fields::line(Level::WARN, "iga::telemetry", None);
+    line.set("message", "log lines were dropped: standard output was not read in time");
+    line.set("metric_name", metrics::DROPPED_LINES);
+    line.set("value", count);
+    format.render(&line)
+}
+
+/// As people who want none ask for it (no-color.org).
+fn colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+static WRITER: OnceLock<LogWriter> = OnceLock::new();
+const FLUSH_WITHIN: Duration = Duration::from_millis(500);
+
+/// The span of one request. Its fields are on every line that is written while the request is handled; those
+/// that are empty at first are for the summary line only ([`summary`]).
 pub fn request_span(
     request_id: &str,
     workflow_id: Option<&str>,
+    lambda_request_id: Option<&str>,
     trace: Option<&Trace>,
     project_id: &str,
 ) -> Span {
@@ -51,44 +106,49 @@ pub fn request_span(
         "request",
         request_id,
         workflow_id,
+        requestId = lambda_request_id,
         "logging.googleapis.com/trace" =
             trace.map(|trace| format!("projects/{project_id}/traces/{}", trace.id)),
         "logging.googleapis.com/spanId" = trace.map(|trace| trace.span_id.as_str()),
         "logging.googleapis.com/trace_sampled" = trace.map(|trace| trace.sampled),
+        prompt_preview = field::Empty,
+        prompt_sha256 = field::Empty,
+        prompt_chars = field::Empty,
+        model = field::Empty,
+        paid = field::Empty,
+        joined = field::Empty,
+        image_url = field::Empty,
+        image_bytes = field::Empty,
+        token_ms = field::Empty,
+        lease_ms = field::Empty,
+        model_ms = field::Empty,
+        upload_ms = field::Empty,
     )
 }
 
-/// Says what a request asks for: the start of the prompt at info level, all of it at debug level.
+/// Tells what a request asks for: the start of the prompt in the summary, all of it at debug level.
 pub fn prompt_received(prompt: &str, sha256: &str) {
     let preview: String = prompt.chars().take(PREVIEW_CHARS).collect();
-    info!(
-        prompt_preview = preview,
-        prompt_sha256 = sha256,
-        prompt_chars = prompt.chars().count(),
-        "prompt received"
-    );
+    let span = Span::current();
+    span.record("prompt_preview", preview);
+    span.record("prompt_sha256", sha256);
+    span.record("prompt_chars", prompt.chars().count());
     debug!(prompt, "whole prompt");
 }
 
 const PREVIEW_CHARS: usize = 50;
 
-/// The log format: a layer of our own, because the platforms want `severity` and flat fields.
-struct JsonLines<W> {
+/// Formats events, because the platforms want `severity` and flat fields.
+struct Lines<W> {
     debug: bool,
+    format: Format,
     write: W,
 }
 
-/// Fields in the order in which they were recorded; those named `tags.x` stand together as `tags`.
-#[derive(Default)]
-struct Fields {
-    plain: Vec<(&'static str, Value)>,
-    tags: Vec<(&'static str, Value)>,
-}
-
-impl<S, W> Layer<S> for JsonLines<W>
+impl<S, W> Layer<S> for Lines<W>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
-    W: Fn(&[u8]) + 'static,
+    W: Fn(Vec<u8>) + 'static,
 {
     /// Our own lines from the chosen level on; of the libraries only what is wrong, as their debug
     /// lines may hold headers.
@@ -107,94 +167,55 @@ where
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = Fields::default();
-        attributes.record(&mut fields);
         if let Some(span) = context.span(id) {
+            let mut fields = SpanFields::default();
+            attributes.record(&mut fields.every_line);
             span.extensions_mut().insert(fields);
         }
     }
 
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut extensions = span.extensions_mut();
+        if let Some(fields) = extensions.get_mut::<SpanFields>() {
+            values.record(&mut fields.summary);
+        }
+    }
+
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let level = *event.metadata().level();
-        let mut line = Fields::default();
-        line.set("timestamp", OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default());
-        line.set("severity", severity(level));
-        line.set("level", level.as_str());
+        let metadata = event.metadata();
+        let place = metadata.file().zip(metadata.line());
+        let mut line = Fields::line(*metadata.level(), metadata.target(), place);
         event.record(&mut line);
-        line.set("service_name", "iga");
-        line.set("logger_name", event.metadata().target());
         for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
-            if let Some(fields) = span.extensions().get::<Fields>() {
-                line.plain.extend_from_slice(&fields.plain);
+            if let Some(fields) = span.extensions().get::<SpanFields>() {
+                line.extend(&fields.every_line);
+                if metadata.target() == summary::TARGET {
+                    line.extend(&fields.summary);
+                }
             }
         }
-        let mut text = serde_json::to_vec(&line).unwrap_or_default();
-        text.push(b'\n');
-        (self.write)(&text);
+        (self.write)(self.format.render(&line));
     }
 }
 
-impl Fields {
-    fn set(&mut self, name: &'static str, value: impl Into<Value>) {
-        match name.strip_prefix("tags.") {
-            Some(tag) => self.tags.push((tag, value.into())),
-            None => self.plain.push((name, value.into())),
-        }
-    }
-}
-
-impl Serialize for Fields {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut line = serializer.serialize_map(None)?;
-        self.plain.iter().try_for_each(|(name, value)| line.serialize_entry(name, value))?;
-        if !self.tags.is_empty() {
-            let tags: Map<_, _> =
-                self.tags.iter().map(|(tag, value)| ((*tag).to_owned(), value.clone())).collect();
-            line.serialize_entry("tags", &tags)?;
-        }
-        line.end()
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.set(field.name(), format!("{value:?}"));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field.name(), value);
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field.name(), value);
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field.name(), value);
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field.name(), value);
-    }
-}
-
-fn severity(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "ERROR",
-        Level::WARN => "WARNING",
-        Level::INFO => "INFO",
-        Level::DEBUG | Level::TRACE => "DEBUG",
-    }
+/// The fields of a span: those for every line in it, and those recorded later, for the summary line.
+#[derive(Default)]
+struct SpanFields {
+    every_line: Fields,
+    summary: Fields,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use axum::http::HeaderMap;
-    use metrics::{request_done, vertex_called};
-    use serde_json::json;
+    use metrics::{request_timed, vertex_called};
+    use serde_json::{Value, json};
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
+    use time::OffsetDateTime;
+    use time::format_description::well_known::Rfc3339;
 
     /// The lines that are written while `work` runs.
     fn lines(debug: bool, work: impl FnOnce()) -> Vec<Value> {
@@ -229,9 +250,9 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         )]));
         let lines = lines(false, || {
-            let span = request_span("iga_req_1", Some("wf"), trace.as_ref(), "my-project");
+            let span = request_span("iga_req_1", Some("wf"), None, trace.as_ref(), "my-project");
             span.in_scope(|| tracing::info!("inside"));
-            request_span("iga_req_2", None, None, "my-project")
+            request_span("iga_req_2", None, None, None, "my-project")
                 .in_scope(|| tracing::info!("plain"));
         });
         assert_eq!(
@@ -250,30 +271,60 @@ mod tests {
 
     #[test]
     fn metrics_carry_name_value_and_tags() {
-        let lines = lines(false, || {
-            request_done("success", Duration::from_millis(1234));
+        let lines = lines(true, || {
+            request_timed("success", Duration::from_millis(1234));
             vertex_called("m", 2, "unavailable", Duration::from_secs(1));
         });
-        assert_eq!(lines[0]["metric_name"], json!("iga_generate_image_request_count"));
+        assert_eq!(lines[0]["metric_name"], json!("iga_generate_image_latency_ms"));
         assert_eq!(
             (&lines[0]["value"], &lines[0]["tags"]),
-            (&json!(1), &json!({"status": "success"}))
+            (&json!(1234), &json!({"status": "success"}))
         );
-        assert_eq!(lines[1]["value"], json!(1234));
-        assert_eq!(lines[2]["tags"], json!({"model": "m", "attempt": 2, "outcome": "unavailable"}));
+        assert_eq!(lines[1]["tags"], json!({"model": "m", "attempt": 2, "outcome": "unavailable"}));
     }
 
     #[test]
     fn the_whole_prompt_is_for_debug_level_only() {
         let prompt = format!("{}{}", "p".repeat(50), "SECRET END");
-        let info = lines(false, || prompt_received(&prompt, "abc"));
-        assert_eq!(info.len(), 1);
-        assert_eq!(info[0]["prompt_preview"], json!("p".repeat(50)));
-        assert_eq!(
-            (&info[0]["prompt_sha256"], &info[0]["prompt_chars"]),
-            (&json!("abc"), &json!(60))
-        );
-        assert_eq!(lines(true, || prompt_received(&prompt, "abc"))[1]["prompt"], json!(prompt));
+        assert!(lines(false, || prompt_received(&prompt, "abc")).is_empty());
+        assert_eq!(lines(true, || prompt_received(&prompt, "abc"))[0]["prompt"], json!(prompt));
+    }
+
+    #[test]
+    fn what_is_recorded_later_is_on_the_summary_line_alone_and_times_add_up() {
+        let lines = lines(false, || {
+            request_span("iga_req_1", None, None, None, "p").in_scope(|| {
+                prompt_received(&"p".repeat(60), "abc");
+                vertex_called("m", 1, "unavailable", Duration::from_millis(30));
+                vertex_called("m", 2, "ok", Duration::from_millis(12));
+                tracing::info!("inside");
+                tracing::info!(target: summary::TARGET, "the end");
+            });
+        });
+        assert_eq!((lines.len(), lines[0].get("model_ms")), (2, None));
+        let expected = (&json!(42), &json!("p".repeat(50)), &json!(60), &json!("abc"));
+        let end = &lines[1];
+        let found =
+            (&end["model_ms"], &end["prompt_preview"], &end["prompt_chars"], &end["prompt_sha256"]);
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn an_error_is_one_for_error_reporting_and_no_character_is_obeyed() {
+        let text = "a\nb\u{2028}c\u{202e}d\u{9b}e";
+        let raw = Arc::new(Mutex::new(Vec::new()));
+        let write = {
+            let raw = Arc::clone(&raw);
+            move |line: &[u8]| raw.lock().unwrap().extend_from_slice(line)
+        };
+        tracing::subscriber::with_default(json_lines(false, write), || tracing::error!("{text}"));
+        let raw = String::from_utf8(std::mem::take(&mut raw.lock().unwrap())).unwrap();
+        assert!(!raw.trim_end().contains(crate::error::is_obeyed), "{raw:?}");
+        let line: Value = serde_json::from_str(&raw).unwrap();
+        assert_eq!(line["message"], json!(text));
+        assert!(line["@type"].as_str().unwrap().ends_with("ReportedErrorEvent"));
+        assert_eq!(line["serviceContext"]["service"], json!("iga"));
+        assert!(line["context"]["reportLocation"]["lineNumber"].is_u64());
     }
 
     #[test]

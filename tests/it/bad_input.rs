@@ -1,6 +1,6 @@
 //! What callers get wrong, by accident or otherwise: a clear error, nothing asked of anyone, nothing lost.
 
-use crate::service::{CURRENT, PROMPT, Service, answer};
+use crate::support::service::{CURRENT, PROMPT, Service, answer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -103,7 +103,7 @@ async fn a_parameter_that_cannot_be_is_refused_before_anything_is_paid() {
     for (field, value, words) in [
         ("aspect_ratio", json!("8:1"), "21:9"),
         ("aspect_ratio", json!("5:7"), "21:9"),
-        ("image_size", json!("8K"), "1K, 2K, 4K"),
+        ("image_size", json!("8K"), "512, 1K, 2K, 4K"),
         ("negative_prompt", json!("dogs"), "say in the prompt"),
         ("add_watermark", json!("yes"), "true, false"),
         ("model_id_override", json!("dall-e"), "gemini-nano-banana-2.1"),

@@ -1,6 +1,6 @@
 //! One row for each line of the wire contract.
 
-use crate::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
+use crate::support::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
 use iga::error::Kind;
 use iga_emulator::{Action, Stage};
 use serde_json::json;
@@ -215,10 +215,10 @@ async fn a_token_that_expired_is_replaced_once() {
 #[tokio::test]
 async fn the_deadline_ends_a_silent_model() {
     let service = Service::with(
-        &[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::service::CURRENT].concat(),
+        &[&[("IGA_GENERATION_DEADLINE_SECONDS", "0.3")], crate::support::service::CURRENT].concat(),
     )
     .await;
-    for stage in [Stage::Model, Stage::Answer] {
+    for stage in [Stage::Model, Stage::Response] {
         service.fault(stage, Action::Stall);
         let answer = service.prompt().await;
         answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
@@ -232,7 +232,7 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
     for action in [Action::Reset, Action::Truncate] {
         for after in [0, 1000] {
             let service = Service::current().await;
-            let fault = iga_emulator::Fault::new(Stage::Answer, action.clone()).after(after);
+            let fault = iga_emulator::Fault::new(Stage::Response, action.clone()).after(after);
             service.emulator.script(fault);
             let answer = service.prompt().await;
             assert!(answer.status >= 500, "{answer:?}");
@@ -245,8 +245,10 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
 
 #[tokio::test]
 async fn beyond_its_capacity_the_service_says_so_at_once() {
-    let service =
-        Service::with(&[&[("IGA_MAX_GENERATIONS", "1")], crate::service::CURRENT].concat()).await;
+    let service = Service::with(
+        &[&[("IGA_MAX_GENERATIONS", "1")], crate::support::service::CURRENT].concat(),
+    )
+    .await;
     service.fault(Stage::Model, Action::Stall);
     let held = tokio::spawn(answer(
         service

@@ -1,7 +1,7 @@
 //! Application Default Credentials of every kind, and their absence.
 
-use crate::process::Process;
-use crate::service::{CURRENT, Service, answer, client, config, emulator};
+use crate::support::process::Process;
+use crate::support::service::{CURRENT, Service, answer, client, config, emulator};
 use iga::app::App;
 use iga::runtime;
 use iga_emulator::{Action, Emulator, Fault, Stage};
@@ -103,7 +103,7 @@ async fn a_file_with_credentials_that_google_refuses_is_403() {
     emulator.script(
         Fault::new(
             Stage::Token,
-            Action::answer_with(400, "application/json", r#"{"error": "invalid_grant"}"#),
+            Action::response_with(400, "application/json", r#"{"error": "invalid_grant"}"#),
         )
         .always(),
     );

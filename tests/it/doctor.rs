@@ -1,7 +1,7 @@
 //! `iga doctor`: the real binary against the emulator, with each fault.
 
-use crate::process::{Process, command};
-use crate::service::{BUCKET, CURRENT, emulator, emulator_with};
+use crate::support::process::{Process, command};
+use crate::support::service::{BUCKET, CURRENT, emulator, emulator_with};
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use serde_json::{Value, json};
 use std::net::TcpListener;
@@ -561,7 +561,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
     let not_allowed = json!({"error": {"code": 400, "status": "FAILED_PRECONDITION",
         "message": "Project `1` is not allowed to use Publisher Model `x`"}});
     let json =
-        |status, body: &Value| Action::answer_with(status, "application/json", body.to_string());
+        |status, body: &Value| Action::response_with(status, "application/json", body.to_string());
     let quotas = "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project=test-project";
     for (action, words, remedy) in [
         (Action::status(403), "Permission 'aiplatform.endpoints.predict' denied", ADD_ROLE),
@@ -629,11 +629,7 @@ async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
         let findings = doctor_without(&[permission], &[]).await;
         findings.warn("bucket", "requests with an idempotency key fail", OBJECT_USER);
         let findings = doctor_without(&[permission], &shared).await;
-        findings.fail(
-            "bucket",
-            "no request is answered while IGA_SHARED_RETRIES is on",
-            OBJECT_USER,
-        );
+        findings.fail("bucket", "every request fails while IGA_SHARED_RETRIES is on", OBJECT_USER);
     }
     let withheld = vec![delete.to_owned()];
     let emulator = emulator_with(Options { withheld, ..Options::default() }).await;

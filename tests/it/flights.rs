@@ -1,6 +1,8 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached};
+use crate::support::service::{
+    Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, reached,
+};
 use iga_emulator::{Action, Counters, Fault, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -195,7 +197,7 @@ async fn a_different_request_never_joins() {
 async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
     let service = Service::current().await;
     holds_the_model(&service, 700);
-    service.fault(Stage::Answer, Action::status(500));
+    service.fault(Stage::Response, Action::status(500));
     let first = send(&service, Some("k"), prompt());
     model_called(&service, 1).await;
     let joined = send(&service, Some("k"), prompt());

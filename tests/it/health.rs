@@ -1,7 +1,7 @@
 //! `iga health`, and the command line around it.
 
-use crate::process::{Process, command};
-use crate::service::emulator;
+use crate::support::process::{Process, command};
+use crate::support::service::emulator;
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Command, Output};
@@ -38,19 +38,19 @@ async fn a_running_service_is_healthy_without_any_other_setting() {
 }
 
 #[test]
-fn a_port_where_nobody_listens_is_a_sentence() {
+fn a_port_without_a_listener_is_a_sentence() {
     let port = "1";
     let (code, text) = said(&iga(&["health"], port));
     assert_eq!(code, Some(1));
     assert!(
-        text.starts_with(&format!("No answer from http://127.0.0.1:{port}/health: ")),
+        text.starts_with(&format!("No response from http://127.0.0.1:{port}/health: ")),
         "{text}"
     );
     assert_eq!(text.lines().count(), 1);
 }
 
 #[test]
-fn another_answer_than_200_is_a_sentence() {
+fn a_response_other_than_200_is_a_sentence() {
     for (answer, words) in [
         ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503"),
         ("SSH-2.0-x\r\n", "SSH-2.0"),
@@ -74,14 +74,14 @@ fn another_answer_than_200_is_a_sentence() {
 }
 
 #[test]
-fn a_silent_stranger_is_given_up() {
+fn a_silent_listener_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (code, text) = said(&iga(&["health"], &port_of(&listener)));
-    assert!(code == Some(1) && text.contains("nothing came within"), "{text}");
+    assert!(code == Some(1) && text.contains("nothing arrived within"), "{text}");
 }
 
 #[test]
-fn a_port_that_is_none_is_unhealthy_and_not_dockers_reserved_code() {
+fn an_invalid_port_is_unhealthy_and_not_dockers_reserved_code() {
     let (code, text) = said(&iga(&["health"], "eighty"));
     assert!(code == Some(1) && text.starts_with("PORT must be a whole number"), "{text}");
 }

@@ -1,6 +1,6 @@
 //! Lambda events, through the path that the Lambda runtime takes.
 
-use crate::service::{BUCKET, config, emulator};
+use crate::support::service::{BUCKET, config, emulator};
 use iga::app::App;
 use iga::runtime;
 use iga_emulator::Emulator;

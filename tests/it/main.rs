@@ -1,9 +1,11 @@
 //! The real router over real sockets, against the emulator of Google's services.
 
 mod bad_input;
+mod connections;
 mod contract;
 mod cpoa;
 mod credentials;
+mod deployment;
 mod docs;
 mod doctor;
 mod flights;
@@ -12,10 +14,11 @@ mod lambda;
 mod load;
 mod matrix;
 mod models;
+mod openapi;
 mod process;
 mod queue;
 mod random;
 mod retries;
-mod service;
 mod storage;
+mod support;
 mod third_party;

@@ -2,7 +2,7 @@
 //!
 //! The table stands in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
 
-use crate::service::{CURRENT, PROMPT, Service, answer, config, emulator};
+use crate::support::service::{CURRENT, PROMPT, Service, answer, config, emulator};
 use iga::telemetry;
 use iga_emulator::{Action, Fault, Stage, StoredObject};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ const STAGES: &[(&str, Stage, &str)] = &[
     ("lease", Stage::UploadStart, "/.iga/"),
     ("lease, stored", Stage::UploadEnd, "/.iga/"),
     ("model call", Stage::Model, ""),
-    ("model's answer", Stage::Answer, ""),
+    ("model's answer", Stage::Response, ""),
     ("upload, start", Stage::UploadStart, "/iga_req_"),
     ("upload, body", Stage::UploadBody, "/iga_req_"),
     ("upload, stored", Stage::UploadEnd, "/iga_req_"),
@@ -38,9 +38,9 @@ fn actions(stage: Stage) -> Vec<(&'static str, Action)> {
         ("reset", Action::Reset),
         ("cut short", Action::Truncate),
     ];
-    if stage == Stage::Answer {
+    if stage == Stage::Response {
         // A model that answers with a status has not been paid: that is the stage before.
-        actions.retain(|(_, action)| !matches!(action, Action::Answer { .. }));
+        actions.retain(|(_, action)| !matches!(action, Action::Response { .. }));
     }
     if stage == Stage::UploadEnd {
         actions.push(("wrong checksum", Action::WrongChecksum));

@@ -1,6 +1,8 @@
 //! Both families of models: the requests, the chosen image, refusals and retirement.
 
-use crate::service::{Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with};
+use crate::support::service::{
+    Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with,
+};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga_emulator::Options;

@@ -1,93 +1,18 @@
-//! The built binary as a process: settings, log lines, signals.
+//! The built binary as a process: start, log lines, signals.
 
-use crate::service::{BUCKET, CURRENT, PROMPT, answer, client, emulator, emulator_with, reached};
-use iga_emulator::{Emulator, Options};
+use crate::support::process::{Process, command, post};
+use crate::support::service::{CURRENT, PROMPT, answer, emulator, emulator_with, reached};
+use iga_emulator::Options;
 use serde_json::{Value, json};
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
-use tokio::task::JoinHandle;
-
-/// A running `iga`, on a free port.
-pub struct Process {
-    pub child: Child,
-    pub url: String,
-    /// Reads on from the start: a process whose log nobody reads would stand still before long.
-    logged: JoinHandle<Vec<Value>>,
-}
-
-impl Process {
-    pub async fn start(emulator: &Emulator, settings: &[(&str, &str)]) -> Process {
-        let mut child =
-            command(emulator, settings).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let listening = loop {
-            let line = lines.next_line().await.unwrap().expect("it listens before it ends");
-            let line: Value = serde_json::from_str(&line).unwrap();
-            if line["message"] == "listening" {
-                break line;
-            }
-        };
-        let url = format!("http://{}", listening["address"].as_str().unwrap());
-        Process { child, url, logged: tokio::spawn(logged(lines)) }
-    }
-
-    pub fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args([&format!("-{name}"), &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
-    /// Waits for its end; what it logged since it listened.
-    pub async fn end(mut self) -> (ExitStatus, Vec<Value>) {
-        let logged = self.logged.await.unwrap();
-        (self.child.wait().await.unwrap(), logged)
-    }
-}
-
-async fn logged(mut lines: Lines<BufReader<ChildStdout>>) -> Vec<Value> {
-    let mut logged = Vec::new();
-    while let Some(line) = lines.next_line().await.unwrap() {
-        logged.push(serde_json::from_str(&line).expect("every line is JSON"));
-    }
-    logged
-}
-
-/// `iga` with exactly these settings and an empty environment otherwise.
-pub fn command(emulator: &Emulator, settings: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_iga"));
-    command.env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);
-    command.envs([
-        ("STORAGE_EMULATOR_HOST", emulator.url()),
-        ("IGA_VERTEXAI_ENDPOINT", emulator.url()),
-    ]);
-    command.envs([("GCE_METADATA_HOST", emulator.host())]);
-    command.envs([
-        ("GCS_BUCKET_NAME", BUCKET),
-        ("GCP_PROJECT_ID", "test-project"),
-        ("GCP_LOCATION", "us-central1"),
-    ]);
-    command.envs([("IGA_HOST", "127.0.0.1"), ("PORT", "0")]);
-    command.envs(settings.iter().copied());
-    command
-}
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
 async fn refused(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().await.unwrap();
     assert!(output.stdout.is_empty(), "nothing is logged before the settings are known to be good");
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
-}
-
-fn post(process: &Process, body: &Value) -> reqwest::RequestBuilder {
-    let request = client().post(format!("{}/generate_image", process.url));
-    request.header("content-type", "application/json").body(body.to_string())
 }
 
 #[tokio::test]
@@ -245,19 +170,14 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
         line["tags"].clone()
     };
     assert_eq!(metric("iga_generate_image_request_count"), json!({"status": "success"}));
-    assert_eq!(metric("iga_generate_image_latency_ms"), json!({"status": "success"}));
-    let call = json!({"model": "gemini-nano-banana-2.1", "attempt": 1, "outcome": "ok"});
-    assert_eq!(metric("iga_vertexai_call_latency_ms"), call);
     assert_eq!(metric("iga_vertexai_error_count"), json!({"error_type": "not_found"}));
-    let size = emulator.objects()[0].bytes.len();
-    assert_eq!(metric("iga_gcs_upload_latency_ms"), json!({"bytes": size}));
     let warnings = of_request.iter().filter(|line| line["severity"] == "WARNING").count();
     assert_eq!(warnings, 1, "one warning names the retired model");
     let preview = of_request.iter().find_map(|line| line["prompt_preview"].as_str()).unwrap();
     assert_eq!(preview.chars().count(), 50);
 
     let counted = |tag: &str| lines.iter().filter(|line| line["tags"]["status"] == tag).count();
-    assert_eq!(counted("validation_error_prompt_missing"), 2, "count and latency");
+    assert_eq!(counted("validation_error_prompt_missing"), 1);
     let everything = lines.iter().map(Value::to_string).collect::<String>();
     assert!(!everything.contains("much more of it and much more"), "no whole prompt at info level");
     for request in emulator.requests() {
@@ -267,6 +187,31 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
             assert!(!everything.contains(token.trim_start_matches("Bearer ")), "no token");
         }
     }
+}
+
+#[tokio::test]
+async fn at_debug_level_every_metric_has_a_line() {
+    let emulator = emulator().await;
+    let process = Process::start(&emulator, &[("IGA_DEBUG_MODE", "True")]).await;
+    let answered = answer(post(&process, &json!({"prompt": PROMPT}))).await;
+    let id = answered.is_image().header("x-request-id").to_owned();
+    process.signal("TERM");
+    let (_, lines) = process.end().await;
+    let metric = |name: &str| {
+        let named = |line: &&Value| line["metric_name"] == name && line["request_id"] == *id;
+        let line = lines.iter().rfind(named).unwrap_or_else(|| panic!("no {name}"));
+        assert!(line["value"].is_u64());
+        line["tags"].clone()
+    };
+    assert_eq!(metric("iga_generate_image_request_count"), json!({"status": "success"}));
+    assert_eq!(metric("iga_generate_image_latency_ms"), json!({"status": "success"}));
+    let call = json!({"model": "gemini-nano-banana-2.1", "attempt": 1, "outcome": "ok"});
+    assert_eq!(metric("iga_vertexai_call_latency_ms"), call);
+    let size = emulator.objects()[0].bytes.len();
+    assert_eq!(metric("iga_gcs_upload_latency_ms"), json!({"bytes": size}));
+    let model = json!({"model": "gemini-nano-banana-2.1"});
+    assert_eq!(metric("iga_paid_generation_count"), model);
+    metric("iga_delivered_image_count");
 }
 
 #[tokio::test]
@@ -322,7 +267,7 @@ async fn a_failed_upload_is_counted() {
     assert!(
         lines
             .iter()
-            .any(|line| line["severity"] == "ERROR" && line["code"] == "IGA_FILE_SAVE_ERROR")
+            .any(|line| line["severity"] == "ERROR" && line["error_code"] == "IGA_FILE_SAVE_ERROR")
     );
 }
 

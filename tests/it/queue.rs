@@ -1,6 +1,6 @@
 //! A push queue in front, as Cloud Tasks is one: it delivers at least once, and every task is paid once.
 
-use crate::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, client, emulator};
+use crate::support::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, client, emulator};
 use iga_emulator::{Action, Emulator, Fault, Stage};
 use reqwest::Client;
 use serde_json::json;

@@ -3,12 +3,12 @@
 //! Each seed is one story. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a story
 //! that goes wrong is printed.
 
-use crate::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
+use crate::support::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::app::App;
 use iga::error::Kind;
-use iga::runtime;
+use iga::server;
 use iga_emulator::{Action, Emulator, Fault, Options, Stage, StoredObject};
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -214,7 +214,7 @@ impl Story {
 }
 
 /// Asks an instance to stop, and its end.
-type Stop = (oneshot::Sender<()>, JoinHandle<std::io::Result<()>>);
+type Stop = (oneshot::Sender<()>, JoinHandle<()>);
 
 /// An instance on threads of its own, so that it can die with all that it was doing.
 struct Instance {
@@ -237,7 +237,7 @@ impl Instance {
         let (stop, stopped) = oneshot::channel();
         let serving = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            runtime::serve(app, listener, async move { stopped.await.unwrap() }).await
+            server::serve(app, listener, async move { stopped.await.unwrap() }).await
         });
         let (runtime, stop) = (Some(runtime).into(), Some((stop, serving)).into());
         Arc::new(Instance { url, runtime, stop, dead: AtomicBool::new(false) })
@@ -248,7 +248,7 @@ impl Instance {
         let (stop, serving) = self.stop.lock().unwrap().take().unwrap();
         if !self.dead.load(Ordering::SeqCst) {
             stop.send(()).unwrap();
-            serving.await.unwrap().unwrap();
+            serving.await.unwrap();
         }
         self.die();
     }
@@ -364,7 +364,7 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         (Stage::Model, Action::status(503)),
         (Stage::Model, Reset),
         (Stage::Model, Delay { ms: 300 }),
-        (Stage::Answer, Delay { ms: 200 }),
+        (Stage::Response, Delay { ms: 200 }),
         (Stage::Read, Action::status(503)),
         (Stage::Read, Reset),
         (Stage::Read, Truncate),
@@ -385,10 +385,10 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
     if weather == Weather::Storm {
         table.extend([
             (Stage::Model, Stall),
-            (Stage::Answer, Action::status(500)),
-            (Stage::Answer, Reset),
-            (Stage::Answer, Stall),
-            (Stage::Answer, Truncate),
+            (Stage::Response, Action::status(500)),
+            (Stage::Response, Reset),
+            (Stage::Response, Stall),
+            (Stage::Response, Truncate),
             (Stage::Read, Stall),
             (Stage::UploadStart, Stall),
             (Stage::UploadBody, Stall),
@@ -403,12 +403,17 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         let (stage, action) = table[chance.below(table.len())].clone();
         let fault = Fault::new(stage, action).times(1 + chance.below(3) as u32);
         match stage {
-            Stage::Token | Stage::Model | Stage::Answer => fault,
+            Stage::Token | Stage::Model | Stage::Response => fault,
             Stage::Read
+            | Stage::Stat
+            | Stage::Download
+            | Stage::List
+            | Stage::Permissions
             | Stage::UploadStart
             | Stage::UploadBody
             | Stage::UploadEnd
-            | Stage::Delete => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
+            | Stage::Delete
+            | Stage::DeleteEnd => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
         }
     };
     (0..count).map(|_| any()).collect()
@@ -628,8 +633,8 @@ fn is_a_row_of_the_contract(answer: &Answer) {
     let (code, message) = (answer.text("error_code"), answer.text("message"));
     answer.is_error(answer.status, code);
     let is_row = Kind::ALL
-        .map(Kind::row)
         .iter()
+        .map(|kind| kind.row())
         .any(|row| (row.status, row.code, row.message) == (answer.status, code, message));
     assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{answer:?}");
     assert_eq!(

@@ -1,6 +1,6 @@
 //! Cloud Storage: put once, confirmed whole, tried again while that can help.
 
-use crate::service::{BUCKET, CURRENT, Service, emulator_with};
+use crate::support::service::{BUCKET, CURRENT, Service, emulator_with};
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn trouble_that_stays_is_the_contracts_row() {
         (Action::status(503), ""),
         (Action::status(403), "storage.objects.create"),
         (Action::Reset, "could not be reached"),
-        (Action::answer_with(400, "text/plain", "no JSON"), "HTTP 400"),
+        (Action::response_with(400, "text/plain", "no JSON"), "HTTP 400"),
     ] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::UploadStart, action).always());

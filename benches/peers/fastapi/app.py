@@ -11,7 +11,9 @@ from google.cloud import storage
 from google.genai import errors, types
 from pydantic import BaseModel, Field
 
-logging.basicConfig(level=logging.INFO, format='{"message": "%(message)s", "severity": "%(levelname)s"}')
+logging.basicConfig(
+    level=logging.INFO, format='{"message": "%(message)s", "severity": "%(levelname)s"}'
+)
 
 PROJECT = os.environ["GCP_PROJECT_ID"]
 MODEL = os.environ["IGA_VERTEXAI_IMAGE_MODEL_ID"]
@@ -49,7 +51,11 @@ async def generate_image(body: ImageRequest):
     name = f"{PREFIX}iga_{uuid.uuid4().hex}.png"
     # The storage client is synchronous, so it runs on a thread.
     await asyncio.to_thread(
-        bucket.blob(name).upload_from_string, image, content_type="image/png", if_generation_match=0, timeout=60
+        bucket.blob(name).upload_from_string,
+        image,
+        content_type="image/png",
+        if_generation_match=0,
+        timeout=60,
     )
     logging.info("stored %s", name)
     return {

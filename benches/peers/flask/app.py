@@ -1,4 +1,4 @@
-"""The service as its original design describes it: Flask, google-cloud-aiplatform, google-cloud-storage."""
+"""The service as originally designed: Flask, google-cloud-aiplatform, google-cloud-storage."""
 
 import base64
 import logging
@@ -11,7 +11,9 @@ from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import storage
 from google.cloud.aiplatform.gapic import PredictionServiceClient
 
-logging.basicConfig(level=logging.INFO, format='{"message": "%(message)s", "severity": "%(levelname)s"}')
+logging.basicConfig(
+    level=logging.INFO, format='{"message": "%(message)s", "severity": "%(levelname)s"}'
+)
 
 PROJECT = os.environ["GCP_PROJECT_ID"]
 LOCATION = os.environ["GCP_LOCATION"]
@@ -21,7 +23,9 @@ ENDPOINT = os.environ["IGA_VERTEXAI_ENDPOINT"]
 
 app = Flask(__name__)
 # REST: the upstream of the benchmarks does not speak gRPC.
-predictions = PredictionServiceClient(client_options=ClientOptions(api_endpoint=ENDPOINT), transport="rest")
+predictions = PredictionServiceClient(
+    client_options=ClientOptions(api_endpoint=ENDPOINT), transport="rest"
+)
 bucket = storage.Client(project=PROJECT).bucket(os.environ["GCS_BUCKET_NAME"])
 
 
@@ -34,7 +38,9 @@ def health():
 def generate_image():
     payload = request.get_json(silent=True)
     if not isinstance(payload, dict) or not payload.get("prompt"):
-        return jsonify(error_code="IGA_BAD_REQUEST_PROMPT_MISSING", message="Prompt is required."), 400
+        return jsonify(
+            error_code="IGA_BAD_REQUEST_PROMPT_MISSING", message="Prompt is required."
+        ), 400
     try:
         response = predictions.predict(
             endpoint=f"projects/{PROJECT}/locations/{LOCATION}/publishers/google/models/{MODEL}",
@@ -44,11 +50,17 @@ def generate_image():
         )
     except GoogleAPICallError as error:
         logging.exception("generation failed")
-        return jsonify(error_code="IGA_VERTEXAI_API_ERROR", message="Vertex AI failed.", details=str(error)), 500
+        return jsonify(
+            error_code="IGA_VERTEXAI_API_ERROR", message="Vertex AI failed.", details=str(error)
+        ), 500
     image = base64.b64decode(response.predictions[0]["bytesBase64Encoded"])
     name = f"{PREFIX}iga_{uuid.uuid4().hex}.png"
-    bucket.blob(name).upload_from_string(image, content_type="image/png", if_generation_match=0, timeout=60)
+    bucket.blob(name).upload_from_string(
+        image, content_type="image/png", if_generation_match=0, timeout=60
+    )
     logging.info("stored %s", name)
     return jsonify(
-        image_url=f"gs://{bucket.name}/{name}", prompt_used=payload["prompt"], model_version=f"vertex-ai-{MODEL}"
+        image_url=f"gs://{bucket.name}/{name}",
+        prompt_used=payload["prompt"],
+        model_version=f"vertex-ai-{MODEL}",
     )

@@ -18,7 +18,7 @@ use std::hint::black_box;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let images = Args::new("instructions IMAGES").number();
+    let images: usize = Args::new("instructions IMAGES").positional();
     let response = response(&image(IMAGE_BYTES));
     let budget = Budget::new(2 * IMAGE_BYTES);
     for _ in 0..images {

@@ -1,112 +1,136 @@
 //! The callers: sends requests with a fixed concurrency and measures how long each takes.
 //!
-//! - `load images ADDRESS REQUESTS CONCURRENCY` asks a service for images, each with its own prompt.
-//! - `load ceiling ADDRESS REQUESTS CONCURRENCY IMAGE_BYTES` calls the upstream directly: it reads the model's
-//!   response and uploads a prepared image. No service can be faster than this.
+//! - `load images URL REQUESTS CONCURRENCY [prompt_bytes=N]` asks a service for images, each with its
+//!   own prompt.
+//! - `load model URL REQUESTS CONCURRENCY` calls the model directly and reads its response.
+//! - `load ceiling URL REQUESTS CONCURRENCY storage=URL image_bytes=N` also uploads a prepared image.
+//!   No service can be faster than this.
 //!
-//! Prints one JSON object.
+//! Prints one JSON object. `refused` counts the responses 503, `failed` all others that are not 200.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::Request;
 use hyper::header::CONTENT_TYPE;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use iga_benches::{Args, PREDICT_PATH, UPLOAD_PATH, client, image};
+use hyper::{Request, StatusCode};
+use iga_benches::{Args, HttpClient, PREDICT_PATH, UPLOAD_PATH, client, image};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 struct Load {
-    client: Client<HttpConnector, Full<Bytes>>,
-    address: String,
+    client: HttpClient<Full<Bytes>>,
+    url: String,
     mode: Mode,
     requests: usize,
     begun: AtomicUsize,
 }
 
 enum Mode {
-    Images,
-    Ceiling(Bytes),
+    Images { prompt_bytes: usize },
+    Model,
+    Ceiling { storage: String, upload: Bytes },
+}
+
+#[derive(Default)]
+struct Results {
+    durations: Vec<Duration>,
+    refused: usize,
 }
 
 #[tokio::main]
 async fn main() {
-    let mut args = Args::new("load images|ceiling ADDRESS REQUESTS CONCURRENCY [IMAGE_BYTES]");
-    let mode = args.text();
-    let address = format!("http://{}", args.text());
-    let requests = args.number();
-    let concurrency = args.number();
+    let mut args = Args::new(
+        "load images|model|ceiling URL REQUESTS CONCURRENCY [prompt_bytes|storage|image_bytes=VALUE…]",
+    );
+    let mode: String = args.positional();
+    let url: String = args.positional();
+    let requests = args.positional();
+    let concurrency: usize = args.positional();
     let mode = match mode.as_str() {
-        "ceiling" => Mode::Ceiling([HEAD, &image(args.number()), TAIL].concat().into()),
-        _ => Mode::Images,
+        "model" => Mode::Model,
+        "ceiling" => {
+            let storage = args.option("storage").expect("storage=URL");
+            let image = image(args.option("image_bytes").expect("image_bytes=N"));
+            Mode::Ceiling { storage, upload: [HEAD, &image, TAIL].concat().into() }
+        }
+        _ => Mode::Images { prompt_bytes: args.option("prompt_bytes").unwrap_or(0) },
     };
-    let client = client();
-    let load = Arc::new(Load { client, address, mode, requests, begun: AtomicUsize::new(0) });
+    args.end();
+    let load = Load { client: client(&url), url, mode, requests, begun: AtomicUsize::new(0) };
+    let load = Arc::new(load);
     let start = Instant::now();
     let callers: Vec<_> =
         (0..concurrency).map(|_| tokio::spawn(Arc::clone(&load).call_until_done())).collect();
-    let mut durations = Vec::new();
+    let mut results = Results::default();
     for caller in callers {
-        durations.extend(caller.await.expect("a caller does not panic"));
+        let own = caller.await.expect("a caller does not panic");
+        results.durations.extend(own.durations);
+        results.refused += own.refused;
     }
     let seconds = start.elapsed().as_secs_f64();
+    let Results { mut durations, refused } = results;
     durations.sort();
     let percentile = |share: f64| {
-        durations.get((durations.len() as f64 * share) as usize).or(durations.last()).map(ms)
+        let index = (durations.len() as f64 * share) as usize;
+        durations.get(index).or(durations.last()).map(|duration| duration.as_secs_f64() * 1e3)
     };
+    let failed = requests - durations.len() - refused;
     println!(
         "{}",
-        json!({"ok": durations.len(), "failed": requests - durations.len(), "seconds": seconds,
+        json!({"ok": durations.len(), "refused": refused, "failed": failed, "seconds": seconds,
                "p50_ms": percentile(0.5), "p99_ms": percentile(0.99), "max_ms": percentile(1.0)})
     );
 }
 
-fn ms(duration: &Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
 impl Load {
-    /// Sends one request after another until all have begun. Returns the durations of those that succeeded.
-    async fn call_until_done(self: Arc<Self>) -> Vec<Duration> {
-        let mut durations = Vec::new();
+    /// Sends one request after another until all have begun.
+    async fn call_until_done(self: Arc<Self>) -> Results {
+        let mut results = Results::default();
         loop {
             let number = self.begun.fetch_add(1, Ordering::Relaxed);
             if number >= self.requests {
-                return durations;
+                return results;
             }
             let start = Instant::now();
             match self.call(number).await {
-                Ok(()) => durations.push(start.elapsed()),
+                Ok(StatusCode::OK) => results.durations.push(start.elapsed()),
+                Ok(StatusCode::SERVICE_UNAVAILABLE) => results.refused += 1,
+                Ok(_) => {}
                 Err(error) => eprintln!("{error}"),
             }
         }
     }
 
-    async fn call(&self, number: usize) -> Result<(), String> {
+    async fn call(&self, number: usize) -> Result<StatusCode, String> {
         // The prompt is new in every request and run: IGA answers a repeated one with the image that it has.
-        let prompt = format!("a lighthouse at dusk, number {number} of {}", std::process::id());
+        let mut prompt = format!("a lighthouse at dusk, number {number} of {}", std::process::id());
         match &self.mode {
-            Mode::Images => {
-                self.post(
-                    "/generate_image",
-                    "application/json",
-                    json!({"prompt": prompt}).to_string().into(),
-                )
-                .await
+            Mode::Images { prompt_bytes } => {
+                prompt.extend(std::iter::repeat_n('.', prompt_bytes.saturating_sub(prompt.len())));
+                let body = json!({"prompt": prompt}).to_string();
+                self.post(&self.url, "/generate_image", JSON, body.into()).await
             }
-            Mode::Ceiling(upload) => {
-                let body = json!({"instances": [{"prompt": prompt}]}).to_string();
-                self.post(PREDICT_PATH, "application/json", body.into()).await?;
+            Mode::Model => self.post(&self.url, PREDICT_PATH, JSON, predict(prompt)).await,
+            Mode::Ceiling { storage, upload } => {
+                let status = self.post(&self.url, PREDICT_PATH, JSON, predict(prompt)).await?;
+                if status != StatusCode::OK {
+                    return Ok(status);
+                }
                 let path = format!("{UPLOAD_PATH}?uploadType=multipart");
-                self.post(&path, "multipart/related; boundary=b", upload.clone()).await
+                self.post(storage, &path, "multipart/related; boundary=b", upload.clone()).await
             }
         }
     }
 
-    async fn post(&self, path: &str, content_type: &str, body: Bytes) -> Result<(), String> {
-        let request = Request::post(format!("{}{path}", self.address))
+    async fn post(
+        &self,
+        url: &str,
+        path: &str,
+        content_type: &str,
+        body: Bytes,
+    ) -> Result<StatusCode, String> {
+        let request = Request::post(format!("{url}{path}"))
             .header(CONTENT_TYPE, content_type)
             .body(Full::new(body))
             .map_err(|error| error.to_string())?;
@@ -120,13 +144,18 @@ impl Load {
                 beginning = chunk.slice(..chunk.len().min(400));
             }
         }
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(format!("{status}: {}", String::from_utf8_lossy(&beginning)))
+        if status != StatusCode::OK {
+            eprintln!("{status}: {}", String::from_utf8_lossy(&beginning));
         }
+        Ok(status)
     }
 }
+
+fn predict(prompt: String) -> Bytes {
+    json!({"instances": [{"prompt": prompt}]}).to_string().into()
+}
+
+const JSON: &str = "application/json";
 
 const HEAD: &[u8] =
     b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: image/png\r\n\r\n";

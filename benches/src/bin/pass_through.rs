@@ -2,7 +2,7 @@
 //! upstream's response, so it parses no JSON. It checks nothing, fetches no token, and uploads each chunk as it
 //! arrives. It runs on tokio's default runtime, with one thread for each core.
 //!
-//! `pass_through UPSTREAM IMAGE_BYTES` prints its address, then serves until it is killed.
+//! `pass_through MODEL_URL STORAGE_URL IMAGE_BYTES` serves on the port that `PORT` names.
 
 use axum::Router;
 use axum::extract::State;
@@ -16,9 +16,7 @@ use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use iga_benches::{Args, PREDICT_PATH, RESPONSE_HEAD, UPLOAD_PATH, client};
+use iga_benches::{Args, HttpClient, PREDICT_PATH, RESPONSE_HEAD, UPLOAD_PATH, client};
 use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -26,41 +24,43 @@ use tokio::net::TcpListener;
 
 #[derive(Clone)]
 struct PassThrough {
-    client: Client<HttpConnector, Either<Full<Bytes>, DecodingBody>>,
-    upstream: String,
+    client: HttpClient<Either<Full<Bytes>, DecodingBody>>,
+    model: String,
+    storage: String,
     image_bytes: usize,
     engine: &'static Simd,
 }
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let mut args = Args::new("pass_through UPSTREAM IMAGE_BYTES");
+    let mut args = Args::new("pass_through MODEL_URL STORAGE_URL IMAGE_BYTES");
+    let model: String = args.positional();
     let pass_through = PassThrough {
-        upstream: format!("http://{}", args.text()),
-        image_bytes: args.number(),
-        client: client(),
+        client: client(&model),
+        model: format!("{model}{PREDICT_PATH}"),
+        storage: format!("{}{UPLOAD_PATH}?{QUERY}", args.positional::<String>()),
+        image_bytes: args.positional(),
         engine: Box::leak(Box::new(Simd::standard(Default::default()))),
     };
     let router = Router::new()
         .route("/health", get(|| async { r#"{"status":"ok"}"# }))
         .route("/generate_image", post(generate_image))
         .with_state(pass_through);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    println!("{}", listener.local_addr()?);
+    let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).expect("PORT");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     axum::serve(listener.tap_io(|stream| drop(stream.set_nodelay(true))), router).await
 }
 
 async fn generate_image(
     State(pass_through): State<PassThrough>,
 ) -> Result<&'static str, StatusCode> {
-    let prompt =
-        Full::from(r#"{"instances":[{"prompt":"a lighthouse"}],"parameters":{"sampleCount":1}}"#);
-    let response =
-        pass_through.post(PREDICT_PATH, "application/json", Either::Left(prompt)).await?;
+    let prompt = r#"{"instances":[{"prompt":"a lighthouse"}],"parameters":{"sampleCount":1}}"#;
+    let prompt = Either::Left(Full::from(prompt));
+    let response = pass_through.post(&pass_through.model, "application/json", prompt).await?;
     let upload = DecodingBody::new(response, pass_through.image_bytes, pass_through.engine);
-    let path = format!("{UPLOAD_PATH}?uploadType=multipart&name=image.png&ifGenerationMatch=0");
+    let upload = Either::Right(upload);
     let stored =
-        pass_through.post(&path, "multipart/related; boundary=b", Either::Right(upload)).await?;
+        pass_through.post(&pass_through.storage, "multipart/related; boundary=b", upload).await?;
     stored.collect().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     Ok(r#"{"image_url":"gs://benchmark/image.png"}"#)
 }
@@ -68,13 +68,13 @@ async fn generate_image(
 impl PassThrough {
     async fn post(
         &self,
-        path: &str,
+        url: &str,
         content_type: &str,
         body: Either<Full<Bytes>, DecodingBody>,
     ) -> Result<Incoming, StatusCode> {
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("{}{path}", self.upstream))
+            .uri(url)
             .header(CONTENT_TYPE, content_type)
             .body(body)
             .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
@@ -175,3 +175,5 @@ const HEAD: &str = "--b\r\nContent-Type: application/json\r\n\r\n{\"name\":\"ima
                     --b\r\nContent-Type: image/png\r\n\r\n";
 
 const TAIL: &str = "\r\n--b--\r\n";
+
+const QUERY: &str = "uploadType=multipart&name=image.png&ifGenerationMatch=0";

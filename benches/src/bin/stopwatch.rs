@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 fn main() {
     let mut args = Args::new("stopwatch health|image PORT COMMAND…");
-    let request = match args.text().as_str() {
+    let request = match args.positional::<String>().as_str() {
         "image" => IMAGE,
         _ => HEALTH,
     };
-    let port = args.number() as u16;
-    let mut command = Command::new(args.text());
+    let port = args.positional();
+    let mut command = Command::new(args.positional::<String>());
     command.args(args.rest()).stdout(Stdio::null());
     let start = Instant::now();
     let mut child = command.spawn().expect("the program starts");

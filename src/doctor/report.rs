@@ -1,0 +1,123 @@
+//! What the doctor found, and the one place that prints it.
+
+use serde::Serialize;
+use std::io::Write;
+
+/// The result of one check.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    pub verdict: Verdict,
+    pub subject: &'static str,
+    pub text: String,
+    /// A command that fixes it, or a page to go to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+    /// Not checked, because something that it needs has failed.
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A line for each finding, and its remedy below it.
+    Text,
+    /// One JSON object: `healthy` and `findings`.
+    Json,
+}
+
+/// All findings so far. Text is printed at once, because some checks take seconds.
+pub struct Report {
+    format: Format,
+    findings: Vec<Finding>,
+}
+
+impl Finding {
+    fn new(verdict: Verdict, subject: &'static str, text: impl AsRef<str>) -> Finding {
+        Finding { verdict, subject, text: in_one_line(text.as_ref()), remedy: None }
+    }
+
+    pub fn ok(subject: &'static str, text: impl AsRef<str>) -> Finding {
+        Finding::new(Verdict::Ok, subject, text)
+    }
+
+    pub fn warn(subject: &'static str, text: impl AsRef<str>) -> Finding {
+        Finding::new(Verdict::Warn, subject, text)
+    }
+
+    pub fn fail(subject: &'static str, text: impl AsRef<str>) -> Finding {
+        Finding::new(Verdict::Fail, subject, text)
+    }
+
+    pub fn skip(subject: &'static str, because: impl AsRef<str>) -> Finding {
+        Finding::new(Verdict::Skip, subject, format!("not checked: {}", because.as_ref()))
+    }
+
+    pub fn remedy(mut self, remedy: impl Into<Option<String>>) -> Finding {
+        self.remedy = remedy.into();
+        self
+    }
+
+    fn lines(&self) -> String {
+        let word = match self.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+            Verdict::Skip => "skip",
+        };
+        let mut lines = format!("{word:<5} {:<9} {}\n", self.subject, self.text);
+        if let Some(remedy) = &self.remedy {
+            lines += &format!("{:16}{remedy}\n", "");
+        }
+        lines
+    }
+}
+
+impl Report {
+    pub fn new(format: Format) -> Report {
+        Report { format, findings: Vec::new() }
+    }
+
+    pub fn add(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        for finding in findings {
+            if self.format == Format::Text {
+                print(&finding.lines());
+            }
+            self.findings.push(finding);
+        }
+    }
+
+    /// Prints what is not printed yet; whether no check failed.
+    pub fn finish(self) -> bool {
+        let healthy = self.findings.iter().all(|finding| finding.verdict != Verdict::Fail);
+        if self.format == Format::Json {
+            let report = serde_json::json!({"healthy": healthy, "findings": self.findings});
+            print(&format!("{report:#}\n"));
+        }
+        healthy
+    }
+}
+
+/// Ignores a closed pipe: its reader has seen enough.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Texts from upstream have line breaks and control characters, and may be long.
+fn in_one_line(text: &str) -> String {
+    let spaced = text.replace(crate::error::is_obeyed, " ");
+    let mut line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.len() > MAX_LINE_BYTES {
+        line.truncate(line.floor_char_boundary(MAX_LINE_BYTES));
+        line.push('…');
+    }
+    line
+}
+
+const MAX_LINE_BYTES: usize = 700;

@@ -1,0 +1,80 @@
+//! `openapi.yaml` says what the code does: fields, allowed values, headers, limits, error codes.
+
+use iga::error::Kind;
+use iga::model::{ImageSize, OutputMimeType, RATIOS};
+use serde_norway::Value;
+use std::collections::BTreeSet;
+
+fn document() -> Value {
+    serde_norway::from_str(include_str!("../../openapi.yaml")).expect("it is YAML")
+}
+
+/// The value at a path of keys, separated by spaces.
+fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+    path.split(' ').fold(value, |value, key| {
+        value.get(key).unwrap_or_else(|| panic!("there is no {key} on the way {path}"))
+    })
+}
+
+fn texts(value: &Value) -> BTreeSet<String> {
+    let items = value.as_sequence().expect("a list");
+    items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn set<'a>(items: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    items.into_iter().map(str::to_owned).collect()
+}
+
+/// Every object with an `error_code`, beside the status of the response that it is an example of.
+fn examples(document: &Value) -> BTreeSet<(u16, String, String)> {
+    let mut found = BTreeSet::new();
+    let responses = at(document, "paths /generate_image post responses");
+    for (status, response) in responses.as_mapping().expect("an object") {
+        let Some(examples) = response.get("content").map(|it| at(it, "application/json examples"))
+        else {
+            continue;
+        };
+        for (_, example) in examples.as_mapping().expect("an object") {
+            let text = |name: &str| example["value"][name].as_str().map(str::to_owned);
+            let status = status.as_str().and_then(|status| status.parse().ok());
+            if let (Some(status), Some(code), Some(message)) =
+                (status, text("error_code"), text("message"))
+            {
+                found.insert((status, code, message));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_error_has_its_code_and_an_example() {
+    let document = document();
+    let codes = set(Kind::ALL.iter().map(|kind| kind.row().code));
+    assert_eq!(texts(at(&document, "components schemas Error properties error_code enum")), codes);
+    let rows = Kind::ALL.iter().map(|kind| kind.row());
+    // The two errors of addresses and methods are not those of this operation.
+    let of_the_operation = rows.filter(|row| !matches!(row.status, 404 | 405));
+    let rows: BTreeSet<_> = of_the_operation
+        .map(|row| (row.status, row.code.to_owned(), row.message.to_owned()))
+        .collect();
+    assert_eq!(examples(&document), rows);
+}
+
+#[test]
+fn allowed_values_are_those_of_the_code() {
+    let document = document();
+    let allowed = |field: &str| {
+        texts(at(&document, &format!("components schemas GenerateRequest properties {field} enum")))
+    };
+    assert_eq!(allowed("aspect_ratio"), set(RATIOS.iter().copied()));
+    assert_eq!(allowed("image_size"), set(ImageSize::ALL.map(ImageSize::as_str)));
+    assert_eq!(allowed("output_mime_type"), set(OutputMimeType::ALL.map(OutputMimeType::as_str)));
+    assert_eq!(allowed("person_generation"), set(["dont_allow", "allow_adult", "allow_all"]));
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(at(&document(), "info version").as_str(), Some(version));
+}

@@ -1,0 +1,5 @@
+//! What the tests share: a running service, the binary as a process, the caller in Python.
+
+pub mod process;
+pub mod python;
+pub mod service;

@@ -1,0 +1,218 @@
+//! A running service with an emulator of its own, and what tests ask of it.
+
+use iga::app::App;
+use iga::config::{Config, Timing};
+use iga::server;
+use iga_emulator::{Action, Counters, Emulator, Fault, Options, Recorded, Stage, StoredObject};
+use reqwest::header::HeaderMap;
+use reqwest::{Client, RequestBuilder};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+pub const BUCKET: &str = "test-images";
+pub const PROMPT: &str = "A red fox in fresh snow";
+
+/// The smallest PNG there is of each colour.
+pub const RED: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
+pub const GREEN: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNg+M8AAAICAQBF9FLUAAAAAElFTkSuQmCC";
+pub const BLUE: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNgYPgPAAEDAQA2dBFAAAAAAElFTkSuQmCC";
+
+pub struct Service {
+    pub emulator: Emulator,
+    pub url: String,
+    pub http: Client,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Service {
+    pub async fn start() -> Service {
+        Service::with(&[]).await
+    }
+
+    /// A service with these settings beside the usual ones; the last of a name wins.
+    pub async fn with(settings: &[(&str, &str)]) -> Service {
+        Service::on(emulator().await, settings).await
+    }
+
+    /// One of several services on the same emulator. Every request is a variant to it, none a retry.
+    pub async fn on(emulator: Emulator, settings: &[(&str, &str)]) -> Service {
+        let config = config(&emulator, settings);
+        Service::run(emulator, config).await
+    }
+
+    /// A service to which every equal request is a retry.
+    pub async fn that_joins(emulator: Emulator, settings: &[(&str, &str)]) -> Service {
+        let mut config = config(&emulator, settings);
+        config.timing.variant_age = Duration::ZERO;
+        Service::run(emulator, config).await
+    }
+
+    pub async fn run(emulator: Emulator, config: Config) -> Service {
+        let app = App::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(server::serve(app, listener, std::future::pending()));
+        Service { emulator, url, http: client() }
+    }
+
+    /// A service whose model is a current one, so that no fallback comes in between.
+    pub async fn current() -> Service {
+        Service::with(CURRENT).await
+    }
+
+    /// Makes the model answer this from now on.
+    pub fn model_answers(&self, status: u16, body: impl Into<String>) {
+        let answer = Action::response_with(status, "application/json; charset=UTF-8", body.into());
+        self.emulator.script(Fault::new(Stage::Model, answer).always());
+    }
+
+    pub fn fault(&self, stage: Stage, action: Action) {
+        self.emulator.script(Fault::new(stage, action));
+    }
+
+    pub fn request(&self) -> RequestBuilder {
+        self.http.post(format!("{}/generate_image", self.url))
+    }
+
+    pub async fn post(&self, body: Value) -> Answer {
+        self.post_text(body.to_string()).await
+    }
+
+    pub async fn post_text(&self, body: impl Into<reqwest::Body>) -> Answer {
+        answer(self.request().header("content-type", "application/json").body(body)).await
+    }
+
+    pub async fn prompt(&self) -> Answer {
+        self.post(json!({"prompt": PROMPT})).await
+    }
+
+    /// The only object there is.
+    pub fn only_object(&self) -> StoredObject {
+        let mut objects = self.emulator.objects();
+        assert_eq!(objects.len(), 1);
+        objects.remove(0)
+    }
+
+    /// The requests for a generation, as they came in.
+    pub fn model_requests(&self) -> Vec<Recorded> {
+        let is_generation =
+            |request: &Recorded| request.path.contains("/publishers/google/models/");
+        self.emulator.requests().into_iter().filter(is_generation).collect()
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn is_error(&self, status: u16, code: &str) -> &Answer {
+        assert_eq!((self.status, self.text("error_code")), (status, code), "{self:?}");
+        assert_eq!(self.fields(), ["details", "error_code", "message"]);
+        assert!(self.body.as_object().unwrap().values().all(|value| value.is_string()), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn details_have(&self, words: &str) -> &Answer {
+        assert!(self.text("details").contains(words), "{words:?} is not in {self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn is_image(&self) -> &Answer {
+        assert_eq!(self.status, 200, "{self:?}");
+        assert_eq!(self.fields(), ["image_url", "model_version", "prompt_used"]);
+        self
+    }
+
+    pub fn text(&self, field: &str) -> &str {
+        self.body[field].as_str().unwrap_or_default()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn fields(&self) -> Vec<&str> {
+        let mut fields: Vec<_> =
+            self.body.as_object().unwrap().keys().map(String::as_str).collect();
+        fields.sort();
+        fields
+    }
+}
+
+/// An emulator with the bucket of the usual settings and with small images.
+pub async fn emulator() -> Emulator {
+    emulator_with(Options::default()).await
+}
+
+pub async fn emulator_with(options: Options) -> Emulator {
+    Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options })
+        .await
+        .unwrap()
+}
+
+/// Waits for what the emulator counts.
+pub async fn reached(emulator: &Emulator, happened: impl FnMut(&Counters) -> bool) {
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, emulator.reached(happened)).await.expect("it happens");
+}
+
+/// Longer than any test.
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+pub const CURRENT: &[(&str, &str)] = &[
+    ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3.1-flash-image"),
+    ("IGA_VERTEXAI_LOCATION", "global"),
+];
+
+pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
+    let (url, host) = (emulator.url(), emulator.host());
+    let usual = [
+        ("STORAGE_EMULATOR_HOST", url.as_str()),
+        ("IGA_VERTEXAI_ENDPOINT", &url),
+        ("GCE_METADATA_HOST", &host),
+        ("GCS_BUCKET_NAME", BUCKET),
+        ("IGA_VERTEXAI_PROJECT_ID", "test-project"),
+        ("IGA_VERTEXAI_LOCATION", "us-central1"),
+    ];
+    let find = |name: &str| {
+        let all = usual.iter().chain(settings);
+        all.rev().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
+    };
+    let mut config = Config::from_vars(find).unwrap();
+    config.timing = Timing {
+        first_retry_wait: Duration::from_millis(1),
+        variant_age: HOUR,
+        lease_life: HOUR,
+        ..Timing::DEFAULT
+    };
+    config
+}
+
+/// A caller, on its own as well: TLS needs its provider even where it is not used.
+pub fn client() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().build().unwrap()
+}
+
+pub async fn answer(request: RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let body = response.bytes().await.unwrap();
+    let body = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(&body).expect("every answer is JSON")
+    };
+    Answer { status, headers, body }
+}
