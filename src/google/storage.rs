@@ -441,9 +441,10 @@ async fn refused(response: Response<Incoming>, deadline: Instant) -> Failure {
 }
 
 fn message_of(status: StatusCode, google: &GoogleError) -> String {
-    match google.message.as_str() {
-        "" => format!("HTTP {} from Cloud Storage.", status.as_u16()),
-        message => message.to_owned(),
+    match (google.message.as_str(), google.json) {
+        ("", _) => format!("HTTP {} from Cloud Storage.", status.as_u16()),
+        (message, true) => message.to_owned(),
+        (message, false) => format!("HTTP {} from Cloud Storage: {message}", status.as_u16()),
     }
 }
 
