@@ -1,5 +1,6 @@
 //! The body's JSON, parsed into a request that cannot be invalid.
 
+use crate::budget::Reservation;
 use crate::config::{Config, Target, parse};
 use crate::error::{Error, Kind};
 use crate::id::sha256_hex;
@@ -7,12 +8,14 @@ use crate::model::{ImageSize, MODELS, OutputMimeType, Params, PersonGeneration, 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// What a caller asks for, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
     /// As received.
-    pub prompt: String,
+    pub prompt: Prompt,
     /// In hex; what logs and metadata show instead of the prompt.
     pub prompt_sha256: String,
     pub params: Params,
@@ -71,7 +74,7 @@ impl GenerateRequest {
         }
         let prompt_sha256 = sha256_hex(&[prompt.as_bytes()]);
         Ok(GenerateRequest {
-            prompt: prompt.to_owned(),
+            prompt: prompt.into(),
             prompt_sha256,
             params,
             sent_aspect_ratio,
@@ -108,6 +111,48 @@ impl GenerateRequest {
 
 /// To be raised when the fields of the fingerprint, or how they are written, change.
 const FINGERPRINT_VERSION: u32 = 2;
+
+/// A prompt, shared by those who need it, and the memory of the request that it came with. It is never formatted.
+#[derive(Clone)]
+pub struct Prompt {
+    text: Arc<str>,
+    memory: Option<Arc<Reservation>>,
+}
+
+impl Prompt {
+    /// Counts `memory` as in use for as long as the prompt is.
+    pub fn hold(&mut self, memory: Reservation) {
+        self.memory = Some(Arc::new(memory));
+    }
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Prompt {
+        Prompt { text: text.into(), memory: None }
+    }
+}
+
+impl Deref for Prompt {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for Prompt {
+    fn eq(&self, other: &Prompt) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Prompt {}
+
+impl fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a prompt of {} bytes", self.text.len())
+    }
+}
 
 fn prompt_missing() -> Error {
     Kind::PromptMissing.because("Missing or empty 'prompt' in request body.")
@@ -334,7 +379,7 @@ mod tests {
     fn the_prompt_is_kept_exactly_and_the_defaults_fill_the_rest() {
         let prompt = "  a \"fox\"\0 \u{1f98a}\n ";
         let request = parse(json!({"prompt": prompt, "unknown": {"a": [1]}}).to_string()).unwrap();
-        assert_eq!(request.prompt, prompt);
+        assert_eq!(&*request.prompt, prompt);
         assert_eq!(
             (request.params.aspect_ratio.as_str(), request.params.add_watermark),
             ("1:1", true)
@@ -467,11 +512,10 @@ mod tests {
     #[test]
     fn the_fingerprint_tells_requests_apart() {
         let of = |body: &str| parse(body).unwrap().fingerprint();
-        assert_eq!(
-            of(r#"{"prompt": "x"}"#),
-            of(r#"{"aspect_ratio": "1:1", "prompt": "x", "other": 1}"#)
-        );
+        assert_eq!(of(r#"{"prompt": "x"}"#), of(r#"{"other": 1, "seed": null, "prompt": "x"}"#));
         for other in [
+            // As sent: the default may be another after a deployment.
+            r#"{"prompt": "x", "aspect_ratio": "1:1"}"#,
             r#"{"prompt": "x "}"#,
             r#"{"prompt": "x", "seed": 1}"#,
             r#"{"prompt": "x", "model_id_override": "gemini-3-pro-image"}"#,

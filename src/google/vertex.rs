@@ -80,10 +80,11 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<Generated, Error> {
         let url = self.url(target);
-        let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
+        // Built for each try, so that it is held only while it is sent.
+        let body = || Bytes::from(target.model.family.body(prompt, params, &self.labels));
         let last_start = deadline.checked_sub(self.call_time).unwrap_or(deadline);
         retry::until(last_start, self.first_wait, |attempt| {
-            let (url, body) = (&url, body.clone());
+            let (url, body) = (&url, &body);
             async move {
                 let start = Instant::now();
                 if start >= last_start {
@@ -117,10 +118,11 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
-        let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
-            Ok(response) => response,
-            Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
-        };
+        let response =
+            match self.post(&self.url(target), || body.clone(), &|| Ok(()), deadline).await {
+                Ok(response) => response,
+                Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
+            };
         let status = response.status().as_u16();
         if status == 200 {
             return Ok(());
@@ -145,11 +147,11 @@ impl Vertex {
         &self,
         target: &Target,
         url: &str,
-        body: Bytes,
+        body: impl Fn() -> Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Generated, Failure> {
-        let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
+        let response = self.post(url, body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self.read(target, response.into_body(), deadline).await,
             _ => Err(response_failure(target, response, deadline).await),
@@ -159,7 +161,7 @@ impl Vertex {
     async fn post(
         &self,
         url: &str,
-        body: &Bytes,
+        body: impl Fn() -> Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, SendError> {
@@ -172,7 +174,7 @@ impl Vertex {
             if let Some(request_type) = self.request_type {
                 request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
             }
-            Ok::<_, SendError>(request.body(text(body.clone()))?)
+            Ok::<_, SendError>(request.body(text(body()))?)
         };
         self.client.send(deadline, remaining, request).await
     }

@@ -289,7 +289,10 @@ impl World {
         let request = GenerateRequest::parse(body.as_bytes(), &app.config)?;
         let origin = Origin { request_id: id.to_owned(), workflow_id: None };
         let deadlines = Deadlines::new(app.config.generation_deadline, None);
-        app.flights.answer(request, wish.key.clone(), origin, deadlines).await
+        app.flights
+            .answer(request, wish.key.clone(), origin, deadlines)
+            .await
+            .map(|(generated, _)| generated)
     }
 
     async fn instance(self: &Arc<World>, name: usize, partition: Option<Partition>) -> Instance {
