@@ -145,6 +145,9 @@
 //! {"stage": "response", "action": {"response": {"delivery": {"excess_length": 1}}}}
 //! ```
 //!
+//! What Cloud Storage permits can change too: `PUT /_emulator/storage_rules`, or [`Emulator::set_storage_rules`], with
+//! [`StorageRules`] such as `{"withheld": ["storage.objects.delete"], "retention": "policy"}`.
+//!
 //! # What was recorded
 //!
 //! [`Emulator::counters`], [`Emulator::generations`] (prompt, location, model, labels, paid or not),
@@ -200,6 +203,7 @@ mod single_request_upload;
 mod storage;
 mod storage_access;
 mod storage_error;
+mod storage_rules;
 mod token_endpoints;
 mod tokens;
 mod upload;
@@ -213,3 +217,4 @@ pub use objects::StoredObject;
 pub use options::{Options, Retention};
 pub use recorder::{Counters, Generation, OperationKind, Recorded, StorageOperation};
 pub use response::{Cut, Delivery, Ending};
+pub use storage_rules::StorageRules;

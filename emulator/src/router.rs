@@ -66,7 +66,7 @@ fn finish(services: &Services, number: usize, response: Response) -> Response {
     if response.status == StatusCode::UNAUTHORIZED {
         services.recorder.count(|counters| counters.unauthorized += 1);
     }
-    if services.options.omit_date {
+    if services.objects.rules().omit_date {
         return response;
     }
     response.with("date", http_date(services.clock.now()))

@@ -34,7 +34,7 @@ pub(crate) fn admit_credentials(
     call: &Call,
     permission: &str,
 ) -> Result<(), Refusal> {
-    if services.options.anonymous && !call.headers.contains_key(AUTHORIZATION) {
+    if services.objects.rules().anonymous && !call.headers.contains_key(AUTHORIZATION) {
         return Ok(());
     }
     services.tokens.admit(&call.headers).map_err(|denied| unauthorized(denied, permission).into())
