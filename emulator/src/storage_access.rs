@@ -1,4 +1,5 @@
-//! What every request to Cloud Storage passes: credentials, the bucket, a permission, valid parameters.
+//! What every request to Cloud Storage passes: credentials, the bucket, a permission, valid
+//! parameters.
 
 use std::collections::BTreeMap;
 
