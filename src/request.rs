@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// What a caller asks for, with the defaults filled in.
+/// A caller's request, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
     /// As received.
@@ -16,7 +16,7 @@ pub struct GenerateRequest {
     /// In hex; what logs and metadata show instead of the prompt.
     pub prompt_sha256: String,
     pub params: Params,
-    /// What `model_id_override` names; such a request never falls back.
+    /// The model of `model_id_override`; such a request never falls back.
     pub target: Option<Target>,
 }
 
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_that_is_none_is_missing() {
+    fn an_absent_empty_or_blank_prompt_is_missing() {
         for body in [
             "",
             " \n",
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_says_where() {
+    fn malformed_json_is_located() {
         for body in [
             "{",
             "nonsense",
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_object_is_an_invalid_payload() {
+    fn json_other_than_an_object_is_an_invalid_payload() {
         for body in [r#"["prompt"]"#, r#""prompt""#, "7", "null", "true"] {
             assert_eq!(error(body).0, Kind::InvalidPayload, "{body}");
         }

@@ -27,7 +27,7 @@ pub struct Model {
     served_in: &'static [&'static str],
 }
 
-/// What a model of the table takes.
+/// The parameters that a model of the table takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limits {
     ratios: &'static [&'static str],
@@ -45,7 +45,7 @@ pub enum Family {
     Gemini,
 }
 
-/// What a request asks of the model. Each value is valid in itself; [`Model::check`] tells whether a
+/// The parameters of a request. Each value is valid in itself; [`Model::check`] tells whether a
 /// given model takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
@@ -79,7 +79,7 @@ pub enum OutputMimeType {
     Jpeg,
 }
 
-/// What a whole, well-formed response of a model means.
+/// The meaning of a whole, well-formed response of a model.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The image that [`crate::extract`] took out at this place.
@@ -196,7 +196,7 @@ impl Model {
         ))
     }
 
-    /// What to do about a 404 for this model in `location`.
+    /// Advice about a 404 for this model in `location`.
     pub fn not_served_hint(&self, location: &str) -> String {
         self.not_served_hint_after(location, &[(self.id, location)])
     }
@@ -343,7 +343,7 @@ fn places(locations: &[&str]) -> String {
 const PUBLISHER: &str = "publishers/google/models/";
 const MAX_ID_CHARS: usize = 100;
 
-/// What the caller reads when a model gives no reason why there is no image.
+/// The details of an error if a model gives no reason for a missing image.
 const NO_BYTES: &str = "The image data from Vertex AI was empty or inaccessible.";
 
 /// Every aspect ratio that a model of the table takes.
