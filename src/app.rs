@@ -1,12 +1,12 @@
 //! Builds the parts from the settings. Fetches nothing: the first request gets credentials and connections.
 
 use crate::budget::Budget;
-use crate::config::Config;
+use crate::config::{Config, Platform};
 use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
 use crate::google::client::Client;
 use crate::google::storage::Storage;
-use crate::google::vertex::Vertex;
+use crate::google::vertex::{CALL_TIME, Vertex};
 use crate::targets::Targets;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ impl App {
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
+            call_time: CALL_TIME.min(config.generation_deadline / 2),
             labels: config.labels.clone(),
             request_type: config.request_type,
         };
@@ -41,6 +42,7 @@ impl App {
             shared_retries: config.shared_retries,
             answer_within: config.answer_within,
             timing: config.timing,
+            answer_at_the_end: config.platform == Platform::Lambda,
         };
         let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
         Arc::new(App { config, flights, generator, storage, client })

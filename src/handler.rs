@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::error::{Error, Kind};
+use crate::flight::Deadlines;
 use crate::generate::Origin;
 use crate::headers::{check_content, escaped, idempotency_key, workflow_id};
 use crate::request::GenerateRequest;
@@ -42,11 +43,10 @@ pub async fn generate_image(
 
     let workflow_id = workflow_id(&headers).map(|id| escaped(&id));
     let origin = Origin { request_id, workflow_id };
-    let own_deadline = Instant::now() + app.config.generation_deadline;
-    let deadline =
-        platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
+    let platform_deadline = platform_deadline.map(|Extension(PlatformDeadline(end))| end);
+    let deadlines = Deadlines::new(app.config.generation_deadline, platform_deadline);
     let prompt = request.prompt.clone();
-    let generated = app.flights.answer(request, key, origin, deadline).await?;
+    let generated = app.flights.answer(request, key, origin, deadlines).await?;
     let image_url = format!("gs://{}/{}", app.config.bucket, generated.object);
     metrics::image_delivered(&image_url, &generated.model);
     let body = ResponseBody {

@@ -91,6 +91,10 @@ pub struct Timing {
     pub token_try: Duration,
     /// One try of a small request to Cloud Storage.
     pub record_try: Duration,
+    /// Between two writes of one record: Cloud Storage takes about one mutation a second of one object.
+    pub record_spacing: Duration,
+    /// How long giving back a lease may be tried.
+    pub release: Duration,
     /// One try to upload an image.
     pub upload_try: Duration,
     /// A second equal request without a key within this time asks for another image; later it is a retry.
@@ -103,7 +107,9 @@ impl Timing {
     pub const DEFAULT: Timing = Timing {
         first_retry_wait: Duration::from_secs(1),
         token_try: Duration::from_secs(10),
-        record_try: Duration::from_secs(10),
+        record_try: Duration::from_secs(2),
+        record_spacing: Duration::from_secs(1),
+        release: Duration::from_secs(5),
         upload_try: Duration::from_secs(60),
         variant_age: Duration::from_millis(400),
         lease_life: Duration::from_secs(12),
@@ -1003,7 +1009,7 @@ mod tests {
             BASE64_STANDARD.encode(r#"{"type": "service_account", "private_key": "SECRET"}"#);
         for value in [
             r#"{"private_key": "SECRET"}"#,
-            r#"'{"type": "service_account"}'"#,
+            r#"{"type": "service_account"}"#,
             "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----",
             &base64,
             &base64[..70],
