@@ -468,10 +468,12 @@ mod tests {
     fn the_fingerprint_tells_requests_apart() {
         let of = |body: &str| parse(body).unwrap().fingerprint();
         assert_eq!(
-            of(r#"{"prompt": "x"}"#),
-            of(r#"{"aspect_ratio": "1:1", "prompt": "x", "other": 1}"#)
+            of(r#"{"prompt": "x", "seed": 1}"#),
+            of(r#"{"seed": 1.0, "prompt": "x", "other": 1, "aspect_ratio": null}"#)
         );
         for other in [
+            r#"{"prompt": "x", "aspect_ratio": "1:1"}"#,
+            r#"{"prompt": "x", "add_watermark": true}"#,
             r#"{"prompt": "x "}"#,
             r#"{"prompt": "x", "seed": 1}"#,
             r#"{"prompt": "x", "model_id_override": "gemini-3-pro-image"}"#,
