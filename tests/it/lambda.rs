@@ -110,6 +110,34 @@ async fn a_stage_is_not_part_of_the_path() {
 }
 
 #[tokio::test]
+async fn a_header_that_is_not_ascii_is_kept_and_one_that_cannot_be_is_dropped() {
+    for (id, kept) in [("Zürich", json!("Z%C3%BCrich")), ("a\nb", Value::Null)] {
+        for (event, headers) in [
+            (FUNCTION_URL, &["headers"][..]),
+            (REST, &["headers", "multiValueHeaders"]),
+            (LOAD_BALANCER, &["multiValueHeaders"]),
+        ] {
+            let mut event: Value = serde_json::from_str(event).unwrap();
+            for name in ["x-workflow-id", "X-Workflow-ID"] {
+                for member in ["headers", "multiValueHeaders"] {
+                    if let Some(headers) = event.get_mut(member) {
+                        headers.as_object_mut().unwrap().remove(name);
+                    }
+                }
+            }
+            for member in headers {
+                let value = if *member == "headers" { json!(id) } else { json!([id]) };
+                event[member]["X-Workflow-ID"] = value;
+            }
+            let (answer, emulator) = invoke(&event.to_string()).await;
+            assert_eq!(answer["statusCode"], 200, "{event}: {answer}");
+            let object = stored(&emulator, &body(&answer));
+            assert_eq!(object.metadata["metadata"]["workflow_id"], kept, "{event}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_direct_invocation_gets_the_response_body_itself() {
     let (answer, emulator) = invoke(DIRECT).await;
     assert_eq!(answer["prompt_used"], "A tram in the fog, early morning");
