@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// What a caller asks for, with the defaults filled in.
+/// A caller's request, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
     /// As received.
@@ -22,7 +22,7 @@ pub struct GenerateRequest {
     /// The fields that have defaults, as sent.
     pub sent_aspect_ratio: Option<String>,
     pub sent_add_watermark: Option<bool>,
-    /// What `model_id_override` names; such a request never falls back.
+    /// The model of `model_id_override`; such a request never falls back.
     pub target: Option<Target>,
 }
 
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_that_is_none_is_missing() {
+    fn an_absent_empty_or_blank_prompt_is_missing() {
         for body in [
             "",
             " \n",
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_says_where() {
+    fn malformed_json_is_located() {
         for body in [
             "{",
             "nonsense",
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_object_is_an_invalid_payload() {
+    fn json_other_than_an_object_is_an_invalid_payload() {
         for body in [r#"["prompt"]"#, r#""prompt""#, "7", "null", "true"] {
             assert_eq!(error(body).0, Kind::InvalidPayload, "{body}");
         }
@@ -512,10 +512,13 @@ mod tests {
     #[test]
     fn the_fingerprint_tells_requests_apart() {
         let of = |body: &str| parse(body).unwrap().fingerprint();
-        assert_eq!(of(r#"{"prompt": "x"}"#), of(r#"{"other": 1, "seed": null, "prompt": "x"}"#));
+        assert_eq!(
+            of(r#"{"prompt": "x", "seed": 1}"#),
+            of(r#"{"seed": 1.0, "prompt": "x", "other": 1, "aspect_ratio": null}"#)
+        );
         for other in [
-            // As sent: the default may be another after a deployment.
             r#"{"prompt": "x", "aspect_ratio": "1:1"}"#,
+            r#"{"prompt": "x", "add_watermark": true}"#,
             r#"{"prompt": "x "}"#,
             r#"{"prompt": "x", "seed": 1}"#,
             r#"{"prompt": "x", "model_id_override": "gemini-3-pro-image"}"#,
