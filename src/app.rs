@@ -6,7 +6,7 @@ use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
 use crate::google::client::Client;
 use crate::google::storage::Storage;
-use crate::google::vertex::Vertex;
+use crate::google::vertex::{CALL_TIME, Vertex};
 use crate::targets::Targets;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ impl App {
             project_id: config.project_id.clone(),
             budget: Budget::new(config.transfer_budget_bytes),
             first_wait: config.timing.first_retry_wait,
+            call_time: CALL_TIME.min(config.generation_deadline / 2),
             labels: config.labels.clone(),
             request_type: config.request_type,
         };

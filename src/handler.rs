@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::flight::Deadlines;
 use crate::generate::Origin;
-use crate::headers::{check_content_type, idempotency_key, workflow_id};
+use crate::headers::{check_content, escaped, idempotency_key, workflow_id};
 use crate::request::GenerateRequest;
 use crate::response;
 use crate::telemetry::{self, metrics};
@@ -36,12 +36,13 @@ pub async fn generate_image(
     body: Body,
 ) -> Result<Response, Error> {
     let body = whole_body(body).await?;
-    check_content_type(&headers, &body)?;
+    check_content(&headers, &body)?;
     let request = GenerateRequest::parse(&body, &app.config)?;
     let key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
-    let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
+    let workflow_id = workflow_id(&headers).map(|id| escaped(&id));
+    let origin = Origin { request_id, workflow_id };
     let platform_deadline = platform_deadline.map(|Extension(PlatformDeadline(end))| end);
     let deadlines = Deadlines::new(app.config.generation_deadline, platform_deadline);
     let prompt = request.prompt.clone();

@@ -37,7 +37,7 @@
 //!   numbers in strings, enums by number, one element for a list. Unknown fields are refused.
 //! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and ranges;
 //!   list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite, compose and delete;
-//!   buckets get, list and insert; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
+//!   buckets get, list, insert and delete; batches; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
 //! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and `:generateAccessToken`.
 //!
 //! A generation counts as paid from the moment at which the model begins, whether or not the client waits.
@@ -161,10 +161,11 @@
 //! # What it does not do
 //!
 //! It verifies no signature, knows no IAM policy beyond the permissions that [`Options`] withholds, and keeps one
-//! version of an object. It has no XML or gRPC API, no batch requests, no ACLs, no notifications and no signed URLs.
+//! version of an object. It has no XML or gRPC API, no ACLs, no notifications and no signed URLs.
 //! Of Vertex AI it has image models only: it draws a landscape with the prompt on it, edits no image, and measures neither
 //! safety nor quota. Image types other than PNG and JPEG come as a small swatch.
 
+mod batch;
 mod body_reader;
 mod clock;
 mod control;

@@ -133,6 +133,16 @@ impl Objects {
         Ok(())
     }
 
+    /// Removes a bucket; false if it has objects.
+    pub fn delete_bucket(&self, bucket: &str) -> bool {
+        let mut live = self.lock();
+        let is_empty = live.objects.keys().all(|(in_bucket, _)| in_bucket != bucket);
+        if is_empty {
+            live.buckets.retain(|known| known != bucket);
+        }
+        is_empty
+    }
+
     pub fn buckets(&self) -> Vec<String> {
         self.lock().buckets.clone()
     }

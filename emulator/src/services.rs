@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, Method, Request};
-use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
 use crate::body_reader::BodyReader;
@@ -71,7 +70,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub fn new(request: Request<Incoming>, number: usize) -> Self {
+    pub fn new(request: Request<BodyReader>, number: usize) -> Self {
         let (parts, body) = request.into_parts();
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
@@ -84,7 +83,7 @@ impl Call {
             query: query.into_owned().collect(),
             permissions: permissions.collect(),
             headers: parts.headers,
-            body: BodyReader::new(body),
+            body,
             number,
         }
     }

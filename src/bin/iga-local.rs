@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use iga::app::App;
 use iga::config::{self, Config};
+use iga::google::proxy;
 use iga::{runtime, telemetry};
 use iga_emulator::{Emulator, Options};
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ enum Command {
 
 #[derive(Args)]
 struct Invoke {
-    /// File with an event: function URL, API Gateway v2 or load balancer shape.
+    /// File with an event: of a function URL, API Gateway or a load balancer, or a direct invocation.
     event: Option<PathBuf>,
     /// Send this prompt instead of an event from a file.
     #[arg(long, conflicts_with = "event")]
@@ -73,8 +74,18 @@ struct EmulatorArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if !cli.google {
-        stay_on_this_machine();
+    telemetry::report_panics();
+    match cli.google {
+        false => stay_on_this_machine(),
+        true => {
+            if let Err(problem) = config::load_env_file() {
+                eprintln!("{problem}");
+                return ExitCode::FAILURE;
+            }
+            let (config, _) = Config::read(&|name| std::env::var(name).ok());
+            // SAFETY: no other thread has been started yet.
+            unsafe { proxy::exempt_token_sources(&config.credentials) };
+        }
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result =
@@ -147,15 +158,24 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
     }
     let bucket = app.config.bucket.clone();
     let response = runtime::invoke(app, &event).await?;
-    let status = response["statusCode"].as_u64().unwrap_or_default();
-    let text = response["body"].as_str().unwrap_or_default();
-    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
-    let mut report = format!("Event     {source}\nResponse  {status}\n{body:#}\n");
+    let (status, body) = match response["body"].as_str() {
+        Some(text) => {
+            let body = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+            (response["statusCode"].to_string(), body)
+        }
+        None => ("of a direct invocation".to_owned(), response),
+    };
+    let mut report = format!(
+        "Event     {source}
+Response  {status}
+{body:#}
+"
+    );
     if let (Some(emulator), Some(uri)) = (emulator, body["image_url"].as_str()) {
         report += &object(&emulator, &dir, &bucket, uri)?;
     }
     print(&report);
-    Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if body["error_code"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The stored object as the emulator has it, which proves the response.
@@ -201,7 +221,6 @@ fn event(args: &Invoke) -> Result<(String, String), String> {
 async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), String> {
     let environment = |name: &str| std::env::var(name).ok();
     if google {
-        config::load_env_file()?;
         let config = Config::from_env().map_err(|problems| problems.to_string())?;
         return Ok((App::new(config), None));
     }

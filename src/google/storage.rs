@@ -6,6 +6,7 @@ use crate::error::{Error, Kind};
 use crate::google::admission::{Admission, Uploads};
 use crate::google::client::{Client, SendError};
 use crate::google::http::{Via, next_chunk, text};
+use crate::google::rpc_error::GoogleError;
 use crate::image::{Blob, Format, Image};
 use crate::retry::{self, within};
 use crate::telemetry::metrics;
@@ -241,12 +242,13 @@ impl Storage {
             };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
-        Ok(match (status, google_message(&body), serde_json::from_slice::<Granted>(&body)) {
-            (StatusCode::OK, _, Ok(granted)) => Access::Granted(granted.permissions),
-            (StatusCode::NOT_FOUND, Some(message), _) => Access::NoBucket(message),
-            (_, message, _) => {
-                Access::Unknown(file_save(&message.unwrap_or_else(|| unexplained(status))))
+        let google = GoogleError::parse(&body);
+        Ok(match (status, serde_json::from_slice::<Granted>(&body)) {
+            (StatusCode::OK, Ok(granted)) => Access::Granted(granted.permissions),
+            (StatusCode::NOT_FOUND, _) if !google.message.is_empty() => {
+                Access::NoBucket(google.message)
             }
+            _ => Access::Unknown(file_save(&message_of(status, &google))),
         })
     }
 
@@ -769,23 +771,28 @@ fn no_answer(error: SendError) -> StorageError {
 
 /// What a response other than success means ("HTTP status and error codes for JSON", "Retry strategy").
 async fn refusal(response: Response<Incoming>, deadline: Instant) -> StorageError {
-    let status = response.status();
-    let body = body(response, deadline).await;
-    let error = file_save(&google_message(&body).unwrap_or_else(|| unexplained(status)));
+    let (status, headers) = (response.status(), response.headers().clone());
+    let google = GoogleError::parse(&body(response, deadline).await);
+    let mut error = Kind::FileSave.because(message_of(status, &google));
+    error.retry_after = google.retry_after(&headers);
+    let is_rate_limit = google.has_reason("rateLimitExceeded");
+    if let Some(body) = google.body {
+        error = error.caused_by(body);
+    }
     match status.as_u16() {
+        403 if is_rate_limit => StorageError::Unavailable(error),
         403 => StorageError::Forbidden(error),
         408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
         _ => StorageError::Refused(error),
     }
 }
 
-fn unexplained(status: StatusCode) -> String {
-    format!("HTTP {} from Cloud Storage.", status.as_u16())
-}
-
-fn google_message(body: &[u8]) -> Option<String> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    body["error"]["message"].as_str().map(str::to_owned)
+fn message_of(status: StatusCode, google: &GoogleError) -> String {
+    match (google.message.as_str(), google.json) {
+        ("", _) => format!("HTTP {} from Cloud Storage.", status.as_u16()),
+        (message, true) => message.to_owned(),
+        (message, false) => format!("HTTP {} from Cloud Storage: {message}", status.as_u16()),
+    }
 }
 
 /// Base64 of the big-endian bytes, as Cloud Storage writes it.

@@ -59,7 +59,18 @@ async fn trouble_that_stays_is_the_contracts_row() {
         (Action::status(503), ""),
         (Action::status(403), "storage.objects.create"),
         (Action::Reset, "could not be reached"),
-        (Action::response_with(400, "text/plain", "no JSON"), "HTTP 400"),
+        (
+            Action::response_with(400, "text/plain", "no JSON"),
+            "HTTP 400 from Cloud Storage: no JSON",
+        ),
+        (
+            Action::response_with(
+                403,
+                "application/xml",
+                "<Error><Code>AccessDenied</Code><Message>Denied.</Message></Error>",
+            ),
+            "HTTP 403 from Cloud Storage: Denied.",
+        ),
     ] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::UploadStart, action).always());
@@ -126,7 +137,7 @@ async fn the_bucket_is_asked_about_once_in_a_process() {
 
 #[tokio::test]
 async fn the_prefix_may_be_the_root() {
-    for (prefix, start) in [("", "iga_req_"), ("/a b/ü//", "a b/ü/iga_req_")] {
+    for (prefix, start) in [("", "iga_req_"), ("/a+b/ü//", "a+b/ü/iga_req_")] {
         let service = Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", prefix)]].concat()).await;
         let answer = service.prompt().await;
         let object = service.only_object();
@@ -138,7 +149,7 @@ async fn the_prefix_may_be_the_root() {
 #[tokio::test]
 async fn a_lost_answer_is_recognised_under_any_prefix() {
     let service =
-        Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a b/ü?#%/x")]].concat()).await;
+        Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a+b/ü?&%/x")]].concat()).await;
     service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset));
     service.prompt().await.is_image();
     assert_eq!(service.emulator.counters().objects, 1);
