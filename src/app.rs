@@ -1,7 +1,7 @@
 //! Builds the parts from the settings. Fetches nothing: the first request gets credentials and connections.
 
 use crate::budget::Budget;
-use crate::config::Config;
+use crate::config::{Config, Platform};
 use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
 use crate::google::client::Client;
@@ -42,6 +42,7 @@ impl App {
             shared_retries: config.shared_retries,
             answer_within: config.answer_within,
             timing: config.timing,
+            answer_at_the_end: config.platform == Platform::Lambda,
         };
         let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
         Arc::new(App { config, flights, generator, storage, client })

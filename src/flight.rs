@@ -1,39 +1,42 @@
-//! One paid generation for each request, however often the caller asks.
+//! One paid generation for each request, however often the caller asks: single flight, as in Go's `singleflight`.
 //!
-//! A generation runs in a task of its own, its *flight*; handlers wait for it, and a caller that leaves
-//! does not stop it. Who joins a flight instead of paying for another:
+//! A generation runs in a task of its own, its *flight*; handlers wait for it, and a caller that leaves does not
+//! stop it. A request joins a flight instead of paying for another
 //!
-//! - the same idempotency key, always; with a different request it is refused;
-//! - without a key, an equal request that comes while the flight is under way or within the retry window
-//!   after it landed, and at least [`Timing::variant_age`] after it began: a retry. Requests fired together are
-//!   deliberate variants, and each gets its own image.
+//! - with the same idempotency key, always; with a different request it is refused;
+//! - without a key, if it is equal, and comes while the flight is under way or within the retry window after
+//!   its image was stored, and at least [`Timing::variant_age`] after the flight began: it is a retry. Requests
+//!   fired together are deliberate variants, and each gets its own image.
 //!
 //! ```text
-//! begin ─► (lease) ─► flying ─► landed      answers joins until the retry window has passed
-//!                       │  ▲
-//!                       │  └─────┐
-//!                       │     unsaved       paid, but Cloud Storage fails: stored again and again,
-//!                       │        ▲          at once when a caller joins, until the deadline
-//!                       ├────────┘
-//!                       └─► failed          told to those who wait, remembered by nobody
+//! begin ─► acquire ─► Running ─────► Stored ─► complete     Stored answers joins until the retry window has passed;
+//!             │         │  ▲           ▲                    the receipt is written after the callers' answer
+//!             │         ▼  │           │
+//!             │       StoreFailed ─────┘                    paid, but Cloud Storage fails: stored again and again, at
+//!             │         │                                   once when a caller joins, until the deadline
+//!             └─────────┴─► Failed ─► release               told to the callers that wait, then forgotten
 //! ```
 //!
-//! The lease makes the same rules hold between instances ([`crate::lease`]). Requests with a key always
-//! take one, those without where the settings say so.
+//! The lease makes the same rules hold between instances ([`crate::lease`]). Requests with a key always take
+//! one, those without where the settings say so.
 
 use crate::config::Timing;
 use crate::error::{Error, Kind};
-use crate::generate::{Generated, Generator, Origin, Unstored};
-use crate::google::storage::Storage;
-use crate::lease::{Acquired, Lease, LeaseRequest, RELEASE_TIME};
+use crate::generate::{Generated, Generator, Naming, Origin};
+use crate::google::storage::{FINGERPRINT, Metadata, Storage, Upload};
+use crate::id::random_hex;
+use crate::lease::{Acquired, Callers, Lease, LeaseRequest};
 use crate::request::GenerateRequest;
 use crate::telemetry::metrics;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -52,7 +55,7 @@ pub struct Flights {
     cancel: CancellationToken,
 }
 
-/// The settings that decide who shares a flight.
+/// The settings that decide which requests share a flight.
 #[derive(Debug, Clone)]
 pub struct Rules {
     pub max_generations: usize,
@@ -60,12 +63,39 @@ pub struct Rules {
     pub shared_retries: bool,
     pub answer_within: Option<Duration>,
     pub timing: Timing,
+    /// The platform freezes an instance that has answered, so the answer waits for the flight's end.
+    pub answer_at_the_end: bool,
+}
+
+/// When a request's work must be over.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// The image must be stored by then.
+    pub generation: Instant,
+    /// The answer must be sent by then, the lease given back included.
+    pub answer: Instant,
+}
+
+impl Deadlines {
+    /// For a generation that begins now. Where the platform ends it, the image must be stored a little before, so
+    /// that a lease can still be given back.
+    pub fn new(generation_limit: Duration, platform: Option<Instant>) -> Deadlines {
+        let now = Instant::now();
+        let own = now + generation_limit;
+        match platform {
+            None => Deadlines { generation: own, answer: own },
+            Some(end) => {
+                let margin = (end.saturating_duration_since(now) / 4).min(RELEASE_MARGIN);
+                Deadlines { generation: own.min(end - margin), answer: end }
+            }
+        }
+    }
 }
 
 /// What requests must have in common to share a flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum JoinKey {
-    /// Whose key it is, of two requests with the same one, the record in the bucket decides.
+    /// If two requests use one key, the record in the bucket decides which owns it.
     Key {
         key: String,
         fingerprint: String,
@@ -75,22 +105,25 @@ enum JoinKey {
     },
 }
 
-/// The flights that may be joined, and some that no longer may: to look through all for each request would
-/// take the longer the more there are.
+/// The flights that may be joined, and some that may no longer be: looking through all for each request
+/// would take longer the more there are.
 #[derive(Default)]
 struct FlightIndex {
     flights: HashMap<JoinKey, Vec<Arc<Flight>>>,
-    /// With so many identities, those of forgotten flights are swept out.
+    /// With so many join keys, those of forgotten flights are swept out.
     sweep_at: usize,
 }
 
 struct Flight {
     /// The id of the request that began it.
     name: String,
+    /// The holder in its records.
+    holder: String,
     began: Instant,
     joins: AtomicUsize,
+    callers: watch::Sender<Callers>,
     progress: watch::Receiver<Progress>,
-    /// Somebody waits for an unsaved image.
+    /// A caller waits for an image that could not be stored.
     store_now: Arc<Notify>,
 }
 
@@ -98,9 +131,13 @@ struct Flight {
 enum Progress {
     Running,
     Stored(Generated, Instant),
-    StoreFailed(Error),
+    /// The last attempt to store a paid image failed; another one follows.
+    StoreFailed,
     Failed(Error),
 }
+
+/// A caller that waits for a flight; counted for as long as it lives.
+struct Waiting(Arc<Flight>);
 
 impl Flights {
     pub fn new(generator: Arc<Generator>, storage: Arc<Storage>, rules: Rules) -> Flights {
@@ -115,21 +152,31 @@ impl Flights {
         }
     }
 
-    /// The image for a request: of a flight it may join, else of one of its own.
+    /// The image for a request: of a flight it may join, otherwise of one of its own.
     pub async fn answer(
         self: &Arc<Self>,
         request: GenerateRequest,
         key: Option<String>,
         origin: Origin,
-        deadline: Instant,
+        deadlines: Deadlines,
     ) -> Result<Generated, Error> {
-        let flight = self.join_or_begin(request, key, origin, deadline)?;
-        match self.rules.answer_within {
-            None => flight.outcome().await,
-            Some(limit) => {
-                timeout(limit, flight.outcome()).await.unwrap_or_else(|_| Err(still_flying()))
-            }
+        if Instant::now() >= deadlines.generation {
+            return Err(Kind::VertexUnavailable
+                .because("Service Unavailable: no time is left for a generation."));
         }
+        let waiting = self.join_or_begin(request, key, origin, deadlines.generation)?;
+        let flight = Arc::clone(&waiting.0);
+        let result = match self.rules.answer_within {
+            None => waiting.outcome().await,
+            Some(limit) => match timeout(limit, waiting.outcome()).await {
+                Ok(result) => result,
+                Err(_) => return Err(not_there_yet()),
+            },
+        };
+        if self.rules.answer_at_the_end {
+            let _ = timeout_at(deadlines.answer, flight.ended()).await;
+        }
+        result
     }
 
     /// Lets no flight begin any more and waits until `deadline` for those under way. Then cancels the rest
@@ -143,7 +190,7 @@ impl Flights {
         if timeout_at(deadline, self.tasks.wait()).await.is_err() {
             tracing::warn!("no time left: cancelling the generations under way");
             self.cancel.cancel();
-            let _ = timeout(RELEASE_TIME, self.tasks.wait()).await;
+            let _ = timeout(STOP_TIME, self.tasks.wait()).await;
         }
     }
 
@@ -153,7 +200,7 @@ impl Flights {
         key: Option<String>,
         origin: Origin,
         deadline: Instant,
-    ) -> Result<Arc<Flight>, Error> {
+    ) -> Result<Waiting, Error> {
         let fingerprint = request.fingerprint();
         let join_key = match key {
             Some(key) => JoinKey::Key { key, fingerprint },
@@ -164,17 +211,23 @@ impl Flights {
         if let Some(flight) = self.rules.joinable(&join_key, under_way) {
             flight.joins.fetch_add(1, Ordering::Relaxed);
             metrics::joined(&flight.name, matches!(join_key, JoinKey::Key { .. }));
-            return Ok(Arc::clone(flight));
+            return Ok(Waiting::on(flight));
         }
-        let flight = self.begin(request, &join_key, origin, deadline)?;
-        index.flights.entry(join_key).or_default().push(Arc::clone(&flight));
-        Ok(flight)
+        let is_young =
+            |flight: &&Arc<Flight>| flight.began.elapsed() < self.rules.timing.variant_age;
+        let variants = under_way.iter().filter(is_young).map(|flight| flight.holder.clone());
+        let variants = variants.collect();
+        let flight = self.begin(request, &join_key, variants, origin, deadline)?;
+        let waiting = Waiting::on(&flight);
+        index.flights.entry(join_key).or_default().push(flight);
+        Ok(waiting)
     }
 
     fn begin(
         self: &Arc<Self>,
         request: GenerateRequest,
         join_key: &JoinKey,
+        variants: Vec<String>,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Arc<Flight>, Error> {
@@ -184,50 +237,78 @@ impl Flights {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| overloaded())?;
         let (report, progress) = watch::channel(Progress::Running);
         let store_now = Arc::new(Notify::new());
-        let flight = Flight {
+        let flight = Arc::new(Flight {
             name: origin.request_id.clone(),
+            holder: random_hex::<16>(),
             began: Instant::now(),
             joins: AtomicUsize::new(0),
+            callers: watch::Sender::default(),
             progress,
             store_now: Arc::clone(&store_now),
-        };
+        });
+        let stem = format!("{}_{}", origin.request_id, random_hex::<4>());
+        let lease_request =
+            self.lease_request(join_key, variants, flight.holder.clone(), stem.clone(), deadline);
+        let callers = flight.callers.subscribe();
         let task = FlightTask {
             flights: Arc::clone(self),
-            permit,
-            lease_request: self.lease_request(join_key),
+            permit: Some(permit),
+            lease: lease_request
+                .map(|request| Lease::new(Arc::clone(&self.storage), request, callers.clone())),
+            callers,
             request,
+            stem,
             origin,
             deadline,
             report,
             store_now,
+            stage: Stage::Unpaid,
         };
         self.tasks.spawn(task.run().in_current_span());
-        Ok(Arc::new(flight))
+        Ok(flight)
     }
 
     /// The lease to take before paying, if one is to be taken.
-    fn lease_request(&self, join_key: &JoinKey) -> Option<LeaseRequest> {
+    fn lease_request(
+        &self,
+        join_key: &JoinKey,
+        variants: Vec<String>,
+        holder: String,
+        stem: String,
+        deadline: Instant,
+    ) -> Option<LeaseRequest> {
         let prefix = self.storage.prefix();
-        let Timing { variant_age, lease_life, .. } = self.rules.timing;
-        match (join_key, self.rules.retry_window) {
-            (JoinKey::Key { key, fingerprint }, _) => Some(LeaseRequest {
-                name: LeaseRequest::name(prefix, "key", key),
-                fingerprint: fingerprint.clone(),
-                receipt_life: None,
-                variant_age: Duration::ZERO,
-                lease_life,
-            }),
-            (JoinKey::Equal { fingerprint }, Some(window)) if self.rules.shared_retries => {
-                Some(LeaseRequest {
-                    name: LeaseRequest::name(prefix, "request", fingerprint),
-                    fingerprint: fingerprint.clone(),
-                    receipt_life: Some(window),
-                    variant_age,
-                    lease_life,
-                })
+        let Timing { variant_age, lease_life, record_spacing, record_try, .. } = self.rules.timing;
+        let fingerprint = match join_key {
+            JoinKey::Key { fingerprint, .. } | JoinKey::Equal { fingerprint } => {
+                fingerprint.clone()
             }
-            (JoinKey::Equal { .. }, _) => None,
-        }
+        };
+        let (name, key_sha256, receipt_life) = match (join_key, self.rules.retry_window) {
+            (JoinKey::Key { key, .. }, _) => {
+                let key_sha256 = LeaseRequest::key_sha256(key);
+                (LeaseRequest::name(prefix, "key", &key_sha256), Some(key_sha256), None)
+            }
+            (JoinKey::Equal { fingerprint }, Some(window)) if self.rules.shared_retries => {
+                let name = fingerprint.replace(':', "-");
+                (LeaseRequest::name(prefix, "request", &name), None, Some(window))
+            }
+            (JoinKey::Equal { .. }, _) => return None,
+        };
+        Some(LeaseRequest {
+            name,
+            key_sha256,
+            fingerprint,
+            holder,
+            stem,
+            receipt_life,
+            variant_age,
+            variants,
+            lease_life,
+            spacing: record_spacing,
+            record_try,
+            deadline,
+        })
     }
 }
 
@@ -253,8 +334,8 @@ impl FlightIndex {
 }
 
 impl Rules {
-    /// The flight that a request with this join_key joins. Of several the one that fewest have joined:
-    /// retries of variants spread over the variants.
+    /// The flight that a request with this join key joins: one whose image no caller has or waits for, else
+    /// the one that fewest have joined. So the retries of variants find the variants' images.
     fn joinable<'a>(
         &self,
         join_key: &JoinKey,
@@ -267,144 +348,279 @@ impl Rules {
                 let old_enough = under_way
                     .iter()
                     .filter(|flight| flight.began.elapsed() >= self.timing.variant_age);
-                old_enough.min_by_key(|flight| flight.joins.load(Ordering::Relaxed))
+                old_enough.min_by_key(|flight| {
+                    let is_owed = flight.callers.borrow().are_gone_untold();
+                    (!is_owed, flight.joins.load(Ordering::Relaxed))
+                })
             }
         }
     }
 }
 
 impl Flight {
-    /// Waits for the image; where one is paid but unsaved, for the next attempt to save it.
-    async fn outcome(&self) -> Result<Generated, Error> {
-        let mut progress = self.progress.clone();
-        if matches!(*progress.borrow_and_update(), Progress::StoreFailed(_)) {
-            self.store_now.notify_one();
-            let _ = progress.changed().await;
-        }
-        loop {
-            match &*progress.borrow_and_update() {
-                Progress::Running => {}
-                Progress::Stored(generated, _) => return Ok(generated.clone()),
-                Progress::StoreFailed(error) | Progress::Failed(error) => return Err(error.clone()),
-            }
-            if progress.changed().await.is_err() {
-                return Err(Kind::Internal.because("The generation ended unexpectedly."));
-            }
-        }
-    }
-
     fn is_remembered(&self, retry_window: Option<Duration>) -> bool {
         let has_ended = self.progress.has_changed().is_err();
         match &*self.progress.borrow() {
-            Progress::Running | Progress::StoreFailed(_) => !has_ended,
-            Progress::Stored(_, landed) => landed.elapsed() < retry_window.unwrap_or_default(),
+            Progress::Running | Progress::StoreFailed => !has_ended,
+            Progress::Stored(_, stored) => stored.elapsed() < retry_window.unwrap_or_default(),
             Progress::Failed(_) => false,
         }
+    }
+
+    /// Returns when the flight's task has ended, its receipt written or its lease given back.
+    async fn ended(&self) {
+        let mut progress = self.progress.clone();
+        while progress.changed().await.is_ok() {}
+    }
+}
+
+impl Waiting {
+    fn on(flight: &Arc<Flight>) -> Waiting {
+        flight.callers.send_modify(|callers| callers.waiting += 1);
+        Waiting(Arc::clone(flight))
+    }
+
+    /// Waits for the image, also while it is paid and cannot be stored for the moment.
+    async fn outcome(self) -> Result<Generated, Error> {
+        let mut progress = self.0.progress.clone();
+        if matches!(*progress.borrow_and_update(), Progress::StoreFailed) {
+            self.0.store_now.notify_one();
+        }
+        loop {
+            match &*progress.borrow_and_update() {
+                Progress::Running | Progress::StoreFailed => {}
+                Progress::Stored(generated, _) => {
+                    self.0.callers.send_modify(|callers| callers.told = true);
+                    return Ok(generated.clone());
+                }
+                Progress::Failed(error) => return Err(error.clone()),
+            }
+            if progress.changed().await.is_err() {
+                return Err(panicked());
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.callers.send_modify(|callers| callers.waiting -= 1);
     }
 }
 
 /// What a flight's task needs.
 struct FlightTask {
     flights: Arc<Flights>,
-    permit: OwnedSemaphorePermit,
-    lease_request: Option<LeaseRequest>,
+    /// Given back when the image is stored, or is paid and cannot be stored for the moment.
+    permit: Option<OwnedSemaphorePermit>,
+    lease: Option<Lease>,
+    callers: watch::Receiver<Callers>,
     request: GenerateRequest,
+    /// The image's name if no lease names another.
+    stem: String,
     origin: Origin,
     deadline: Instant,
     report: watch::Sender<Progress>,
     store_now: Arc<Notify>,
+    stage: Stage,
+}
+
+/// How far a flight has come, for what is to be done if it ends there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No image of this flight can be in the bucket.
+    Unpaid,
+    /// The image is paid. An upload may have arrived, or may still arrive.
+    Paid,
+    Stored,
 }
 
 impl FlightTask {
     async fn run(mut self) {
         let cancel = self.flights.cancel.clone();
-        let mut lease = None;
-        let end = tokio::select! {
-            end = self.generate_once(&mut lease) => end,
-            () = cancel.cancelled() => Progress::Failed(stopped()),
+        let (end, reason) = tokio::select! {
+            end = unless_it_panics(self.generate_once()) => match end {
+                Some(end) => (end, "deadline"),
+                None => (Err(panicked()), "panicked"),
+            },
+            () = cancel.cancelled() => (Err(stopped()), "stopped"),
         };
-        if let (Some(lease), Progress::Failed(_)) = (lease, &end) {
-            lease.release(Instant::now() + RELEASE_TIME).await;
+        // Release the permit before publishing the result, so that a woken caller can start at once.
+        drop(self.permit.take());
+        let Err(error) = end else { return };
+        if self.stage == Stage::Stored {
+            return;
         }
-        // First: whoever hears of the end finds the permit free.
-        drop(self.permit);
-        self.report.send_replace(end);
-    }
-
-    /// Takes the lease, pays, and stores what was paid for; or finds that another instance does.
-    async fn generate_once(&mut self, lease: &mut Option<Box<Lease>>) -> Progress {
-        if let Some(lease_request) = self.lease_request.take() {
-            match Lease::acquire(&self.flights.storage, lease_request, self.deadline).await {
-                Ok(Acquired::Lease(taken)) => *lease = Some(taken),
-                Ok(Acquired::Completed(generated)) => {
-                    return Progress::Stored(generated, Instant::now());
-                }
-                Ok(Acquired::Variant) => {}
-                Err(error) => return Progress::Failed(error),
+        if self.stage == Stage::Paid {
+            metrics::image_lost(reason);
+            let causes = error.causes();
+            tracing::error!(reason, causes, "paid image lost, it could not be stored: {error}");
+        }
+        self.report.send_replace(Progress::Failed(error));
+        if let Some(lease) = self.lease.as_mut().filter(|_| self.stage == Stage::Unpaid) {
+            let limit =
+                if cancel.is_cancelled() { STOP_TIME } else { self.flights.rules.timing.release };
+            let until = Instant::now() + limit;
+            tokio::select! {
+                () = lease.release(until) => {}
+                () = stop_soon(&cancel) => {}
             }
         }
-        let paid = self.flights.generator.generate(&self.request, &self.origin, self.deadline);
-        match during(lease, paid).await {
-            Ok(unstored) => self.store_until_confirmed(&unstored, lease).await,
-            Err(error) => Progress::Failed(error),
+    }
+
+    /// Acquires the lease, pays, and stores what was paid for; or finds that another instance does. After the
+    /// callers have their image, writes the receipt.
+    async fn generate_once(&mut self) -> Result<(), Error> {
+        let storage = Arc::clone(&self.flights.storage);
+        let (paid, _admission) = loop {
+            if let Some(lease) = &mut self.lease {
+                let start = Instant::now();
+                let acquired = lease.acquire().await;
+                metrics::lease_acquired(start.elapsed());
+                match acquired? {
+                    Acquired::Held => {}
+                    Acquired::Completed(generated) => {
+                        self.stored(generated);
+                        if self.callers.borrow().are_gone_untold() {
+                            self.give_back_claim().await;
+                        }
+                        return Ok(());
+                    }
+                    Acquired::Unshared => self.lease = None,
+                    Acquired::Abandoned => {
+                        self.give_back_claim().await;
+                        if self.callers.borrow().waiting == 0 {
+                            return Err(abandoned());
+                        }
+                        // A caller has come back meanwhile.
+                        continue;
+                    }
+                }
+            }
+            let admission = during(&mut self.lease, storage.admit(self.deadline)).await?;
+            let has_lost = AtomicBool::new(false);
+            let term = self.lease.as_ref().map(Lease::term);
+            let may_pay = || match &term {
+                Some(term) if !term.is_running() => {
+                    has_lost.store(true, Ordering::Relaxed);
+                    Err(lease_lost())
+                }
+                Some(_) | None => Ok(()),
+            };
+            let generator = Arc::clone(&self.flights.generator);
+            let paying = generator.generate(&self.request, &may_pay, self.deadline);
+            match during(&mut self.lease, paying).await {
+                Ok(paid) => break (paid, admission),
+                // Another instance may hold the lease now: wait for its image.
+                Err(_) if has_lost.load(Ordering::Relaxed) => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.stage = Stage::Paid;
+        let naming = match &self.lease {
+            Some(lease) => lease.naming(),
+            None => self.naming_without_lease(),
+        };
+        let generator = Arc::clone(&self.flights.generator);
+        let upload = generator.upload(paid, &self.request, &self.origin, naming);
+        let generated = self.store_until_confirmed(&generator, &upload).await?;
+        drop(upload);
+        let generated = match &mut self.lease {
+            Some(lease) if !lease.term().is_running() => lease.reconcile(generated).await,
+            Some(_) | None => generated,
+        };
+        self.stored(generated.clone());
+        if let Some(lease) = &mut self.lease {
+            lease.complete(&generated).await;
+        }
+        Ok(())
+    }
+
+    /// Tells the callers that wait.
+    fn stored(&mut self, generated: Generated) {
+        self.stage = Stage::Stored;
+        drop(self.permit.take());
+        self.report.send_replace(Progress::Stored(generated, Instant::now()));
+    }
+
+    async fn give_back_claim(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.give_back_claim().await;
         }
     }
 
-    /// Stores a paid image, however often it takes.
+    fn naming_without_lease(&self) -> Naming {
+        let metadata = Metadata::from([(FINGERPRINT.to_owned(), self.request.fingerprint())]);
+        Naming { stem: self.stem.clone(), is_inherited: false, metadata }
+    }
+
+    /// Stores a paid image, however often it takes. Between the attempts it holds no permit: it costs no more
+    /// than its memory, which counts in the budget.
     async fn store_until_confirmed(
-        &self,
-        unstored: &Unstored,
-        lease: &mut Option<Box<Lease>>,
-    ) -> Progress {
+        &mut self,
+        generator: &Generator,
+        upload: &Upload,
+    ) -> Result<Generated, Error> {
+        let mut wait = STORE_AGAIN_AFTER;
         loop {
-            let error = match self.store(unstored, lease).await {
-                Ok(generated) => return Progress::Stored(generated, Instant::now()),
+            let storing = generator.store(upload, self.deadline);
+            let error = match during(&mut self.lease, storing).await {
+                Ok(generated) => return Ok(generated),
                 Err(error) => error,
             };
-            self.report.send_replace(Progress::StoreFailed(error.clone()));
+            if Instant::now() >= self.deadline {
+                return Err(error);
+            }
+            tracing::warn!(
+                object = upload.name,
+                causes = error.causes(),
+                "a paid image could not be stored; it is tried again: {error}"
+            );
+            drop(self.permit.take());
+            self.report.send_replace(Progress::StoreFailed);
+            let (store_now, until) =
+                (Arc::clone(&self.store_now), self.deadline.min(Instant::now() + wait));
             let pause = async {
                 tokio::select! {
-                    () = self.store_now.notified() => {}
-                    () = sleep_until(self.deadline.min(Instant::now() + STORE_AGAIN_AFTER)) => {}
+                    () = store_now.notified() => {}
+                    () = sleep_until(until) => {}
                 }
             };
-            during(lease, pause).await;
+            during(&mut self.lease, pause).await;
             if Instant::now() >= self.deadline {
-                return Progress::Failed(error);
+                return Err(error);
             }
+            wait = (wait * 2).min(STORE_AGAIN_AT_MOST);
             self.report.send_replace(Progress::Running);
         }
-    }
-
-    /// Stores the image and says so in the receipt. An image that came second is not kept.
-    async fn store(
-        &self,
-        unstored: &Unstored,
-        lease: &mut Option<Box<Lease>>,
-    ) -> Result<Generated, Error> {
-        let generator = &self.flights.generator;
-        let generated = during(lease, generator.store(unstored, self.deadline)).await?;
-        let Some(lease) = lease else {
-            return Ok(generated);
-        };
-        let first = lease.complete(&generated, self.deadline).await?;
-        if first != generated {
-            tracing::warn!(
-                object = generated.object,
-                "another instance's image came first; this one is deleted"
-            );
-            self.flights.storage.delete(&generated.object, None, self.deadline).await?;
-        }
-        Ok(first)
     }
 }
 
 /// Runs `work`, and renews the lease beside it if there is one.
-async fn during<T>(lease: &mut Option<Box<Lease>>, work: impl Future<Output = T>) -> T {
+async fn during<T>(lease: &mut Option<Lease>, work: impl Future<Output = T>) -> T {
     match lease {
         Some(lease) => lease.during(work).await,
         None => work.await,
     }
+}
+
+/// The output of `work`; None if it panics.
+async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|context| {
+        let poll = AssertUnwindSafe(|| work.as_mut().poll(context));
+        match std::panic::catch_unwind(poll) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+/// Ends what is left of a flight a little after all flights have been cancelled.
+async fn stop_soon(cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    sleep(STOP_TIME).await;
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -412,23 +628,45 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn overloaded() -> Error {
-    Kind::Overloaded.because("As many generations are running as this instance takes.")
+    Kind::Overloaded.because("This instance already runs its maximum number of generations.")
 }
 
 fn stopped() -> Error {
     Kind::Overloaded.because("This instance stopped before the image was there.")
 }
 
-fn still_flying() -> Error {
+fn abandoned() -> Error {
+    Kind::VertexUnavailable.because(
+        "Service Unavailable: the callers left while another instance was working on this request.",
+    )
+}
+
+fn lease_lost() -> Error {
+    Kind::VertexUnavailable
+        .because("Service Unavailable: another instance has taken over this request.")
+}
+
+fn panicked() -> Error {
+    Kind::Internal.because("The generation ended unexpectedly.")
+}
+
+fn not_there_yet() -> Error {
     Kind::VertexUnavailable
         .because("Service Unavailable: the image is not there yet; ask again for the same one.")
 }
 
-/// Below this number it does not pay to sweep.
+/// Below this number sweeping does not pay.
 const FEW_IDENTITIES: usize = 64;
 
-/// How long an unsaved image rests between attempts when nobody asks for it.
+/// The wait between two attempts to store a paid image while no caller asks for it: doubles up to the second.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+const STORE_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
+
+/// What is left for giving a lease back before the platform ends a request.
+const RELEASE_MARGIN: Duration = Duration::from_secs(3);
+
+/// How long a cancelled flight may take to give its lease back.
+const STOP_TIME: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -441,8 +679,15 @@ mod tests {
             // It goes on for as long as the test.
             None => std::mem::forget(report),
         }
-        let name = name.to_owned();
-        Arc::new(Flight { name, began, joins: joins.into(), progress, store_now: Arc::default() })
+        Arc::new(Flight {
+            name: name.to_owned(),
+            holder: String::new(),
+            began,
+            joins: joins.into(),
+            callers: watch::Sender::new(Callers { waiting: 1, told: false }),
+            progress,
+            store_now: Arc::default(),
+        })
     }
 
     fn rules(retry_window: Option<Duration>) -> Rules {
@@ -452,6 +697,7 @@ mod tests {
             retry_window,
             shared_retries: false,
             answer_within: None,
+            answer_at_the_end: false,
             timing,
         }
     }
@@ -508,7 +754,7 @@ mod tests {
         let error = Kind::VertexApi.because("no");
         assert!(!flight("b", 0, now, Some(Progress::Failed(error.clone()))).is_remembered(window));
         assert!(
-            !flight("c", 0, now, Some(Progress::StoreFailed(error))).is_remembered(window),
+            !flight("c", 0, now, Some(Progress::StoreFailed)).is_remembered(window),
             "its task is gone"
         );
         assert!(flight("d", 0, now, None).is_remembered(window));

@@ -1,15 +1,15 @@
-//! The story of one image: resolve the model, call it, lift the image out, store it.
+//! One image: the model is chosen and called, then the image is named and stored.
 
 use crate::config::Target;
 use crate::error::Error;
-use crate::google::storage::{Metadata, Storage};
-use crate::google::vertex::{self, Vertex};
-use crate::image::Image;
+use crate::google::storage::{MODEL, Metadata, Storage, Upload};
+use crate::google::vertex::{MayPay, Paid, Vertex};
 use crate::model::Family;
 use crate::request::GenerateRequest;
 use crate::targets::Targets;
 use crate::telemetry::metrics;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
 pub struct Generator {
@@ -27,19 +27,21 @@ pub struct Generated {
     pub model: String,
 }
 
-/// Whose image it is, for the object's name and metadata.
+/// The request that an image is made for; its metadata name it.
 #[derive(Debug, Clone)]
 pub struct Origin {
     pub request_id: String,
     pub workflow_id: Option<String>,
 }
 
-/// A paid image on its way into the bucket. Its name is fixed, so that storing it again is safe.
-pub struct Unstored {
-    name: String,
-    image: Image,
-    metadata: Metadata,
-    model: String,
+/// The name under which an image will be stored, and what its metadata say of the agreement about it.
+#[derive(Debug, Clone)]
+pub struct Naming {
+    /// The object's name without prefix and extension.
+    pub stem: String,
+    /// Another instance may have stored an image of the same request under this stem.
+    pub is_inherited: bool,
+    pub metadata: Metadata,
 }
 
 impl Generator {
@@ -52,40 +54,57 @@ impl Generator {
     pub async fn generate(
         &self,
         request: &GenerateRequest,
-        origin: &Origin,
+        may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Unstored, Error> {
-        self.storage.check_writable(deadline).await?;
-        let vertex::Generated { image, model } = self.image(request, deadline).await?;
-        metrics::image_paid(&model);
-        let stem = format!("{}_{}", origin.request_id, crate::id::random_hex::<4>());
-        let mut metadata = Metadata::from([
+    ) -> Result<Paid, Error> {
+        let paid = self.image(request, may_pay, deadline).await?;
+        metrics::image_paid(&paid.model);
+        Ok(paid)
+    }
+
+    /// The upload of a paid image.
+    pub fn upload(
+        &self,
+        paid: Paid,
+        request: &GenerateRequest,
+        origin: &Origin,
+        naming: Naming,
+    ) -> Upload {
+        let Paid { image, model } = paid;
+        let Naming { stem, is_inherited, mut metadata } = naming;
+        metadata.extend([
             ("request_id".to_owned(), origin.request_id.clone()),
-            ("model".to_owned(), model.clone()),
+            (MODEL.to_owned(), model),
             ("prompt_sha256".to_owned(), request.prompt_sha256.clone()),
             ("aspect_ratio".to_owned(), request.params.aspect_ratio.clone()),
         ]);
         metadata.extend(origin.workflow_id.clone().map(|id| ("workflow_id".to_owned(), id)));
-        Ok(Unstored { name: self.storage.image_name(&stem, &image), image, metadata, model })
+        Upload {
+            name: self.storage.image_name(&stem, &image),
+            image,
+            metadata,
+            may_be_there: AtomicBool::new(is_inherited),
+        }
     }
 
     /// Stores an image, or confirms that it is stored.
-    pub async fn store(&self, unstored: &Unstored, deadline: Instant) -> Result<Generated, Error> {
-        let Unstored { name, image, metadata, model } = unstored;
-        self.storage.put_image(name, image, metadata, deadline).await?;
-        Ok(Generated { object: name.clone(), model: model.clone() })
+    pub async fn store(&self, upload: &Upload, deadline: Instant) -> Result<Generated, Error> {
+        let stored = self.storage.put_image(upload, deadline).await?;
+        let model = stored.model.or_else(|| upload.metadata.get(MODEL).cloned());
+        Ok(Generated { object: stored.object, model: model.unwrap_or_default() })
     }
 
     /// The image and the model that made it: the one asked for, else the first fallback that is served.
     async fn image(
         &self,
         request: &GenerateRequest,
+        may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<vertex::Generated, Error> {
+    ) -> Result<Paid, Error> {
         match &request.target {
-            Some(target) => self.image_from(target, request, deadline).await,
+            Some(target) => self.image_from(target, request, may_pay, deadline).await,
             None => {
-                let image_from = |target| self.image_from(target, request, deadline);
+                let image_from = |target| self.image_from(target, request, may_pay, deadline);
                 self.targets.ask(&request.params, deadline, image_from).await
             }
         }
@@ -95,14 +114,15 @@ impl Generator {
         &self,
         target: &Target,
         request: &GenerateRequest,
+        may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<vertex::Generated, Error> {
+    ) -> Result<Paid, Error> {
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,
                 "add_watermark false is not honoured: this model always watermarks"
             );
         }
-        self.vertex.image(target, &request.prompt, &request.params, deadline).await
+        self.vertex.image(target, &request.prompt, &request.params, may_pay, deadline).await
     }
 }

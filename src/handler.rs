@@ -2,8 +2,9 @@
 
 use crate::app::App;
 use crate::error::{Error, Kind};
+use crate::flight::Deadlines;
 use crate::generate::Origin;
-use crate::headers::{check_content_type, idempotency_key, workflow_id};
+use crate::headers::{check_content, escaped, idempotency_key, workflow_id};
 use crate::request::GenerateRequest;
 use crate::response;
 use crate::telemetry::{self, metrics};
@@ -35,17 +36,17 @@ pub async fn generate_image(
     body: Body,
 ) -> Result<Response, Error> {
     let body = whole_body(body).await?;
-    check_content_type(&headers, &body)?;
+    check_content(&headers, &body)?;
     let request = GenerateRequest::parse(&body, &app.config)?;
     let key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
-    let origin = Origin { request_id, workflow_id: workflow_id(&headers).map(str::to_owned) };
-    let own_deadline = Instant::now() + app.config.generation_deadline;
-    let deadline =
-        platform_deadline.map_or(own_deadline, |Extension(platform)| own_deadline.min(platform.0));
+    let workflow_id = workflow_id(&headers).map(|id| escaped(&id));
+    let origin = Origin { request_id, workflow_id };
+    let platform_deadline = platform_deadline.map(|Extension(PlatformDeadline(end))| end);
+    let deadlines = Deadlines::new(app.config.generation_deadline, platform_deadline);
     let prompt = request.prompt.clone();
-    let generated = app.flights.answer(request, key, origin, deadline).await?;
+    let generated = app.flights.answer(request, key, origin, deadlines).await?;
     let image_url = format!("gs://{}/{}", app.config.bucket, generated.object);
     metrics::image_delivered(&image_url, &generated.model);
     let body = ResponseBody {

@@ -32,6 +32,9 @@ pub enum Format {
 }
 
 impl Format {
+    pub const ALL: [Format; 6] =
+        [Format::Png, Format::Jpeg, Format::Webp, Format::Gif, Format::Avif, Format::Heic];
+
     /// `None` if the bytes are of an unknown type, or fewer than an image of their type has.
     pub fn of(blob: &Blob) -> Option<Format> {
         let format = match blob.first_bytes() {

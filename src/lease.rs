@@ -1,127 +1,522 @@
-//! How instances agree on who pays: one record in the bucket for each key, or for each request without one.
+//! How instances agree on who pays: records in the bucket, one for each key or for each request without one.
 //!
 //! ```text
 //! (nothing) ──acquire──► lease ──complete──► receipt
-//!     ▲                │  ▲
-//!     └────release─────┘  └─ renewed while its holder lives; taken over once it has expired
+//!     ▲                  │  ▲
+//!     └─────release──────┘  └─ renewed while its holder lives; taken over once it has expired
 //! ```
 //!
 //! Every arrow is a write with a generation precondition, so exactly one of several writers makes it. Ages
-//! are Cloud Storage's own: no clock of ours is trusted.
+//! are Cloud Storage's own: no clock of ours is trusted, but for how long our own last write holds.
+//!
+//! A lease names the image that its holder will store, so the image can be found without a receipt. An
+//! instance that takes over an expired lease looks for that image first, and keeps its name: if the former
+//! holder's upload still arrives, both meet under one name.
+//!
+//! Equal requests without a key that are fired together are variants. Each has a record of its own: the
+//! first free one of the numbered *slots*. A record whose image no caller has been told of says that it is
+//! *owed*; a retry takes that one first.
 
 use crate::error::{Error, Kind};
-use crate::generate::Generated;
-use crate::google::storage::{Metadata, Record, Storage, Written};
+use crate::generate::{Generated, Naming};
+use crate::google::http::Via;
+use crate::google::storage::{
+    Age, Deleted, FINGERPRINT, MODEL, Metadata, Record, Storage, StorageError, StoredImage, Written,
+};
 use crate::id::{random_hex, sha256_hex};
 use crate::telemetry::metrics;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-/// The right to pay for one request's image.
+/// Which image is wanted, and when an image that exists already is the answer.
+#[derive(Clone, Debug)]
+pub struct LeaseRequest {
+    /// The record's name, without the number of its slot.
+    pub name: String,
+    /// SHA-256 of the key, for the image's metadata.
+    pub key_sha256: Option<String>,
+    /// The request's; a record with another belongs to a different request.
+    pub fingerprint: String,
+    /// Random; tells this flight's records from all others.
+    pub holder: String,
+    /// The name that the image gets unless a lease taken over names another.
+    pub stem: String,
+    /// How old a receipt may be; None for a key's, which is good for ever.
+    pub receipt_life: Option<Duration>,
+    /// Without a key: a lease surely younger than this belongs to a variant.
+    pub variant_age: Duration,
+    /// Holders on this instance that are younger than that.
+    pub variants: Vec<String>,
+    /// How long a lease lasts that is not renewed.
+    pub lease_life: Duration,
+    /// Between two writes of one record.
+    pub spacing: Duration,
+    /// Limits one request to Cloud Storage.
+    pub record_try: Duration,
+    /// The holder does not live longer than this.
+    pub deadline: Instant,
+}
+
+/// How many callers of a flight wait, and whether one was told of its image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Callers {
+    pub waiting: usize,
+    pub told: bool,
+}
+
+impl Callers {
+    /// No caller has the image, and none waits for it.
+    pub fn are_gone_untold(self) -> bool {
+        self.waiting == 0 && !self.told
+    }
+}
+
+/// The right to pay for one request's image, from the first attempt to get it to its end.
 pub struct Lease {
     storage: Arc<Storage>,
     request: LeaseRequest,
-    metadata: Metadata,
-    generation: String,
+    callers: watch::Receiver<Callers>,
+    slot: usize,
+    stem: String,
+    /// The stem is that of a lease taken over.
+    is_inherited: bool,
+    /// Of our last confirmed write.
+    generation: Option<String>,
+    /// A write was sent whose result is not known.
+    is_unsure: bool,
+    /// Cloud Storage refuses to overwrite our record, for us and so for all others.
+    is_fixed: bool,
+    term: Term,
     renew_at: Instant,
+    /// Writes of our record are spaced.
+    next_write: Instant,
+    /// Fields of our record as last written or read.
+    owed: bool,
+    /// Another instance's caller has asked for the image that we owe.
+    is_claimed_elsewhere: bool,
+    /// The slot whose image we have claimed for our own caller.
+    claim: Option<usize>,
+    /// When records without a known age were first seen, by generation.
+    first_seen: HashMap<String, Instant>,
+    /// Generations that Cloud Storage refused to overwrite.
+    refused: HashSet<String>,
+    /// Cloud Storage refused to create a record.
+    create_refused: Option<Error>,
+    /// When the attempt to write our lease was sent.
+    taken_at: Instant,
 }
 
-/// Which image is claimed, and when an image that exists already is the answer.
-#[derive(Clone, Debug)]
-pub struct LeaseRequest {
-    /// The record's name.
-    pub name: String,
-    /// The request's; a record with another belongs to a different request.
-    pub fingerprint: String,
-    /// How old a receipt may be; a key's is good for ever.
-    pub receipt_life: Option<Duration>,
-    /// A lease younger than this is no retry's business.
-    pub variant_age: Duration,
-    /// A lease older than this was left by somebody who died.
-    pub lease_life: Duration,
+/// Until when a lease is held, by our own monotonic clock.
+#[derive(Clone, Debug, Default)]
+pub struct Term(Arc<Mutex<Option<Instant>>>);
+
+impl Term {
+    pub fn is_running(&self) -> bool {
+        let end = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        end.is_some_and(|end| Instant::now() < end)
+    }
+
+    fn set(&self, end: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
 }
 
-/// What came of claiming an image.
+/// What came of acquiring a lease.
+#[derive(Debug)]
 pub enum Acquired {
-    /// Nobody else pays.
-    Lease(Box<Lease>),
-    /// Somebody else has paid; this is the image.
+    /// This flight pays, and no other.
+    Held,
+    /// The image is there.
     Completed(Generated),
-    /// Somebody else began so shortly ago that this is not a retry.
+    /// The records cannot be read or are all in use: this flight pays without a lease.
+    Unshared,
+    /// All callers have left while another instance's image was waited for.
+    Abandoned,
+}
+
+/// Where our lease may be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    slot: usize,
+    if_generation: Option<String>,
+    /// The stem to inherit.
+    stem: Option<String>,
+}
+
+/// What a record means for us.
+enum View {
+    /// It may be replaced by our lease.
+    Free(Place),
+    /// The lease of another request of the same content.
     Variant,
+    /// An expired lease that may not be overwritten.
+    Fixed,
+    Running(Record),
+    /// The image is there; how old it is at least, and the record that led to it.
+    Image(Generated, Duration, Record),
+}
+
+enum Choice {
+    /// Our own write, whose answer was lost, turns out to have been made.
+    Held,
+    Write(Place),
+    Completed(Generated),
+    Wait,
+    Unshared,
 }
 
 impl LeaseRequest {
     pub fn name(prefix: &str, kind: &str, identity: &str) -> String {
-        format!("{prefix}.iga/{kind}/{}", sha256_hex(&[identity.as_bytes()]))
+        format!("{prefix}.iga/{kind}/{identity}")
+    }
+
+    pub fn key_sha256(key: &str) -> String {
+        sha256_hex(&[key.as_bytes()])
+    }
+
+    fn is_keyed(&self) -> bool {
+        self.key_sha256.is_some()
+    }
+
+    /// The first slot has the plain name.
+    fn slot_name(&self, slot: usize) -> String {
+        if slot == 0 { self.name.clone() } else { format!("{}.{slot}", self.name) }
+    }
+
+    fn period(&self) -> Duration {
+        self.lease_life / 3
     }
 }
 
 impl Lease {
-    /// Takes the lease, or waits for the image of whoever holds it.
+    pub fn new(
+        storage: Arc<Storage>,
+        request: LeaseRequest,
+        callers: watch::Receiver<Callers>,
+    ) -> Lease {
+        let now = Instant::now();
+        Lease {
+            storage,
+            stem: request.stem.clone(),
+            request,
+            callers,
+            slot: 0,
+            is_inherited: false,
+            generation: None,
+            is_unsure: false,
+            is_fixed: false,
+            term: Term::default(),
+            renew_at: now,
+            next_write: now,
+            owed: false,
+            is_claimed_elsewhere: false,
+            claim: None,
+            first_seen: HashMap::new(),
+            refused: HashSet::new(),
+            create_refused: None,
+            taken_at: now,
+        }
+    }
+
+    /// Whether this flight is surely the only one that may pay.
+    pub fn term(&self) -> Term {
+        self.term.clone()
+    }
+
+    /// The name and the metadata of the image that this lease is about.
+    pub fn naming(&self) -> Naming {
+        let LeaseRequest { fingerprint, holder, key_sha256, .. } = &self.request;
+        let mut metadata = fields([(FINGERPRINT, fingerprint), (HOLDER, holder)]);
+        metadata.extend(key_sha256.iter().map(|key| (KEY_SHA256.to_owned(), key.clone())));
+        Naming { stem: self.stem.clone(), is_inherited: self.is_inherited, metadata }
+    }
+
+    /// Takes the lease, or waits for the image of its holder.
     ///
     /// # Errors
     /// 422 where the key belongs to another request; Cloud Storage's, before anything is paid; 503 at the deadline.
-    pub async fn acquire(
-        storage: &Arc<Storage>,
-        request: LeaseRequest,
-        deadline: Instant,
-    ) -> Result<Acquired, Error> {
+    pub async fn acquire(&mut self) -> Result<Acquired, Error> {
         let start = Instant::now();
-        let metadata = lease_metadata(&request);
-        let mut if_generation = None;
         let mut wait = FIRST_POLL;
+        let mut place = Place { slot: 0, if_generation: None, stem: None };
         loop {
-            let renew_at = Instant::now() + request.lease_life / 3;
-            let lease = |generation| {
-                let (storage, request, metadata) =
-                    (Arc::clone(storage), request.clone(), metadata.clone());
-                Lease { storage, request, metadata, generation, renew_at }
-            };
-            let mut seen = match storage
-                .write_record(&request.name, if_generation.as_deref(), &metadata, deadline)
-                .await
-            {
-                Ok(Written::Mine(generation)) => {
-                    return Ok(Acquired::Lease(Box::new(lease(generation))));
-                }
-                Ok(Written::Conflict(seen)) => seen,
-                Err(error) => {
-                    // It may have been written all the same, and nobody would renew it or give it back.
-                    lease(String::new()).release(Instant::now() + RELEASE_TIME).await;
-                    return Err(error);
-                }
-            };
-            // What stands there decides; it is looked at until it is gone or can be replaced.
-            if_generation = loop {
-                let Some(record) = seen else { break None };
-                match judge(&record, &request)? {
-                    Verdict::Completed(generated) => {
+            if self.take(&place).await? {
+                return Ok(Acquired::Held);
+            }
+            // A place that has just been refused is not tried again at once.
+            let mut refused = Some(place);
+            place = loop {
+                match self.choose().await? {
+                    Choice::Held => return Ok(Acquired::Held),
+                    Choice::Write(place) if Some(&place) != refused.as_ref() => break place,
+                    Choice::Completed(generated) => {
                         metrics::lease_waited("completed", start.elapsed());
                         return Ok(Acquired::Completed(generated));
                     }
-                    Verdict::Variant => return Ok(Acquired::Variant),
-                    Verdict::Replace => break Some(record.generation),
-                    Verdict::Wait => {}
+                    Choice::Unshared => return Ok(Acquired::Unshared),
+                    Choice::Write(_) | Choice::Wait => refused = None,
                 }
-                if Instant::now() + wait >= deadline {
+                if Instant::now() + wait >= self.request.deadline {
                     metrics::lease_waited("deadline", start.elapsed());
                     return Err(Kind::VertexUnavailable.because(
                         "Service Unavailable: another instance is still working on this request.",
                     ));
                 }
-                sleep(wait).await;
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    _ = self.callers.wait_for(|callers| callers.waiting == 0) => {
+                        metrics::lease_waited("abandoned", start.elapsed());
+                        return Ok(Acquired::Abandoned);
+                    }
+                }
                 wait = (wait * 3 / 2).min(LONGEST_POLL);
-                seen = storage.read_record(&request.name, deadline).await?;
             };
         }
+    }
+
+    /// Writes our lease; false where something else is there.
+    async fn take(&mut self, place: &Place) -> Result<bool, Error> {
+        self.slot = place.slot;
+        self.stem = place.stem.as_ref().unwrap_or(&self.request.stem).clone();
+        self.is_inherited = place.stem.is_some();
+        (self.generation, self.is_unsure, self.is_fixed) = (None, true, false);
+        (self.owed, self.is_claimed_elsewhere) = (false, false);
+        let (name, metadata) = (self.name(), self.lease_metadata(false, None));
+        let generation = place.if_generation.as_deref();
+        self.taken_at = Instant::now();
+        let written =
+            self.storage.write_record(&name, generation, &metadata, self.request.deadline).await;
+        self.next_write = Instant::now() + self.request.spacing;
+        match written {
+            Ok(Written::Confirmed(generation)) => self.hold(generation, self.taken_at),
+            Ok(Written::Conflict(Some(record))) if self.is_mine(&record) => {
+                self.hold(record.generation, self.taken_at);
+            }
+            Ok(Written::Conflict(_)) => {
+                self.is_unsure = false;
+                return Ok(false);
+            }
+            // It may have been written all the same; what is there decides.
+            Err(StorageError::Forbidden(error)) => {
+                match &place.if_generation {
+                    Some(generation) => drop(self.refused.insert(generation.clone())),
+                    None => self.create_refused = Some(error),
+                }
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(true)
+    }
+
+    /// Looks at the records in their order and decides what to do about the first that matters.
+    async fn choose(&mut self) -> Result<Choice, Error> {
+        let mut free = None;
+        let mut first: Option<(usize, View)> = None;
+        for slot in 0..SLOTS {
+            let name = self.request.slot_name(slot);
+            let record = match self.storage.read_record(&name, self.request.deadline).await {
+                Ok(record) => record,
+                Err(StorageError::Forbidden(error)) => return self.without_records(error),
+                Err(error) => return Err(error.into()),
+            };
+            let Some(record) = record else {
+                if let Some(error) = self.create_refused.take() {
+                    return self.without_records(error);
+                }
+                free.get_or_insert(Place { slot, if_generation: None, stem: None });
+                break;
+            };
+            if self.is_mine(&record) {
+                self.slot = slot;
+                self.hold(record.generation, self.taken_at);
+                return Ok(Choice::Held);
+            }
+            match self.judge(slot, record).await? {
+                View::Variant | View::Fixed => continue,
+                View::Free(place) => drop(free.get_or_insert(place)),
+                view @ (View::Running(_) | View::Image(..)) => {
+                    let is_first = match &first {
+                        None => true,
+                        Some((other, _)) if self.claim == Some(*other) => false,
+                        Some((_, other)) => {
+                            self.claim == Some(slot) || (view.is_owed() && !other.is_owed())
+                        }
+                    };
+                    if is_first {
+                        first = Some((slot, view));
+                    }
+                }
+            }
+            if self.request.is_keyed() {
+                break;
+            }
+        }
+        match (first, free) {
+            (Some((slot, View::Running(record))), _) => {
+                if is_owed(&record) {
+                    let aged = self.age(&record).lower_bound();
+                    self.claim(slot, &record, record.metadata.clone(), aged).await;
+                }
+                Ok(Choice::Wait)
+            }
+            (Some((slot, View::Image(generated, aged, record))), _) => {
+                let is_receipt = completed(&record).is_some();
+                if is_receipt && !is_owed(&record) {
+                    return Ok(Choice::Completed(generated));
+                }
+                let receipt = self.receipt_metadata(&generated, false);
+                match self.claim(slot, &record, receipt, aged).await {
+                    true => Ok(Choice::Completed(generated)),
+                    false => Ok(Choice::Wait),
+                }
+            }
+            (_, Some(place)) => Ok(Choice::Write(place)),
+            (_, None) => self.without_records(
+                Kind::FileSave
+                    .because("All records of this request are in use, and none may be replaced."),
+            ),
+        }
+    }
+
+    /// A key must not be paid for without a record; a request without a key may.
+    fn without_records(&self, error: Error) -> Result<Choice, Error> {
+        if self.request.is_keyed() {
+            let text = format!(
+                "The record of the idempotency key cannot be used (storage.objects.get, .create and .delete are \
+                 needed): {error}"
+            );
+            return Err(Kind::FileSave.because(text).caused_by(error));
+        }
+        tracing::warn!("retries of this request are not recognised on other instances: {error}");
+        Ok(Choice::Unshared)
+    }
+
+    async fn judge(&mut self, slot: usize, record: Record) -> Result<View, Error> {
+        let Record { metadata, generation, .. } = &record;
+        if is_other_request(metadata.get(FINGERPRINT), &self.request.fingerprint) {
+            return Err(key_reused());
+        }
+        let has = |name: &str, value: &String| metadata.get(name) == Some(value);
+        if self.request.variants.iter().any(|holder| has(HOLDER, holder)) {
+            return Ok(View::Variant);
+        }
+        let age = self.age(&record);
+        let is_refused = self.refused.contains(generation);
+        let free = |stem: Option<String>| match is_refused {
+            true => View::Fixed,
+            false => View::Free(Place { slot, if_generation: Some(generation.clone()), stem }),
+        };
+        let deadline = self.request.deadline;
+        if let Some(generated) = completed(&record) {
+            if self.request.receipt_life.is_some_and(|life| age.is_surely_over(life)) {
+                return Ok(free(None));
+            }
+            return match self.storage.stat_image(&generated.object, deadline).await {
+                Ok(None) => Ok(free(None)),
+                Ok(Some(_)) | Err(StorageError::Forbidden(_)) => {
+                    Ok(View::Image(generated, age.lower_bound(), record))
+                }
+                Err(error) => Err(error.into()),
+            };
+        }
+        let is_released = metadata.contains_key(RELEASED);
+        let is_renewed = metadata.contains_key(RENEWAL);
+        if !is_released && !is_renewed && age.is_surely_under(self.request.variant_age) {
+            return Ok(View::Variant);
+        }
+        let is_expired = is_released || age.is_surely_over(self.request.lease_life);
+        let is_quiet = is_expired || age.is_surely_over(self.request.period() * 3 / 2);
+        let mut stem = metadata.get(IMAGE).cloned();
+        if let Some(named) = stem.as_ref().filter(|_| is_quiet)
+            && let Some(image) = self.storage.find_image(named, deadline).await?
+        {
+            let is_too_old = |life| image.age.is_surely_over(life);
+            let aged = image.age.lower_bound();
+            match (self.request.receipt_life.is_some_and(is_too_old), generated(image)) {
+                (false, Some(generated)) => return Ok(View::Image(generated, aged, record)),
+                (true, _) | (_, None) => stem = None,
+            }
+        }
+        let life = metadata.get(LIFE_MS).and_then(|life_ms| life_ms.parse().ok());
+        let life = life.map_or(self.request.lease_life, Duration::from_millis);
+        Ok(match (is_expired, is_refused && !is_released) {
+            (false, _) => View::Running(record),
+            // If we may not overwrite it, its holder cannot renew it and may be alive all the same.
+            (true, true) if !age.is_surely_over(life) => View::Running(record),
+            (true, _) => free(stem),
+        })
+    }
+
+    /// A record's age, with what it was aged before its last write; where Cloud Storage does not tell, since it
+    /// was first seen here.
+    fn age(&mut self, record: &Record) -> Age {
+        let before = record.metadata.get(AGED_MS).and_then(|aged| aged.parse().ok());
+        let age = match record.age.has_upper_bound() {
+            true => record.age,
+            false => {
+                let seen =
+                    self.first_seen.entry(record.generation.clone()).or_insert_with(Instant::now);
+                Age::at_least(seen.elapsed())
+            }
+        };
+        age.plus(Duration::from_millis(before.unwrap_or(0)))
+    }
+
+    /// Says in a record that its image is for our caller, best effort; false where another writer came first.
+    async fn claim(
+        &mut self,
+        slot: usize,
+        record: &Record,
+        metadata: Metadata,
+        aged: Duration,
+    ) -> bool {
+        let written = self.rewrite(slot, record, metadata, aged, false).await;
+        if let Ok(Written::Conflict(_)) = written {
+            return false;
+        }
+        self.claim = Some(slot);
+        true
+    }
+
+    /// Gives a claimed image back: our caller has left untold.
+    pub async fn give_back_claim(&mut self) {
+        let Some(slot) = self.claim.take() else { return };
+        let deadline = Instant::now() + self.request.record_try;
+        let name = self.request.slot_name(slot);
+        if let Ok(Some(record)) = self.storage.read_record_once(&name, Via::Pool, deadline).await {
+            let metadata = record.metadata.clone();
+            let aged = self.age(&record).lower_bound();
+            let _ = self.rewrite(slot, &record, metadata, aged, true).await;
+        }
+    }
+
+    /// Writes another flight's record: its age goes on, and it counts as renewed.
+    async fn rewrite(
+        &mut self,
+        slot: usize,
+        record: &Record,
+        mut metadata: Metadata,
+        aged: Duration,
+        owed: bool,
+    ) -> Result<Written, StorageError> {
+        metadata.insert(AGED_MS.to_owned(), aged.as_millis().to_string());
+        metadata.insert(RENEWAL.to_owned(), random_hex::<8>());
+        metadata.insert(OWED.to_owned(), yes_or_no(owed));
+        let (name, deadline) =
+            (self.request.slot_name(slot), Instant::now() + self.request.record_try);
+        let generation = Some(record.generation.as_str());
+        self.storage.write_record_once(&name, generation, &metadata, Via::Pool, deadline).await
     }
 
     /// Runs `work` and renews the lease beside it.
     pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
         tokio::select! {
+            biased;
             done = work => done,
             never = self.renew() => match never {},
         }
@@ -129,106 +524,310 @@ impl Lease {
 
     /// Renews the lease for as long as this future is polled.
     async fn renew(&mut self) -> Infallible {
-        let period = self.request.lease_life / 3;
+        let mut via = Via::Pool;
         loop {
-            sleep_until(self.renew_at).await;
-            let start = Instant::now();
-            // Each renewal is told from the one before, should its answer be lost.
-            let metadata = renewed(&self.metadata);
-            let if_generation = Some(self.generation.as_str());
+            self.renewal_is_due().await;
+            let owed = self.is_owed_now();
+            let (name, metadata) =
+                (self.name(), self.lease_metadata(owed, Some(random_hex::<8>())));
+            let generation = self.generation.clone();
+            let sent = Instant::now();
+            // Should this future be dropped, the write may have been made.
+            self.is_unsure = true;
+            self.next_write = sent + self.request.spacing;
+            let deadline = sent + self.request.record_try;
             let written = self
                 .storage
-                .write_record(&self.request.name, if_generation, &metadata, start + period)
+                .write_record_once(&name, generation.as_deref(), &metadata, via, deadline)
                 .await;
-            self.renew_at = start + period;
+            let now = Instant::now();
+            self.next_write = now + self.request.spacing;
+            via = Via::Pool;
             match written {
-                Ok(Written::Mine(generation)) => self.generation = generation,
+                Ok(Written::Confirmed(generation)) => {
+                    self.hold(generation, sent);
+                    self.owed = owed;
+                }
                 Ok(Written::Conflict(Some(record))) if self.is_mine(&record) => {
-                    self.generation = record.generation
+                    self.adopt(record);
+                    self.renew_at = now;
                 }
                 Ok(Written::Conflict(_)) => {
-                    tracing::warn!("lease lost: another instance may pay too")
+                    tracing::warn!("lease lost: another instance has taken it over");
+                    (self.generation, self.is_unsure) = (None, false);
+                    self.term.set(None);
+                }
+                Err(StorageError::Forbidden(error)) => {
+                    if !self.is_fixed {
+                        tracing::warn!("the lease's record may not be overwritten: {error}");
+                    }
+                    // Nor can another instance overwrite it: all wait for the end of this flight.
+                    (self.is_fixed, self.is_unsure) = (true, false);
+                    self.term.set(Some(self.request.deadline));
+                    self.renew_at = now + self.request.period();
                 }
                 Err(error) => {
-                    tracing::warn!(causes = error.causes(), "lease not renewed: {error}");
-                    self.renew_at = Instant::now() + period / 4;
+                    tracing::warn!(
+                        causes = error.error().causes(),
+                        "lease not renewed: {}",
+                        error.error()
+                    );
+                    via = Via::Fresh;
+                    self.renew_at = now;
                 }
             }
         }
     }
 
-    /// Makes the lease a receipt for this image, unless another image came first: then it is that one.
-    pub async fn complete(
-        &mut self,
-        generated: &Generated,
-        deadline: Instant,
-    ) -> Result<Generated, Error> {
-        let receipt = receipt_metadata(&self.request, generated);
-        let mut if_generation = Some(self.generation.clone());
-        loop {
-            match self
-                .storage
-                .write_record(&self.request.name, if_generation.as_deref(), &receipt, deadline)
-                .await?
-            {
-                Written::Mine(_) => return Ok(generated.clone()),
-                Written::Conflict(None) => if_generation = None,
-                Written::Conflict(Some(record)) => match completed(&record) {
-                    Some(first) => return Ok(first),
-                    // A lease, be it one that a renewal of ours has moved on: what is stored comes first.
-                    None => if_generation = Some(record.generation),
-                },
+    /// Returns when the lease is to be written: a third of its life after the last time, or when its image
+    /// begins or ceases to be owed.
+    async fn renewal_is_due(&mut self) {
+        if self.generation.is_none() {
+            return std::future::pending().await;
+        }
+        if self.request.is_keyed() {
+            sleep_until(self.renew_at).await;
+        } else {
+            let (owed, elsewhere) = (self.owed, self.is_claimed_elsewhere);
+            tokio::select! {
+                () = sleep_until(self.renew_at) => {}
+                _ = self.callers.wait_for(|callers| {
+                    (callers.are_gone_untold() && !elsewhere) != owed
+                }) => {}
             }
         }
+        sleep_until(self.next_write).await;
     }
 
-    /// Gives the lease back, so that the next request need not wait for its end. Best effort: it ends anyhow.
-    pub async fn release(self, deadline: Instant) {
-        let released = async {
-            let record = self.storage.read_record(&self.request.name, deadline).await?;
-            match record.filter(|record| self.is_mine(record)) {
-                Some(record) => {
-                    self.storage
-                        .delete(&self.request.name, Some(&record.generation), deadline)
-                        .await
-                }
-                None => Ok(()),
+    fn is_owed_now(&mut self) -> bool {
+        let callers = *self.callers.borrow();
+        self.is_claimed_elsewhere &= callers.waiting == 0;
+        !self.request.is_keyed() && callers.are_gone_untold() && !self.is_claimed_elsewhere
+    }
+
+    /// Which image to tell of where the lease may have been lost: the one that a receipt names already, else
+    /// ours, with our receipt written over what is there if possible.
+    pub async fn reconcile(&mut self, ours: Generated) -> Generated {
+        let deadline = Instant::now() + self.request.record_try;
+        let name = self.name();
+        let record = match self.storage.read_record_once(&name, Via::Fresh, deadline).await {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!("the record could not be read before answering: {}", error.error());
+                return ours;
             }
         };
-        if let Err(error) = released.await {
-            tracing::warn!(causes = error.causes(), "lease not given back: {error}");
+        let first = record.as_ref().and_then(completed).filter(|first| first.object != ours.object);
+        if let Some(first) = first
+            && !matches!(self.storage.stat_image(&first.object, deadline).await, Ok(None))
+        {
+            tracing::warn!(
+                object = ours.object,
+                "another instance's image came first; this one is a duplicate and stays in the bucket"
+            );
+            return first;
         }
+        self.generation = record.map(|record| record.generation);
+        self.is_unsure = false;
+        let owed = self.is_owed_now();
+        let _ = self.write_receipt(&ours, owed, Via::Fresh).await;
+        ours
+    }
+
+    /// Makes the lease a receipt for this image. Tries until the deadline, with the lease renewed between:
+    /// the caller has its answer already.
+    pub async fn complete(&mut self, generated: &Generated) {
+        let mut wait = self.request.spacing;
+        let mut via = Via::Pool;
+        loop {
+            sleep_until(self.next_write).await;
+            let owed = self.is_owed_now();
+            let error = match self.write_receipt(generated, owed, via).await {
+                Ok(true) => return,
+                Ok(false) => continue,
+                Err(error) => error,
+            };
+            let is_late = Instant::now() + wait >= self.request.deadline;
+            if is_late || !error.may_pass() {
+                let causes = error.error().causes();
+                tracing::warn!(
+                    causes,
+                    "receipt not written; the lease names the image: {}",
+                    error.error()
+                );
+                return;
+            }
+            self.during(sleep(wait)).await;
+            wait = (wait * 2).min(self.request.period());
+            via = Via::Fresh;
+        }
+    }
+
+    /// True where a receipt is there, be it another's.
+    async fn write_receipt(
+        &mut self,
+        generated: &Generated,
+        owed: bool,
+        via: Via,
+    ) -> Result<bool, StorageError> {
+        let (name, receipt) = (self.name(), self.receipt_metadata(generated, owed));
+        let generation = self.generation.clone();
+        let deadline = Instant::now() + self.request.record_try;
+        self.is_unsure = true;
+        let written = self
+            .storage
+            .write_record_once(&name, generation.as_deref(), &receipt, via, deadline)
+            .await;
+        self.next_write = Instant::now() + self.request.spacing;
+        match written? {
+            Written::Confirmed(_) => Ok(true),
+            Written::Conflict(Some(record)) if completed(&record).is_some() => {
+                if completed(&record).is_some_and(|first| first.object != generated.object) {
+                    tracing::warn!(
+                        object = generated.object,
+                        "another instance's receipt came first; this image is a duplicate"
+                    );
+                }
+                Ok(true)
+            }
+            // A lease, be it one that a renewal of ours has moved on: a stored image comes first.
+            Written::Conflict(record) => {
+                self.generation = record.map(|record| record.generation);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Gives the lease back, so that the next request need not wait for its end. Only for a holder that has
+    /// begun no upload. Best effort: the lease expires anyway.
+    pub async fn release(&mut self, until: Instant) {
+        let mut looks = 0;
+        let mut via = Via::Pool;
+        while self.generation.is_some() || self.is_unsure {
+            if timeout_at(until, sleep_until(self.next_write)).await.is_err() {
+                tracing::warn!("lease not given back in time");
+                return;
+            }
+            let released = self.release_once(via, &mut looks).await;
+            self.next_write = Instant::now() + self.request.spacing;
+            via = Via::Fresh;
+            match released {
+                Ok(()) => {}
+                Err(error) if error.may_pass() => {
+                    tracing::debug!("lease not given back yet: {}", error.error());
+                }
+                Err(error) => {
+                    tracing::warn!("lease not given back: {}", error.error());
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn release_once(&mut self, via: Via, looks: &mut usize) -> Result<(), StorageError> {
+        let (name, deadline) = (self.name(), Instant::now() + self.request.record_try);
+        if self.is_unsure {
+            match self.storage.read_record_once(&name, via, deadline).await? {
+                Some(record) if self.is_mine(&record) => self.adopt(record),
+                // A write that is still on its way may arrive later: look twice.
+                Some(_) | None => {
+                    self.generation = None;
+                    *looks += 1;
+                    self.is_unsure = *looks < 2;
+                    return Ok(());
+                }
+            }
+        }
+        let Some(generation) = self.generation.clone() else { return Ok(()) };
+        self.is_unsure = true;
+        let generation = Some(generation.as_str());
+        let is_gone = if self.request.is_keyed() && !self.is_inherited {
+            let deleted = self.storage.delete_once(&name, generation, via, deadline).await?;
+            deleted == Deleted::Gone
+        } else {
+            // Slots have no gaps, and a name that a lost upload may still get is not forgotten.
+            let mut metadata = fields([(FINGERPRINT, &self.request.fingerprint)]);
+            metadata.insert(RELEASED.to_owned(), random_hex::<8>());
+            metadata.extend(self.is_inherited.then(|| (IMAGE.to_owned(), self.stem.clone())));
+            let written =
+                self.storage.write_record_once(&name, generation, &metadata, via, deadline).await?;
+            matches!(written, Written::Confirmed(_))
+        };
+        if is_gone {
+            (self.generation, self.is_unsure) = (None, false);
+            self.term.set(None);
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.request.slot_name(self.slot)
+    }
+
+    fn hold(&mut self, generation: String, sent: Instant) {
+        (self.generation, self.is_unsure, self.claim) = (Some(generation), false, None);
+        self.term.set(Some(sent + self.request.lease_life));
+        self.renew_at = sent + self.request.period();
+    }
+
+    /// Goes on from a record of ours that another write has changed.
+    fn adopt(&mut self, record: Record) {
+        let owed = is_owed(&record);
+        self.is_claimed_elsewhere = self.owed && !owed;
+        (self.owed, self.generation, self.is_unsure) = (owed, Some(record.generation), false);
     }
 
     fn is_mine(&self, record: &Record) -> bool {
-        record.metadata.get(HOLDER) == self.metadata.get(HOLDER) && completed(record).is_none()
+        record.metadata.get(HOLDER) == Some(&self.request.holder) && completed(record).is_none()
+    }
+
+    fn lease_metadata(&self, owed: bool, renewal: Option<String>) -> Metadata {
+        let LeaseRequest { fingerprint, holder, .. } = &self.request;
+        let mut metadata =
+            fields([(FINGERPRINT, fingerprint), (HOLDER, holder), (IMAGE, &self.stem)]);
+        let life = self.request.deadline.saturating_duration_since(self.taken_at);
+        metadata.insert(LIFE_MS.to_owned(), life.as_millis().to_string());
+        metadata.extend(renewal.map(|renewal| (RENEWAL.to_owned(), renewal)));
+        metadata.extend((!self.request.is_keyed()).then(|| (OWED.to_owned(), yes_or_no(owed))));
+        metadata
+    }
+
+    fn receipt_metadata(&self, generated: &Generated, owed: bool) -> Metadata {
+        let LeaseRequest { fingerprint, holder, .. } = &self.request;
+        let Generated { object, model } = generated;
+        let mut metadata = fields([
+            (FINGERPRINT, fingerprint),
+            (HOLDER, holder),
+            (OBJECT, object),
+            (MODEL, model),
+        ]);
+        metadata.extend((!self.request.is_keyed()).then(|| (OWED.to_owned(), yes_or_no(owed))));
+        metadata
     }
 }
 
-enum Verdict {
-    Completed(Generated),
-    Variant,
-    Wait,
-    Replace,
-}
-
-/// What a record that stands where ours should means for us.
-fn judge(record: &Record, request: &LeaseRequest) -> Result<Verdict, Error> {
-    if record.metadata.get(FINGERPRINT) != Some(&request.fingerprint) {
-        return Err(key_reused());
+impl View {
+    fn is_owed(&self) -> bool {
+        match self {
+            View::Running(record) | View::Image(_, _, record) => is_owed(record),
+            View::Free(_) | View::Variant | View::Fixed => false,
+        }
     }
-    Ok(match completed(record) {
-        Some(_) if request.receipt_life.is_some_and(|life| record.age > life) => Verdict::Replace,
-        Some(generated) => Verdict::Completed(generated),
-        None if record.age > request.lease_life => Verdict::Replace,
-        None if !is_renewed(record) && record.age < request.variant_age => Verdict::Variant,
-        None => Verdict::Wait,
-    })
 }
 
-/// A lease that was renewed began longer ago than its record can tell.
-fn is_renewed(record: &Record) -> bool {
-    record.metadata.contains_key(RENEWAL)
+fn is_owed(record: &Record) -> bool {
+    record.metadata.get(OWED).is_some_and(|owed| owed == "yes")
+}
+
+fn yes_or_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+/// Fingerprints of different versions cannot be compared.
+fn is_other_request(recorded: Option<&String>, ours: &str) -> bool {
+    let version =
+        |fingerprint: &str| fingerprint.split_once(':').map(|(version, _)| version.to_owned());
+    recorded.is_none_or(|recorded| recorded != ours && version(recorded) == version(ours))
 }
 
 fn key_reused() -> Error {
@@ -242,85 +841,26 @@ fn completed(record: &Record) -> Option<Generated> {
     Some(Generated { object: object.clone(), model: model.clone() })
 }
 
-fn lease_metadata(request: &LeaseRequest) -> Metadata {
-    metadata([(FINGERPRINT, &request.fingerprint), (HOLDER, &random_hex::<16>())])
+/// None for an object that does not tell its model: this service has not written it.
+fn generated(image: StoredImage) -> Option<Generated> {
+    Some(Generated { object: image.object, model: image.model? })
 }
 
-fn renewed(lease: &Metadata) -> Metadata {
-    let mut metadata = lease.clone();
-    metadata.insert(RENEWAL.to_owned(), random_hex::<8>());
-    metadata
-}
-
-fn receipt_metadata(request: &LeaseRequest, generated: &Generated) -> Metadata {
-    metadata([
-        (FINGERPRINT, &request.fingerprint),
-        (OBJECT, &generated.object),
-        (MODEL, &generated.model),
-    ])
-}
-
-fn metadata<const N: usize>(pairs: [(&str, &String); N]) -> Metadata {
+fn fields<const N: usize>(pairs: [(&str, &String); N]) -> Metadata {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
-const FINGERPRINT: &str = "fingerprint";
 const HOLDER: &str = "holder";
+const IMAGE: &str = "image";
 const RENEWAL: &str = "renewal";
+const LIFE_MS: &str = "life_ms";
+const OWED: &str = "owed";
+const AGED_MS: &str = "aged_ms";
+const RELEASED: &str = "released";
 const OBJECT: &str = "object";
-const MODEL: &str = "model";
+const KEY_SHA256: &str = "key_sha256";
 
-/// How long giving back a lease may take.
-pub const RELEASE_TIME: Duration = Duration::from_secs(1);
+/// Records of one request, at most.
+const SLOTS: usize = 16;
 const FIRST_POLL: Duration = Duration::from_millis(200);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request() -> LeaseRequest {
-        LeaseRequest {
-            name: "n".to_owned(),
-            fingerprint: "f".to_owned(),
-            receipt_life: Some(Duration::from_secs(5)),
-            variant_age: Duration::from_millis(400),
-            lease_life: Duration::from_secs(12),
-        }
-    }
-
-    fn verdict(metadata: Metadata, age_ms: u64) -> &'static str {
-        let record =
-            Record { metadata, generation: "1".to_owned(), age: Duration::from_millis(age_ms) };
-        match judge(&record, &request()) {
-            Ok(Verdict::Completed(_)) => "completed",
-            Ok(Verdict::Variant) => "variant",
-            Ok(Verdict::Wait) => "wait",
-            Ok(Verdict::Replace) => "replace",
-            Err(error) => error.kind.row().code,
-        }
-    }
-
-    #[test]
-    fn what_stands_there_decides() {
-        let generated = Generated { object: "o".to_owned(), model: "m".to_owned() };
-        let (lease, receipt) =
-            (lease_metadata(&request()), receipt_metadata(&request(), &generated));
-        let other = LeaseRequest { fingerprint: "g".to_owned(), ..request() };
-        for (metadata, age_ms, expected) in [
-            (lease.clone(), 0, "variant"),
-            (renewed(&lease), 0, "wait"),
-            (lease.clone(), 400, "wait"),
-            (lease.clone(), 12_000, "wait"),
-            (lease, 12_001, "replace"),
-            (receipt.clone(), 0, "completed"),
-            (receipt.clone(), 5000, "completed"),
-            (receipt, 5001, "replace"),
-            (lease_metadata(&other), 0, "IGA_IDEMPOTENCY_KEY_REUSED"),
-            (receipt_metadata(&other, &generated), 99_000, "IGA_IDEMPOTENCY_KEY_REUSED"),
-            (Metadata::new(), 99_000, "IGA_IDEMPOTENCY_KEY_REUSED"),
-        ] {
-            assert_eq!(verdict(metadata, age_ms), expected, "{age_ms}");
-        }
-    }
-}

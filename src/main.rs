@@ -1,8 +1,9 @@
-//! Cold start: settings, log, parts, runtime. Also the commands for operators of a running service.
+//! Cold start: settings, log, parts, runtime. Also the commands for operators.
 
 use iga::app::App;
 use iga::config::{self, Config};
 use iga::google::http::NoClient;
+use iga::google::proxy;
 use iga::{doctor, health, runtime, telemetry};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use tokio::task::spawn_blocking;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    telemetry::report_panics();
     let words: Vec<_> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -43,6 +45,8 @@ fn serve() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return refuse(problems),
     };
+    // SAFETY: the thread that writes the log is started below; until then this is the only thread.
+    unsafe { proxy::exempt_token_sources(&config.credentials) };
     // Each connection takes a file. A limit that cannot be raised bounds the connections instead.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let is_lambda = config.platform == config::Platform::Lambda;

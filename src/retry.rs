@@ -1,7 +1,7 @@
 //! Retries: how often, how long to wait, and when to stop.
 
 use crate::error::Error;
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -49,11 +49,7 @@ where
         number += 1;
         attempt(number)
     };
-    let waits = ExponentialBuilder::default()
-        .with_min_delay(first_wait)
-        .with_jitter()
-        .with_max_times(TRIES - 1);
-    next.retry(waits)
+    next.retry(backoff(first_wait))
         .when(|failure: &Failure| failure.again == Again::Later)
         .adjust(|failure, wait| {
             let wait = wait?.max(failure.error.retry_after.unwrap_or_default());
@@ -64,6 +60,15 @@ where
         })
         .await
         .map_err(|failure| failure.error)
+}
+
+/// The waits between [`TRIES`] attempts.
+pub fn waits(first_wait: Duration) -> impl Iterator<Item = Duration> + Send {
+    backoff(first_wait).build()
+}
+
+fn backoff(first_wait: Duration) -> ExponentialBuilder {
+    ExponentialBuilder::default().with_min_delay(first_wait).with_jitter().with_max_times(TRIES - 1)
 }
 
 /// The end of a try that may take `limit`, within the deadline.

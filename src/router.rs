@@ -74,7 +74,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let trace = Trace::from_headers(request.headers());
     let span = telemetry::request_span(
         &id,
-        workflow_id(request.headers()),
+        workflow_id(request.headers()).as_deref(),
         lambda_request_id(&request),
         trace.as_ref(),
         &app.config.project_id,
@@ -125,7 +125,7 @@ fn is_authority(host: &[u8]) -> bool {
         .is_ok_and(|host| !host.host().is_empty() && !host.as_str().contains('@'))
 }
 
-const GENERATE_IMAGE: &str = "/generate_image";
+pub const GENERATE_IMAGE: &str = "/generate_image";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[cfg(test)]

@@ -3,15 +3,20 @@
 use crate::app::App;
 use crate::config::{Config, Platform};
 use crate::handler::PlatformDeadline;
-use crate::router::router;
+use crate::router::{GENERATE_IMAGE, router};
 use crate::server::{listen, serve};
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::map_request;
-use lambda_http::lambda_runtime::LambdaEvent;
-use lambda_http::request::LambdaRequest;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::BodyExt as _;
+use lambda_http::lambda_runtime::{self, LambdaEvent, service_fn};
+use lambda_http::request::{LambdaRequest, RequestContext};
 use lambda_http::tower::ServiceExt;
-use lambda_http::{Adapter, Context};
+use lambda_http::{Adapter, Context, RequestExt as _};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +30,11 @@ use tokio::time::Instant;
 pub async fn run(app: Arc<App>) -> Result<(), String> {
     match app.config.platform {
         Platform::Lambda => {
-            lambda_http::run(lambda_service(app)).await.map_err(|error| error.to_string())
+            started(&app.config, None);
+            let answer = |event: LambdaEvent<Value>| {
+                answer_event(Arc::clone(&app), event.payload, event.context)
+            };
+            lambda_runtime::run(service_fn(answer)).await.map_err(|error| error.to_string())
         }
         Platform::CloudRun | Platform::Plain => {
             let address = SocketAddr::new(app.config.host, app.config.port);
@@ -45,47 +54,96 @@ pub async fn run(app: Arc<App>) -> Result<(), String> {
 
 /// The line by which an operator sees what runs where, with which settings.
 fn started(config: &Config, address: Option<SocketAddr>) {
-    let targets = std::iter::once(&config.model).chain(&config.fallbacks);
     let targets: Vec<_> =
-        targets.map(|target| format!("{}/{}", target.location, target.model.id)).collect();
+        config.targets().map(|target| format!("{}/{}", target.location, target.model.id)).collect();
     tracing::info!(
-        address = address.map(|address| address.to_string()),
+        address = address.as_ref().map(ToString::to_string),
         version = env!("CARGO_PKG_VERSION"),
         platform = ?config.platform,
         project = config.project_id,
         models = targets.join(","),
+        prompt_locations = config.prompt_locations().join(","),
         bucket = config.bucket,
         prefix = config.prefix,
         prompts_logged = config.debug,
-        "listening"
+        "{}",
+        if address.is_some() { "listening" } else { "waiting for events" }
     );
 }
 
 /// Answers one Lambda event, as JSON in and out, on the path that the Lambda runtime takes.
 ///
 /// # Errors
-/// A sentence that says what is wrong with the event.
+/// A sentence that says which events IGA takes.
 pub async fn invoke(app: Arc<App>, event: &str) -> Result<Value, String> {
     let no_deadline = u64::MAX;
     invoke_until(app, event, no_deadline).await
 }
 
-/// The same, for a function that Lambda will end at `deadline`, in milliseconds since 1970.
+/// Like `invoke`, for a function that Lambda ends at `deadline`, in milliseconds since 1970.
 pub async fn invoke_until(app: Arc<App>, event: &str, deadline: u64) -> Result<Value, String> {
-    let event: LambdaRequest = serde_json::from_str(event)
-        .map_err(|error| format!("This is no event that Lambda sends for HTTP: {error}."))?;
+    let event = serde_json::from_str(event).map_err(|_| NOT_AN_EVENT.to_owned())?;
     let mut context = Context::default();
     context.deadline = deadline;
-    let Ok(answer) =
-        Adapter::from(lambda_service(app)).oneshot(LambdaEvent::new(event, context)).await;
-    serde_json::to_value(answer).map_err(|error| error.to_string())
+    answer_event(app, event, context).await
+}
+
+/// A response in the form that the sender of the event expects.
+async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<Value, String> {
+    let is_http = event.get("requestContext").is_some();
+    if !is_http && event.get("prompt").is_some() {
+        return answer_directly(app, event, context).await;
+    }
+    let event: LambdaRequest =
+        serde_json::from_value(with_readable_body(event)).map_err(|_| NOT_AN_EVENT.to_owned())?;
+    let service = lambda_service(app).map_request(without_stage);
+    let Ok(response) = Adapter::from(service).oneshot(LambdaEvent::new(event, context)).await;
+    serde_json::to_value(response).map_err(|error| error.to_string())
+}
+
+/// The payload is the request's body, and the result is the response's body.
+async fn answer_directly(app: Arc<App>, body: Value, context: Context) -> Result<Value, String> {
+    let request = Request::post(GENERATE_IMAGE)
+        .header(CONTENT_TYPE, "application/json")
+        .extension(context)
+        .body(Body::from(body.to_string()))
+        .map_err(|error| error.to_string())?;
+    let Ok(response) = lambda_service(app).oneshot(request).await;
+    let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
+}
+
+/// An event whose body claims to be base64 and is not: `lambda_http` panics over it. Its text is refused as JSON.
+fn with_readable_body(mut event: Value) -> Value {
+    let is_base64 = event.get("isBase64Encoded") == Some(&Value::Bool(true));
+    let body = event.get("body").and_then(Value::as_str).unwrap_or_default();
+    if is_base64 && BASE64_STANDARD.decode(body).is_err() {
+        event["isBase64Encoded"] = Value::Bool(false);
+    }
+    event
+}
+
+/// API Gateway names its stage as the first part of the path; IGA's routes have no stages.
+fn without_stage(mut request: lambda_http::Request) -> lambda_http::Request {
+    let stage = match request.request_context_ref() {
+        Some(RequestContext::ApiGatewayV1(context)) => context.stage.as_deref(),
+        Some(RequestContext::ApiGatewayV2(context)) => context.stage.as_deref(),
+        Some(_) | None => None,
+    };
+    let path = request.uri().path();
+    let rest = stage.and_then(|stage| path.strip_prefix('/')?.strip_prefix(stage));
+    if let Some(uri) = rest.filter(|rest| rest.starts_with('/')).and_then(|rest| rest.parse().ok())
+    {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
 fn lambda_service(app: Arc<App>) -> Router {
     router(app).layer(map_request(with_lambda_deadline))
 }
 
-/// Lambda kills a function at its timeout without a word; everything must be over a little earlier.
+/// Lambda kills a function at its timeout; everything must end a little earlier.
 async fn with_lambda_deadline(mut request: Request) -> Request {
     if let Some(context) = request.extensions().get::<Context>() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -107,6 +165,8 @@ async fn stop_signal() {
     }
 }
 
+const NOT_AN_EVENT: &str = "Not a Lambda HTTP event: IGA takes events of a function URL, of API Gateway (payload 1.0 and 2.0) and \
+                            of a load balancer, and direct invocations with {\"prompt\": ...}.";
 const LAMBDA_MARGIN: Duration = Duration::from_secs(1);
 
 /// No function runs longer ("Lambda quotas").

@@ -7,19 +7,23 @@ use hyper::body::Incoming;
 use crate::response::{Ending, Refusal};
 
 pub(crate) struct BodyReader {
-    body: Incoming,
+    /// `None` once there is nothing more to come.
+    body: Option<Incoming>,
     /// What has arrived so far.
     pub read: BytesMut,
 }
 
 impl BodyReader {
     pub fn new(body: Incoming) -> Self {
-        Self { body, read: BytesMut::new() }
+        Self { body: Some(body), read: BytesMut::new() }
     }
 
     /// Reads a little more; false at the end. A client that breaks off gets no response.
     pub async fn more(&mut self) -> Result<bool, Refusal> {
-        let frame = match self.body.frame().await {
+        let Some(body) = &mut self.body else {
+            return Ok(false);
+        };
+        let frame = match body.frame().await {
             Some(Ok(frame)) => frame,
             Some(Err(_)) => return Err(Refusal::Abort(Ending::Close)),
             None => return Ok(false),
@@ -38,5 +42,11 @@ impl BodyReader {
     pub async fn all(&mut self) -> Result<Bytes, Refusal> {
         while self.more().await? {}
         Ok(self.read.split().freeze())
+    }
+}
+
+impl From<Bytes> for BodyReader {
+    fn from(bytes: Bytes) -> Self {
+        Self { body: None, read: bytes.into() }
     }
 }

@@ -68,7 +68,8 @@ pub(crate) fn compose(
     let mut bytes = Vec::new();
     for source in sources {
         let name = source["name"].as_str().unwrap_or_default();
-        bytes.extend_from_slice(&find(services, call, (to.0, name))?.bytes);
+        let generation = source["generation"].as_str().and_then(|text| text.parse().ok());
+        bytes.extend_from_slice(&find(services, call, (to.0, name), generation)?.bytes);
     }
     let fields = destination.cloned().unwrap_or_default();
     let resource = store(services, call, to, fields, bytes.into())?;
@@ -84,7 +85,8 @@ fn make_copy(
 ) -> Result<Value, Refusal> {
     begin(services, call, to)?;
     admit(services, call, from.0, "storage.objects.get")?;
-    let source = find(services, call, from)?;
+    let generation = call.query.get("sourceGeneration").and_then(|text| text.parse().ok());
+    let source = find(services, call, from, generation)?;
     let mut fields = source.metadata.as_object().cloned().unwrap_or_default();
     if !body.is_empty() {
         fields.extend(metadata_fields(body)?);
@@ -103,10 +105,11 @@ fn find(
     services: &Services,
     call: &Call,
     (bucket, name): Place<'_>,
+    generation: Option<i64>,
 ) -> Result<StoredObject, Refusal> {
     let conditions = Preconditions::on_source(&call.query)
         .map_err(|parameter| invalid_parameter(&call.query, parameter))?;
-    let found = services.objects.read(bucket, name, None, &conditions);
+    let found = services.objects.read(bucket, name, generation, &conditions);
     found.map_err(|problem| refused(problem, bucket, name).into())
 }
 

@@ -36,7 +36,9 @@ impl Emulator {
     /// # Errors
     /// The address is taken, the directory cannot be used, or a bucket's name is illegal.
     pub async fn start(options: Options) -> io::Result<Self> {
-        let listener = TcpListener::bind(options.addr).await?;
+        let listener = TcpListener::bind(options.addr).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", options.addr))
+        })?;
         let bandwidth =
             Bandwidth { receiving: options.receiving_rate, sending: options.sending_rate };
         let services = Arc::new(Services::new(options, listener.local_addr()?)?);

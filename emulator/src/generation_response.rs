@@ -109,4 +109,27 @@ impl GenerationSpec {
     }
 }
 
+/// The parts of a response as the events of a stream; the last one has what belongs to the whole.
+pub(crate) fn events(mut whole: Value) -> Vec<Value> {
+    let parts = whole["candidates"][0]["content"]["parts"].take();
+    let Value::Array(mut parts) = parts else {
+        return vec![whole];
+    };
+    let last = parts.pop();
+    let common = json!({
+        "modelVersion": whole["modelVersion"],
+        "createTime": whole["createTime"],
+        "responseId": whole["responseId"],
+    });
+    let event = |part: Value| {
+        let mut event = common.clone();
+        event["candidates"] = json!([{"content": {"role": "model", "parts": [part]}}]);
+        event
+    };
+    let mut events: Vec<Value> = parts.into_iter().map(event).collect();
+    whole["candidates"][0]["content"]["parts"] = Value::from_iter(last);
+    events.push(whole);
+    events
+}
+
 pub(crate) const RESPONSE_ID: &str = "emulated-response";

@@ -31,11 +31,13 @@
 //!
 //! # What it serves
 //!
-//! - **Vertex AI**, `v1` and `v1beta1`: `:generateContent` for Gemini, `:predict` for Imagen, each model with its own
-//!   parameters, locations and retirement; the lookup of a publisher model.
+//! - **Vertex AI**, `v1` and `v1beta1`: `:generateContent` and `:streamGenerateContent` for Gemini,
+//!   `:predict` for Imagen, each model with its own parameters, locations and retirement; `:countTokens`;
+//!   the list and the lookup of publisher models. Gemini's requests follow ProtoJSON: `snake_case` names,
+//!   numbers in strings, enums by number, one element for a list. Unknown fields are refused.
 //! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and ranges;
 //!   list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite, compose and delete;
-//!   buckets get, list and insert; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
+//!   buckets get, list, insert and delete; batches; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
 //! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and `:generateAccessToken`.
 //!
 //! A generation counts as paid from the moment at which the model begins, whether or not the client waits.
@@ -150,16 +152,20 @@
 //! [`Emulator::requests`]; from another process `GET /_emulator/counters`, `/_emulator/generations`,
 //! `/_emulator/operations`, `/_emulator/requests` and `/_emulator/objects`.
 //!
+//! With [`Options::journal`] or `EMULATOR_JOURNAL=FILE` every request is appended to a file with its response, one
+//! JSON object a line, without `Authorization`: what a check against Google's schemas reads.
+//!
 //! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with `{"advance_ms": 60000}` moves
 //! the clock behind `Date` and the objects' times.
 //!
 //! # What it does not do
 //!
 //! It verifies no signature, knows no IAM policy beyond the permissions that [`Options`] withholds, and keeps one
-//! version of an object. It has no XML or gRPC API, no batch requests, no ACLs, no notifications and no signed URLs.
+//! version of an object. It has no XML or gRPC API, no ACLs, no notifications and no signed URLs.
 //! Of Vertex AI it has image models only: it draws a landscape with the prompt on it, edits no image, and measures neither
 //! safety nor quota. Image types other than PNG and JPEG come as a small swatch.
 
+mod batch;
 mod body_reader;
 mod clock;
 mod control;
@@ -167,10 +173,13 @@ mod copies;
 mod drawing;
 mod emulator;
 mod faults;
+mod gemini_request;
 mod generation_response;
 mod generation_spec;
 mod http;
 mod image;
+mod imagen_request;
+mod journal;
 mod listing;
 mod magic_prompts;
 mod metadata_server;
@@ -179,6 +188,7 @@ mod objects;
 mod options;
 mod partial_response;
 mod preconditions;
+mod proto_json;
 mod recorder;
 mod response;
 mod resumable;

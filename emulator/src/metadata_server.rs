@@ -31,6 +31,7 @@ pub(crate) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Resp
         _ => match path {
             "/computeMetadata/v1/project/project-id" => "iga-local",
             "/computeMetadata/v1/project/numeric-project-id" => "123456789012",
+            "/computeMetadata/v1/instance" | "/computeMetadata/v1/instance/" => INSTANCE,
             "/computeMetadata/v1/instance/region" => "projects/123456789012/regions/us-central1",
             "/computeMetadata/v1/universe/universe-domain" => "googleapis.com",
             _ => {
@@ -53,6 +54,9 @@ pub(crate) fn root() -> Response {
 fn flavoured(response: Response) -> Response {
     response.with("metadata-flavor", "Google").with("server", "Metadata Server for VM")
 }
+
+/// The entries of the directory.
+const INSTANCE: &str = "region\nservice-accounts/\n";
 
 pub(crate) const EMAIL: &str = "iga@iga-local.iam.gserviceaccount.com";
 pub(crate) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";

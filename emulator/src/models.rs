@@ -25,6 +25,10 @@ pub(crate) struct Model {
 }
 
 impl Model {
+    pub fn all() -> &'static [Self] {
+        MODELS
+    }
+
     pub fn find(id: &str) -> Option<&'static Self> {
         MODELS.iter().find(|model| model.id == id)
     }

@@ -121,13 +121,26 @@ impl Objects {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         if let Some(directory) = &self.directory {
-            fs::create_dir_all(directory.join(bucket))?;
+            let folder = directory.join(bucket);
+            fs::create_dir_all(&folder).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot create {}: {error}", folder.display()))
+            })?;
         }
         let mut live = self.lock();
         if !live.buckets.iter().any(|known| known == bucket) {
             live.buckets.push(bucket.to_owned());
         }
         Ok(())
+    }
+
+    /// Removes a bucket; false if it has objects.
+    pub fn delete_bucket(&self, bucket: &str) -> bool {
+        let mut live = self.lock();
+        let is_empty = live.objects.keys().all(|(in_bucket, _)| in_bucket != bucket);
+        if is_empty {
+            live.buckets.retain(|known| known != bucket);
+        }
+        is_empty
     }
 
     pub fn buckets(&self) -> Vec<String> {

@@ -47,6 +47,10 @@ pub struct Options {
     pub receiving_rate: Option<u64>,
     /// Bytes a second that each connection sends; `None` is unlimited.
     pub sending_rate: Option<u64>,
+    /// A file to which every request and response is appended, without `Authorization` and with long texts
+    /// cut. The default is the environment variable `EMULATOR_JOURNAL`, so that one switch
+    /// serves all emulators of a test run.
+    pub journal: Option<PathBuf>,
 }
 
 /// What protects objects from being overwritten and deleted.
@@ -81,6 +85,7 @@ impl Default for Options {
             clock_offset_ms: 0,
             receiving_rate: None,
             sending_rate: None,
+            journal: std::env::var_os("EMULATOR_JOURNAL").map(PathBuf::from),
         }
     }
 }

@@ -190,6 +190,11 @@ impl Recorder {
         }
     }
 
+    /// One request as it is recorded so far.
+    pub fn recorded(&self, request: usize) -> Recorded {
+        self.lock().requests[request].clone()
+    }
+
     pub fn requests(&self) -> Vec<Recorded> {
         self.lock().requests.clone()
     }

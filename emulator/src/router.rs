@@ -6,30 +6,63 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 
+use crate::body_reader::BodyReader;
 use crate::clock::http_date;
 use crate::faults::{Stage, Subject, apply_after};
 use crate::response::{HandlerResult, Refusal, Response};
 use crate::rpc_error::not_found_page;
 use crate::services::{Call, Services};
-use crate::{control, metadata_server, storage, token_endpoints, vertex};
+use crate::{batch, control, metadata_server, storage, storage_error, token_endpoints, vertex};
 
 /// Handles any request, and records it unless it is one to the emulator itself.
 pub(crate) async fn handle(services: Arc<Services>, request: Request<Incoming>) -> HandlerResult {
-    if request.uri().path().starts_with("/_emulator/") {
-        return control::handle(&services, Call::new(request, 0)).await;
+    let request = request.map(BodyReader::new);
+    match request.uri().path() {
+        path if path.starts_with("/_emulator/") => {
+            control::handle(&services, Call::new(request, 0)).await
+        }
+        "/batch/storage/v1" | "/batch" => batch(&services, request).await,
+        _ => handle_one(&services, request).await,
     }
+}
+
+/// Handles the requests of a batch one after the other.
+async fn batch(services: &Arc<Services>, request: Request<BodyReader>) -> HandlerResult {
+    let (parts, mut body) = request.into_parts();
+    let body = body.all().await?;
+    let Some(requests) = batch::read(&parts.headers, &body) else {
+        let message = "Failed to parse batch request, error: 0 items. Received batch body.";
+        return Ok(storage_error::invalid(message));
+    };
+    let mut responses = Vec::new();
+    for part in requests {
+        let response = match handle_one(services, part.request).await {
+            Ok(response) => response,
+            Err(Refusal::Response(response)) => *response,
+            Err(abort) => return Err(abort),
+        };
+        responses.push((part.id, response));
+    }
+    Ok(batch::write(&responses))
+}
+
+async fn handle_one(services: &Arc<Services>, request: Request<BodyReader>) -> HandlerResult {
     let number = services.recorder.request(&request);
     let call = Call::new(request, number);
-    match route(&services, call).await {
-        Ok(response) => Ok(finish(&services, number, response)),
-        Err(Refusal::Response(response)) => Ok(finish(&services, number, *response)),
-        Err(Refusal::Abort(ending)) => Err(Refusal::Abort(ending)),
+    match route(services, call).await {
+        Ok(response) => Ok(finish(services, number, response)),
+        Err(Refusal::Response(response)) => Ok(finish(services, number, *response)),
+        Err(Refusal::Abort(ending)) => {
+            write_to_journal(services, number, None);
+            Err(Refusal::Abort(ending))
+        }
     }
 }
 
 /// Records the response and adds `Date`.
 fn finish(services: &Services, number: usize, response: Response) -> Response {
     services.recorder.response(number, response.status);
+    write_to_journal(services, number, Some(&response));
     if response.status == StatusCode::UNAUTHORIZED {
         services.recorder.count(|counters| counters.unauthorized += 1);
     }
@@ -37,6 +70,12 @@ fn finish(services: &Services, number: usize, response: Response) -> Response {
         return response;
     }
     response.with("date", http_date(services.clock.now()))
+}
+
+fn write_to_journal(services: &Services, number: usize, response: Option<&Response>) {
+    if let Some(journal) = &services.journal {
+        journal.write(&services.recorder.recorded(number), response);
+    }
 }
 
 async fn route(services: &Arc<Services>, mut call: Call) -> HandlerResult {
@@ -98,6 +137,9 @@ async fn route_with_body(
             ],
         ) if is_version(version) => {
             vertex::generate(services, call, [project, location, model], body).await
+        }
+        ("GET", [version, "publishers", "google", "models"]) if is_version(version) => {
+            vertex::publisher_models(services, call)
         }
         ("GET", [version, "publishers", "google", "models", model]) if is_version(version) => {
             vertex::publisher_model(services, call, model)

@@ -5,12 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, Method, Request};
-use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
 use crate::body_reader::BodyReader;
 use crate::clock::Clock;
 use crate::faults::Faults;
+use crate::journal::Journal;
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::recorder::{Counters, Recorder};
@@ -26,6 +26,7 @@ pub(crate) struct Services {
     pub objects: Objects,
     pub sessions: Sessions,
     pub recorder: Recorder,
+    pub journal: Option<Journal>,
 }
 
 impl Services {
@@ -38,6 +39,7 @@ impl Services {
             objects: Objects::open(&options, addr)?,
             sessions: Sessions::default(),
             recorder: Recorder::default(),
+            journal: options.journal.as_deref().map(Journal::open).transpose()?,
             options,
         })
     }
@@ -68,7 +70,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub fn new(request: Request<Incoming>, number: usize) -> Self {
+    pub fn new(request: Request<BodyReader>, number: usize) -> Self {
         let (parts, body) = request.into_parts();
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
@@ -81,7 +83,7 @@ impl Call {
             query: query.into_owned().collect(),
             permissions: permissions.collect(),
             headers: parts.headers,
-            body: BodyReader::new(body),
+            body,
             number,
         }
     }

@@ -94,6 +94,14 @@ fn bucket_resource(name: &str) -> Value {
 async fn in_bucket(services: &Services, call: &Call, bucket: &str, rest: &[&str]) -> HandlerResult {
     match (call.method.as_str(), rest) {
         ("GET", []) => get_bucket(services, call, bucket, "storage.buckets.get"),
+        ("DELETE", []) => {
+            get_bucket(services, call, bucket, "storage.buckets.delete")?;
+            if services.objects.delete_bucket(bucket) {
+                return Ok(Response::empty(StatusCode::NO_CONTENT));
+            }
+            let message = "The bucket you tried to delete is not empty.";
+            Ok(error(StatusCode::CONFLICT, "conflict", message))
+        }
         ("GET", ["iam"]) => {
             get_bucket(services, call, bucket, "storage.buckets.getIamPolicy")?;
             let policy = json!({"kind": "storage#policy", "resourceId": format!("projects/_/buckets/{bucket}"), "version": 1, "etag": "CAE="});
@@ -160,6 +168,7 @@ pub(crate) async fn upload(services: &Arc<Services>, call: Call, bucket: &str) -
     }
 }
 
+/// The bucket, if the caller has the permission.
 fn get_bucket(services: &Services, call: &Call, bucket: &str, permission: &str) -> HandlerResult {
     admit(services, call, bucket, permission)?;
     record(services, call, OperationKind::Bucket, bucket, "", BTreeMap::new());

@@ -1,4 +1,4 @@
-//! Vertex AI's image models: `:generateContent` and `:predict`.
+//! Vertex AI's image models: `:generateContent`, `:streamGenerateContent`, `:predict`, `:countTokens`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
 use crate::faults::{Action, Fault, Stage, Subject, apply_after, apply_before};
-use crate::generation_response::Rendering;
-use crate::generation_spec::{self, GenerationSpec};
+use crate::generation_response::{self, Rendering};
+use crate::generation_spec::{GenerationSpec, prompt_of};
 use crate::image::ImageSpec;
-use crate::magic_prompts;
 use crate::models::{Family, Model};
 use crate::recorder::Generation;
 use crate::response::{Delivery, HandlerResult, Refusal, Response};
 use crate::rpc_error::{error, invalid, not_found_page, plain_error, unauthenticated};
 use crate::services::{Call, Services};
+use crate::{gemini_request, imagen_request, magic_prompts};
 
 /// `POST …/projects/P/locations/L/publishers/google/models/M:VERB`.
 pub(crate) async fn generate(
@@ -27,16 +27,23 @@ pub(crate) async fn generate(
     body: &Bytes,
 ) -> HandlerResult {
     let (id, verb) = model_and_verb.rsplit_once(':').unwrap_or((model_and_verb, ""));
-    if !matches!(verb, "predict" | "generateContent") || !is_location(location) {
+    if !is_location(location) {
         return Ok(not_found_page(&call.path));
     }
+    let verb = match verb {
+        "predict" => Verb::Predict,
+        "generateContent" => Verb::Generate,
+        "streamGenerateContent" => Verb::Stream,
+        "countTokens" => return count_tokens(services, call, [project, location, id], body),
+        _ => return Ok(not_found_page(&call.path)),
+    };
     services.recorder.count(|counters| {
         counters.model_calls += 1;
         *counters.model_calls_by_model.entry(id.to_owned()).or_default() += 1;
     });
     services.tokens.admit(&call.headers).map_err(unauthenticated)?;
     let parsed = serde_json::from_slice(body);
-    let prompt = parsed.as_ref().map(generation_spec::prompt_of).unwrap_or_default();
+    let prompt = parsed.as_ref().map(prompt_of).unwrap_or_default();
     let labels = parsed.as_ref().map(labels_of).unwrap_or_default();
     let subject = Subject { prompt: &prompt, ..Subject::path(&call.path) };
     let generation = Generation {
@@ -57,39 +64,86 @@ pub(crate) async fn generate(
     })?;
     let spec = read_spec(model, verb, &request, &Model::resource(project, location, id))?;
     let created = rfc3339(services.clock.now());
+    let is_stream = verb == Verb::Stream;
     if let Some(response) = magic_prompts::respond(&created, project, location, &spec) {
-        return Ok(response);
+        return Ok(if is_stream { stream(call, response) } else { response });
     }
     services.recorder.paid(call.number, id);
     tokio::time::sleep(services.options.latency).await;
     let fault = services.faults.take(Stage::Response, subject);
     let (fault, response) = render(services, spec, fault).await?;
+    let response = if is_stream { stream(call, response) } else { response };
     apply_after(fault, response).await
+}
+
+/// What is asked of a model.
+#[derive(Clone, Copy, PartialEq)]
+enum Verb {
+    Predict,
+    Generate,
+    Stream,
 }
 
 fn read_spec(
     model: &'static Model,
-    verb: &str,
+    verb: Verb,
     request: &Value,
     resource: &str,
 ) -> Result<GenerationSpec, Refusal> {
     match (model.family, verb) {
-        (Family::Imagen, "predict") => generation_spec::imagen(model, request),
-        (Family::Imagen, _) => {
+        (Family::Imagen, Verb::Predict) => imagen_request::read(model, request),
+        (Family::Imagen, Verb::Generate | Verb::Stream) => {
             let message = format!(
                 "Publisher model `{resource}` is not supported in the generateContent API."
             );
             Err(invalid(&message).into())
         }
-        (Family::Gemini25 | Family::Gemini3 | Family::NanoBanana, "generateContent") => {
-            generation_spec::gemini(model, request)
-        }
-        (Family::Gemini25 | Family::Gemini3 | Family::NanoBanana, _) => {
+        (
+            Family::Gemini25 | Family::Gemini3 | Family::NanoBanana,
+            Verb::Generate | Verb::Stream,
+        ) => gemini_request::read(model, request),
+        (Family::Gemini25 | Family::Gemini3 | Family::NanoBanana, Verb::Predict) => {
             let message = "Gemini cannot be accessed through Vertex Predict/RawPredict API. \
                            Please use the generateContent API for Gemini models.";
             Err(error(StatusCode::BAD_REQUEST, "FAILED_PRECONDITION", message, None).into())
         }
     }
+}
+
+/// `:countTokens`; free, and not counted as a call of the model.
+fn count_tokens(
+    services: &Services,
+    call: &Call,
+    [project, location, id]: [&str; 3],
+    body: &Bytes,
+) -> HandlerResult {
+    services.tokens.admit(&call.headers).map_err(unauthenticated)?;
+    find_served(services, project, location, id)?;
+    let request = serde_json::from_slice(body)
+        .map_err(|_| Refusal::from(invalid("Invalid JSON payload received. Unexpected token.")))?;
+    let tokens = gemini_request::count_tokens(&request)?;
+    let body = json!({
+        "totalTokens": tokens,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}],
+    });
+    Ok(Response::json(StatusCode::OK, &body))
+}
+
+/// Turns a response into the stream of its parts: server-sent events, or without `alt=sse` an array.
+fn stream(call: &Call, response: Response) -> Response {
+    let Ok(whole) = serde_json::from_slice::<Value>(&response.body) else {
+        return response;
+    };
+    if response.status != StatusCode::OK {
+        return response;
+    }
+    let events = generation_response::events(whole);
+    let delivery = response.delivery;
+    if call.query.get("alt").is_none_or(|alt| alt != "sse") {
+        return Response { delivery, ..Response::json(StatusCode::OK, &Value::Array(events)) };
+    }
+    let text: String = events.iter().map(|event| format!("data: {event}\r\n\r\n")).collect();
+    Response { delivery, ..Response::new(StatusCode::OK, "text/event-stream", text) }
 }
 
 fn labels_of(request: &Value) -> BTreeMap<String, String> {
@@ -150,6 +204,17 @@ pub(crate) fn publisher_model(services: &Services, call: &Call, id: &str) -> Han
         });
     }
     Ok(Response::json(StatusCode::OK, &body))
+}
+
+/// `GET /v1beta1/publishers/google/models`.
+pub(crate) fn publisher_models(services: &Services, call: &Call) -> HandlerResult {
+    services.tokens.admit(&call.headers).map_err(unauthenticated)?;
+    let current = Model::all().iter().filter(|model| is_current(services, model));
+    let listed = current.map(|model| {
+        json!({"name": format!("publishers/google/models/{}", model.id), "launchStage": "GA"})
+    });
+    let listed: Vec<Value> = listed.collect();
+    Ok(Response::json(StatusCode::OK, &json!({"publisherModels": listed})))
 }
 
 fn is_location(text: &str) -> bool {

@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use iga::app::App;
 use iga::config::{self, Config};
+use iga::google::proxy;
 use iga::{runtime, telemetry};
 use iga_emulator::{Emulator, Options};
 use serde_json::{Value, json};
@@ -22,24 +23,24 @@ struct Cli {
     /// Use the real clouds, with the settings of the environment and `.env`, instead of the emulator.
     #[arg(long, global = true)]
     google: bool,
-    /// Where the emulator keeps what is stored: DIR/BUCKET/OBJECT.
+    /// The folder in which the emulator stores objects, as DIR/BUCKET/OBJECT.
     #[arg(long, global = true, default_value = "images")]
     dir: PathBuf,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answers one event, as under AWS Lambda, and shows what came of it.
+    /// Handles one event, as under AWS Lambda, and shows the response and the stored object.
     Invoke(Invoke),
     /// Serves HTTP on IGA_PORT, as on Cloud Run.
     Serve,
-    /// Only the emulator, for clients of any kind; its address is the first line it prints.
+    /// Runs only the emulator, for any client; prints its address first.
     Emulator(EmulatorArgs),
 }
 
 #[derive(Args)]
 struct Invoke {
-    /// File with an event: function URL, API Gateway v2 or load balancer shape.
+    /// File with an event: of a function URL, API Gateway or a load balancer, or a direct invocation.
     event: Option<PathBuf>,
     /// Send this prompt instead of an event from a file.
     #[arg(long, conflicts_with = "event")]
@@ -51,7 +52,7 @@ struct Invoke {
 
 #[derive(Args)]
 struct EmulatorArgs {
-    /// TCP port on this machine; 0 takes a free one.
+    /// TCP port on this machine; 0 chooses a free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
     /// How long a generation takes, in milliseconds.
@@ -60,12 +61,31 @@ struct EmulatorArgs {
     /// A bucket that exists.
     #[arg(long, default_value = BUCKET)]
     bucket: String,
+    /// A retired model to serve all the same; may be given several times.
+    #[arg(long, value_name = "MODEL")]
+    revive: Vec<String>,
+    /// Let Cloud Storage accept requests without credentials, as clients send them with STORAGE_EMULATOR_HOST.
+    #[arg(long)]
+    anonymous: bool,
+    /// Refuse a second change of an object within a second, as Cloud Storage does.
+    #[arg(long)]
+    limit_mutations: bool,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if !cli.google {
-        stay_on_this_machine();
+    telemetry::report_panics();
+    match cli.google {
+        false => stay_on_this_machine(),
+        true => {
+            if let Err(problem) = config::load_env_file() {
+                eprintln!("{problem}");
+                return ExitCode::FAILURE;
+            }
+            let (config, _) = Config::read(&|name| std::env::var(name).ok());
+            // SAFETY: no other thread has been started yet.
+            unsafe { proxy::exempt_token_sources(&config.credentials) };
+        }
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result =
@@ -79,10 +99,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The libraries read these themselves: with the emulator neither a metadata server nor a proxy of the
-/// environment may get in between.
+/// Keeps libraries, which read these variables themselves, from other metadata servers and from proxies.
 fn stay_on_this_machine() {
-    // SAFETY: no other thread has been started yet.
+    // SAFETY: no other thread runs yet.
     unsafe {
         std::env::remove_var("GCE_METADATA_HOST");
         std::env::set_var("NO_PROXY", "127.0.0.1");
@@ -104,6 +123,9 @@ async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
         addr: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), args.port),
         latency: Duration::from_millis(args.latency_ms),
         buckets: vec![args.bucket],
+        revive: args.revive,
+        anonymous: args.anonymous,
+        mutation_interval: args.limit_mutations.then_some(Duration::from_secs(1)),
         ..with_directory(dir)
     };
     let emulator = start(options).await?;
@@ -135,26 +157,35 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
         telemetry::install(app.config.debug, app.config.log_format, false);
     }
     let bucket = app.config.bucket.clone();
-    let answer = runtime::invoke(app, &event).await?;
-    let status = answer["statusCode"].as_u64().unwrap_or_default();
-    let text = answer["body"].as_str().unwrap_or_default();
-    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
-    let mut report = format!("Event    {source}\nAnswer   {status}\n{body:#}\n");
+    let response = runtime::invoke(app, &event).await?;
+    let (status, body) = match response["body"].as_str() {
+        Some(text) => {
+            let body = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+            (response["statusCode"].to_string(), body)
+        }
+        None => ("of a direct invocation".to_owned(), response),
+    };
+    let mut report = format!(
+        "Event     {source}
+Response  {status}
+{body:#}
+"
+    );
     if let (Some(emulator), Some(uri)) = (emulator, body["image_url"].as_str()) {
         report += &object(&emulator, &dir, &bucket, uri)?;
     }
     print(&report);
-    Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if body["error_code"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the emulator holds now, not what the answer says.
+/// The stored object as the emulator has it, which proves the response.
 fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<String, String> {
     let name = uri.strip_prefix(&format!("gs://{bucket}/")).unwrap_or(uri);
     let object =
         emulator.object(bucket, name).ok_or(format!("{uri} is not in the emulator's bucket."))?;
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     Ok(format!(
-        "Object   {uri}\n         {} bytes, {}\nModel    {}\nImage  {}\n",
+        "Object    {uri}\n          {} bytes, {}\nModel     {}\nImage     {}\n",
         text(&object.metadata["size"]),
         text(&object.metadata["contentType"]),
         text(&object.metadata["metadata"]["model"]),
@@ -162,12 +193,12 @@ fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<St
     ))
 }
 
-/// Whoever has closed the pipe does not want to read it.
+/// Ignores a closed pipe.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// The event's JSON and where it comes from.
+/// The source of the event and its JSON.
 fn event(args: &Invoke) -> Result<(String, String), String> {
     match (&args.event, &args.prompt) {
         (Some(path), _) => {
@@ -186,11 +217,10 @@ fn event(args: &Invoke) -> Result<(String, String), String> {
     }
 }
 
-/// The function, and unless the real clouds are wanted the emulator that it talks to.
+/// The function, with the emulator that it uses instead of the real clouds.
 async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), String> {
     let environment = |name: &str| std::env::var(name).ok();
     if google {
-        config::load_env_file()?;
         let config = Config::from_env().map_err(|problems| problems.to_string())?;
         return Ok((App::new(config), None));
     }
@@ -212,10 +242,7 @@ async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), S
 }
 
 async fn start(options: Options) -> Result<Emulator, String> {
-    let address = options.addr;
-    Emulator::start(options)
-        .await
-        .map_err(|error| format!("The emulator cannot start on {address}: {error}."))
+    Emulator::start(options).await.map_err(|error| format!("The emulator cannot start: {error}."))
 }
 
 fn with_directory(dir: PathBuf) -> Options {

@@ -91,6 +91,10 @@ pub struct Timing {
     pub token_try: Duration,
     /// One try of a small request to Cloud Storage.
     pub record_try: Duration,
+    /// Between two writes of one record: Cloud Storage takes about one mutation a second of one object.
+    pub record_spacing: Duration,
+    /// How long giving back a lease may be tried.
+    pub release: Duration,
     /// One try to upload an image.
     pub upload_try: Duration,
     /// A second equal request without a key within this time asks for another image; later it is a retry.
@@ -103,7 +107,9 @@ impl Timing {
     pub const DEFAULT: Timing = Timing {
         first_retry_wait: Duration::from_secs(1),
         token_try: Duration::from_secs(10),
-        record_try: Duration::from_secs(10),
+        record_try: Duration::from_secs(2),
+        record_spacing: Duration::from_secs(1),
+        release: Duration::from_secs(5),
         upload_try: Duration::from_secs(60),
         variant_age: Duration::from_millis(400),
         lease_life: Duration::from_secs(12),
@@ -454,8 +460,9 @@ pub fn environment_names() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
+/// Whether a tool kept the quotes around a value. Credentials in place of their path are another mistake.
 fn is_quoted(text: &str) -> bool {
-    text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])
+    (text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])) && !text.contains('{')
 }
 
 fn platform(variable: Variables) -> Platform {
@@ -490,6 +497,8 @@ pub const GOOGLES_STORAGE: &str = "https://storage.googleapis.com";
 mod tests {
     use super::*;
     use crate::config::warnings::Fix;
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
     use std::collections::HashMap;
 
     const MINIMUM: &[(&str, &str)] = &[
@@ -804,10 +813,9 @@ mod tests {
             [("us-central1", "gemini-9-image"), ("global", "gemini-9-image"), ("eu", "imagen-9"),]
         );
         let texts: Vec<_> = config.warnings.iter().map(|warning| warning.text.as_str()).collect();
-        assert_eq!(texts.len(), 3, "{texts:?}");
+        assert_eq!(texts.len(), 2, "{texts:?}");
         assert!(texts[0].starts_with("IGA_VERTEXAI_IMAGE_MODEL_ID names gemini-9-image, which"));
-        assert!(texts[1].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names gemini-9-image, which"));
-        assert!(texts[2].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names imagen-9, which"));
+        assert!(texts[1].starts_with("IGA_VERTEXAI_FALLBACK_MODELS names imagen-9, which"));
         let known = config.model_named("imagen-9").unwrap();
         assert_eq!(config.target_of(known).unwrap().location, "eu");
         assert_eq!(config.model_named("gemini-10-image"), None);
@@ -882,7 +890,7 @@ mod tests {
         });
         let of_the_table: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.names).collect();
         let mut asked = asked.into_inner();
-        for name in &of_the_table {
+        for name in of_the_table.iter().filter(|name| !settings::NO_PROXY.names.contains(*name)) {
             assert!(asked.remove(**name), "{name} is in the table, but not read");
         }
         let others =
@@ -981,20 +989,46 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             path.to_str().unwrap().to_owned()
         };
-        let good = file("good.json", r#"{"type": "service_account"}"#);
+        let good = file(
+            "good.json",
+            r#"{"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}"#,
+        );
         assert!(with(&[("GOOGLE_APPLICATION_CREDENTIALS", &good)]).credentials.file.is_some());
         for (name, text, word) in [
             ("text", "-----BEGIN SECRET", "not JSON"),
-            ("none", "{}", "without a type"),
-            ("other", r#"{"type": "weird", "private_key": "SECRET"}"#, "of type \"weird\""),
+            ("none", "{}", "has no type"),
+            ("other", r#"{"type": "weird", "private_key": "SECRET"}"#, "of an unknown type"),
         ] {
             let problem = problem("GOOGLE_APPLICATION_CREDENTIALS", &file(name, text));
             assert!(problem.contains(word) && !problem.contains("SECRET"), "{problem}");
         }
-        assert!(
-            problem("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
-                .contains("cannot be read")
-        );
+        let problem = |value| problem("GOOGLE_APPLICATION_CREDENTIALS", value);
+        let missing = problem("/nowhere/SECRET");
+        assert!(missing.contains("cannot be read") && !missing.contains("SECRET"), "{missing}");
+        let base64 =
+            BASE64_STANDARD.encode(r#"{"type": "service_account", "private_key": "SECRET"}"#);
+        for value in [
+            r#"{"private_key": "SECRET"}"#,
+            r#"'{"type": "service_account"}'"#,
+            "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----",
+            &base64,
+            &base64[..70],
+            base64.trim_end_matches('='),
+        ] {
+            let text = "GOOGLE_APPLICATION_CREDENTIALS is not a path; it looks like the credentials themselves.";
+            assert_eq!(problem(value), text);
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_refused_and_never_quoted() {
+        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"] {
+            for value in ["socks5://u:SECRET@p:1", "https://u:SECRET@p", "http://u:SECRET@[p"] {
+                let problem = problem(name, value);
+                assert!(problem.starts_with(name) && !problem.contains("SECRET"), "{problem}");
+            }
+            with(&[(name, "http://u:p@proxy:3128")]);
+        }
     }
 
     #[test]
@@ -1017,7 +1051,10 @@ mod tests {
         ] {
             std::fs::write(
                 path,
-                format!(r#"{{"type": "external_account", "credential_source": {source}}}"#),
+                format!(
+                    r#"{{"type": "external_account", "audience": "a", "subject_token_type": "t", "token_url": "u",
+                        "credential_source": {source}}}"#
+                ),
             )
             .unwrap();
             let result =

@@ -340,8 +340,11 @@ fn misplaced(
     }
 }
 
-/// The start of a value, for a message about it.
+/// The start of a value, for a message about it. Not of a value that may be a secret in the wrong variable.
 fn shown(text: &str) -> String {
+    if is_credentials(text) || is_base64_of_credentials(text) || text.contains(['@', '=']) {
+        return "what is set (not shown: it may hold a secret)".to_owned();
+    }
     match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),

@@ -1,7 +1,7 @@
 //! Settings that work, but probably not as their operator expects.
 
 use super::settings::{self, SETTINGS};
-use super::{Config, Variables};
+use super::{Config, Target, Variables};
 use crate::model::Model;
 use std::fmt;
 
@@ -70,15 +70,17 @@ fn service_link() -> Warning {
 fn unknown_models(config: &Config) -> Vec<Warning> {
     let configured = std::iter::once((settings::MODEL.names[0], &config.model));
     let fallbacks = config.fallbacks.iter().map(|target| (settings::FALLBACKS.names[0], target));
+    let mut ids = Vec::new();
     let mut warnings = Vec::new();
-    for (name, target) in configured.chain(fallbacks) {
-        let warning = Warning::new(format!(
-            "{name} names {}, which this version of IGA does not know; Vertex AI decides what it takes.",
-            target.model.id
-        ));
-        if !target.model.is_in_the_table() && !warnings.contains(&warning) {
-            warnings.push(warning);
+    for (name, Target { model, .. }) in configured.chain(fallbacks) {
+        if model.is_in_the_table() || ids.contains(&model.id) {
+            continue;
         }
+        ids.push(model.id);
+        warnings.push(Warning::new(format!(
+            "{name} names {}, which this version of IGA does not know; Vertex AI decides what it takes.",
+            model.id
+        )));
     }
     warnings
 }

@@ -7,6 +7,7 @@ use crate::config::warnings::{Fix, unknown_variables};
 use crate::config::{self, Config, Platform, Problem, Target, Variables};
 use crate::error::Error;
 use crate::google::credentials::CredentialSource;
+use crate::google::proxy;
 use crate::google::storage::{Access, CREATE_PERMISSION, Metadata, Storage, Written};
 use crate::google::vertex::ProbeError;
 use crate::health;
@@ -32,6 +33,8 @@ pub fn run(variable: Variables, format: Format) -> bool {
     let env_file = config::load_env_file();
     report.add(env_file.err().map(|problem| Finding::fail("settings", problem)));
     let mut doctor = Doctor::new(variable);
+    // SAFETY: the doctor has started no thread yet.
+    unsafe { proxy::exempt_token_sources(&doctor.config.credentials) };
     report.add(doctor.settings());
     let app = App::new(doctor.config.clone());
     match app.client.http.build() {
@@ -420,9 +423,11 @@ impl Doctor {
         let read = storage.read_record(&name, deadline).await;
         // Always: the object may have been created although its response was lost.
         let deleted = storage.delete(&name, None, soon()).await;
+        let (created, read) = (created.map_err(Error::from), read.map_err(Error::from));
+        let deleted = deleted.map(drop).map_err(Error::from);
         let place = format!("gs://{bucket}/{folder}");
         match (created, read, deleted) {
-            (Ok(Written::Mine(_)), Ok(Some(_)), Ok(())) => {
+            (Ok(Written::Confirmed(_)), Ok(Some(_)), Ok(())) => {
                 Finding::ok("bucket", format!("an object was created in {place}, read and deleted"))
             }
             (Ok(_), _, Err(error)) => Finding::fail(

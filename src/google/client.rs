@@ -35,30 +35,31 @@ impl Client {
 
     /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
     ///
-    /// The response must begin before `deadline`, and within `limit` of the sending.
-    pub async fn send(
+    /// `build` runs right before the request is sent. The response must begin before `deadline`, and within
+    /// `limit` of the sending.
+    pub async fn send<E: Into<SendError>>(
         &self,
         deadline: Instant,
         limit: Duration,
-        build: impl Fn() -> http::Result<Request<Body>>,
+        build: impl Fn() -> Result<Request<Body>, E>,
     ) -> Result<Response<Incoming>, SendError> {
         self.send_via(Via::Pool, deadline, limit, build).await
     }
 
     /// Like [`send`](Client::send), on the connection that `via` asks for.
-    pub async fn send_via(
+    pub async fn send_via<E: Into<SendError>>(
         &self,
         via: Via,
         deadline: Instant,
         limit: Duration,
-        build: impl Fn() -> http::Result<Request<Body>>,
+        build: impl Fn() -> Result<Request<Body>, E>,
     ) -> Result<Response<Incoming>, SendError> {
         // The credentials library panics where no HTTP client can be built, so build ours first.
         self.http.build().map_err(unsent)?;
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        let request = signed(build(), &authorization);
-        let response = self.send_unsigned(via, within(deadline, limit), request).await?;
+        let request = signed(build().map_err(Into::into)?, &authorization);
+        let response = self.send_unsigned(via, within(deadline, limit), Ok(request)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -66,8 +67,8 @@ impl Client {
         self.credentials.evict(&authorization.credential);
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
-        let request = signed(build(), &authorization);
-        self.send_unsigned(via, within(deadline, limit), request).await
+        let request = signed(build().map_err(Into::into)?, &authorization);
+        self.send_unsigned(via, within(deadline, limit), Ok(request)).await
     }
 
     /// Sends a request without an `Authorization` header of its own.
@@ -107,13 +108,15 @@ impl Client {
 
 const MAX_EMAIL_BYTES: usize = 1024;
 
-fn signed(
-    request: http::Result<Request<Body>>,
-    authorization: &Authorization,
-) -> http::Result<Request<Body>> {
-    let mut request = request?;
+fn signed(mut request: Request<Body>, authorization: &Authorization) -> Request<Body> {
     request.headers_mut().extend(authorization.headers.clone());
-    Ok(request)
+    request
+}
+
+impl From<http::Error> for SendError {
+    fn from(error: http::Error) -> SendError {
+        unsent(error)
+    }
 }
 
 fn unsent(cause: impl std::error::Error + Send + Sync + 'static) -> SendError {

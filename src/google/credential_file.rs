@@ -210,7 +210,7 @@ impl CredentialKind {
         match self {
             CredentialKind::ServiceAccount { .. } => "Download a new key.".to_owned(),
             CredentialKind::AuthorizedUser => {
-                "Sign in anew: gcloud auth application-default login.".to_owned()
+                "Sign in again: gcloud auth application-default login.".to_owned()
             }
             CredentialKind::Impersonated { email } => {
                 format!(

@@ -387,6 +387,25 @@ const NO_SUCH_HOST: &str = "failed to lookup address information";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::retry::Again;
+
+    #[test]
+    fn a_source_that_is_known_to_exist_is_tried_again() {
+        let store = CredentialStore::new(Sources::default(), Timing::DEFAULT);
+        let failure = |is_transient, is_unknown_host| {
+            let text = String::new();
+            let failure = store.failure(TokenFailure { text, is_transient, is_unknown_host });
+            (failure.error.kind, failure.again)
+        };
+        let (later, never) =
+            ((Kind::VertexUnavailable, Again::Later), (Kind::PermissionDenied, Again::Never));
+        assert_eq!(failure(true, true), never, "there is no metadata server");
+        assert_eq!(failure(true, false), later, "the metadata server refuses, or is not up yet");
+        assert_eq!(failure(false, false), never);
+        store.has_worked.store(true, Ordering::Relaxed);
+        assert_eq!(failure(true, true), later, "its name does not resolve for a moment");
+        assert_eq!(failure(false, true), never);
+    }
 
     #[test]
     fn of_a_token_endpoints_words_only_the_status_and_codes_are_kept() {

@@ -1,5 +1,6 @@
 //! Google's services over HTTP: credentials, one client that sends, Vertex AI and Cloud Storage.
 
+pub mod admission;
 pub mod client;
 pub mod credential_file;
 pub mod credentials;

@@ -3,11 +3,12 @@
 
 use crate::config::{Config, Timing};
 use crate::error::{Error, Kind};
+use crate::google::admission::{Admission, Uploads};
 use crate::google::client::{Client, SendError};
 use crate::google::http::{Via, next_chunk, text};
 use crate::google::rpc_error::GoogleError;
-use crate::image::{Blob, Image};
-use crate::retry::{self, Again, Failure, within};
+use crate::image::{Blob, Format, Image};
+use crate::retry::{self, within};
 use crate::telemetry::metrics;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -24,12 +25,12 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::{Rfc2822, Rfc3339};
-use tokio::sync::OnceCell;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 pub struct Storage {
     client: Arc<Client>,
@@ -39,8 +40,7 @@ pub struct Storage {
     /// Empty, or ending in a slash.
     prefix: String,
     timing: Timing,
-    /// Set once the bucket is known to take objects.
-    writable: OnceCell<()>,
+    uploads: Uploads,
 }
 
 /// A small object that is all metadata, by which instances tell each other something.
@@ -48,19 +48,69 @@ pub struct Storage {
 pub struct Record {
     pub metadata: Metadata,
     pub generation: String,
-    /// Since it was written, by Cloud Storage's own clock; up to a second too little.
-    pub age: Duration,
+    /// Since it was written.
+    pub age: Age,
 }
 
 pub type Metadata = BTreeMap<String, String>;
 
+/// How old an object is by Cloud Storage's clock. Its `Date` has whole seconds, so the age is an interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Age {
+    /// May be negative, by less than a second.
+    at_least: time::Duration,
+    /// None where nothing tells.
+    at_most: Option<time::Duration>,
+}
+
 /// What came of writing a [`Record`].
 #[derive(Debug)]
 pub enum Written {
-    /// It stands there, in this generation.
-    Mine(String),
-    /// Something else stood there, or nothing any more where something was to be replaced.
+    /// It is there, in this generation.
+    Confirmed(String),
+    /// The precondition did not hold; this is there instead.
     Conflict(Option<Record>),
+}
+
+/// What came of deleting an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is not there, or no longer.
+    Gone,
+    /// It is there in another generation.
+    Changed,
+}
+
+/// An image in the bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredImage {
+    pub object: String,
+    /// The model that made it, where its metadata say so.
+    pub model: Option<String>,
+    pub age: Age,
+}
+
+/// An image on its way into the bucket. Its name is fixed, so that storing it again is safe.
+pub struct Upload {
+    pub name: String,
+    pub image: Image,
+    pub metadata: Metadata,
+    /// An object of this name may be there: an earlier try had no clear answer, or another instance may have
+    /// stored its image of the same request under this name.
+    pub may_be_there: AtomicBool,
+}
+
+/// Why Cloud Storage did not do what was asked.
+#[derive(Debug, Clone)]
+pub enum StorageError {
+    /// 403: a permission or its condition, a perimeter, a retention policy, a hold.
+    Forbidden(Error),
+    /// Any other answer that another try does not change.
+    Refused(Error),
+    /// No answer, or one that passes.
+    Unavailable(Error),
+    /// Nothing was sent.
+    Unsent(Error),
 }
 
 /// What Cloud Storage says of an account's permissions on the bucket.
@@ -73,15 +123,14 @@ pub enum Access {
     Unknown(Error),
 }
 
-/// What Cloud Storage says of an object ("Objects" resource).
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Stored {
-    size: String,
-    crc32c: String,
+/// What Cloud Storage says of an object ("Objects" resource), as far as it is needed here.
+#[derive(Debug, Clone, PartialEq)]
+struct Object {
+    name: String,
+    size: u64,
+    crc32c: Option<String>,
     generation: String,
-    updated: String,
-    #[serde(default)]
+    updated: Option<OffsetDateTime>,
     metadata: Metadata,
 }
 
@@ -96,7 +145,7 @@ struct NewObject<'a> {
 
 /// What came of one try to insert an object.
 enum Inserted {
-    Confirmed(Stored),
+    Confirmed(Object),
     /// The precondition does not hold.
     Occupied,
 }
@@ -109,7 +158,7 @@ impl Storage {
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
             timing: config.timing,
-            writable: OnceCell::new(),
+            uploads: Uploads::default(),
         }
     }
 
@@ -123,26 +172,58 @@ impl Storage {
         format!("{}{stem}.{}", self.prefix, image.format.extension())
     }
 
-    /// Asks, once in a process, whether the bucket takes objects: nobody should pay for an image
-    /// that cannot be stored ("Buckets: testIamPermissions").
+    /// Lets a request in that is about to pay for an image, if the bucket takes objects.
     ///
     /// # Errors
-    /// Where Cloud Storage says that it does not. Any other answer is left for the upload to meet.
-    pub async fn check_writable(&self, deadline: Instant) -> Result<(), Error> {
-        self.writable.get_or_try_init(|| self.test_permission(deadline)).await.copied()
+    /// What Cloud Storage answered to the attempt to write, or to the uploads before.
+    pub async fn admit(self: &Arc<Self>, deadline: Instant) -> Result<Admission, Error> {
+        Uploads::admit(self, deadline).await
     }
 
-    async fn test_permission(&self, deadline: Instant) -> Result<(), Error> {
-        match self.access(&[CREATE_PERMISSION], deadline).await? {
-            Access::Granted(granted) if granted.is_empty() => Err(Kind::FileSave.because(format!(
-                "This service's account may not create objects in bucket {} ({CREATE_PERMISSION}).",
-                self.bucket
-            ))),
-            Access::NoBucket(message) => {
-                Err(Kind::FileSave.because(format!("Bucket {}: {message}", self.bucket)))
-            }
-            Access::Granted(_) | Access::Unknown(_) => Ok(()),
-        }
+    pub(super) fn uploads(&self) -> &Uploads {
+        &self.uploads
+    }
+
+    /// Whether the bucket takes objects under the prefix, found out by writing one. Its name is constant and
+    /// it is written once: 412 proves as much as 200. A 403 may mean that it exists and may not be
+    /// overwritten; then an object with a random name decides.
+    pub(super) async fn probe(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + PROBE_TIME;
+        let name = &format!("{}.iga/writable", self.prefix);
+        let result = self
+            .tries(deadline, |via| async move {
+                match self.insert_empty(name, via, deadline).await {
+                    Err(StorageError::Forbidden(_)) => {
+                        let name = format!("{name}-{}", crate::id::random_hex::<8>());
+                        self.insert_empty(&name, via, deadline).await
+                    }
+                    result => result,
+                }
+            })
+            .await;
+        result.map(drop).map_err(|error| {
+            let bucket = &self.bucket;
+            let details = match &error {
+                StorageError::Forbidden(error) => format!(
+                    "This service's account may not create objects in bucket {bucket} \
+                     ({CREATE_PERMISSION}): {error}"
+                ),
+                StorageError::Refused(error) => format!("Bucket {bucket}: {error}"),
+                StorageError::Unavailable(_) | StorageError::Unsent(_) => return error.into(),
+            };
+            file_save(&details).caused_by(Error::from(error))
+        })
+    }
+
+    async fn insert_empty(
+        &self,
+        name: &str,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<Inserted, StorageError> {
+        let (blob, metadata) = (&Blob::default(), &Metadata::new());
+        let object = NewObject { name, content_type: OCTETS, blob, metadata, if_generation: None };
+        self.insert(&object, via, deadline, self.timing.record_try).await
     }
 
     /// Which of these permissions the account has on the bucket ("Buckets: testIamPermissions").
@@ -158,18 +239,15 @@ impl Storage {
 
         let query: Vec<_> =
             permissions.iter().map(|permission| format!("permissions={permission}")).collect();
-        let url = format!(
-            "{}/storage/v1/b/{}/iam/testPermissions?{}",
-            self.endpoint,
-            self.bucket,
-            query.join("&")
-        );
+        let query = query.join("&");
+        let url =
+            format!("{}/storage/v1/b/{}/iam/testPermissions?{query}", self.endpoint, self.bucket);
         let limit = self.timing.record_try;
         let response =
             match self.client.send(deadline, limit, || Request::get(&url).body(text(""))).await {
                 Ok(response) => response,
                 Err(SendError::Unsent(error)) => return Err(error),
-                Err(error) => return Ok(Access::Unknown(no_answer(error).error)),
+                Err(error) => return Ok(Access::Unknown(no_answer(error).into())),
             };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
@@ -183,130 +261,282 @@ impl Storage {
         })
     }
 
-    /// What time it is for Cloud Storage, which says so to anybody.
+    /// What time it is for Cloud Storage, which tells it without a token.
     pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
         let request = Request::get(&self.endpoint).body(text(""));
-        let response = self
-            .client
-            .send_unsigned(Via::Pool, deadline, request)
-            .await
-            .map_err(|error| no_answer(error).error)?;
+        let response =
+            self.client.send_unsigned(Via::Pool, deadline, request).await.map_err(no_answer)?;
         server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
     }
 
-    /// Puts an image where nothing is yet, and returns once Cloud Storage has confirmed it, whole.
+    /// Puts an image where nothing is yet, and returns once Cloud Storage has confirmed it, whole. Where an
+    /// image of the same request has the name already, that one is the result.
     ///
     /// # Errors
     /// Anything Cloud Storage refused after its retries.
     pub async fn put_image(
         &self,
-        name: &str,
-        image: &Image,
-        metadata: &Metadata,
+        upload: &Upload,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<StoredImage, Error> {
         let start = Instant::now();
+        let failed = &AtomicBool::new(false);
+        let result = self
+            .tries(deadline, |via| async move {
+                let result = self.put_once(upload, via, deadline).await;
+                // A try that our own deadline cut short says nothing about Cloud Storage.
+                failed.fetch_or(result.is_err() && Instant::now() < deadline, Ordering::Relaxed);
+                result
+            })
+            .await;
+        match &result {
+            Ok(_) => {
+                self.uploads.image_stored();
+                metrics::uploaded(upload.image.blob.len(), start.elapsed());
+            }
+            Err(StorageError::Unsent(error)) => metrics::upload_failed(&error.to_string()),
+            Err(error) => {
+                let error = error.error();
+                metrics::upload_failed(&error.to_string());
+                if failed.load(Ordering::Relaxed) {
+                    self.uploads.failed(error);
+                }
+            }
+        }
+        Ok(result?)
+    }
+
+    /// A 200 counts only for the very bytes that were sent; otherwise the next try meets the object and looks
+    /// at it. An object that has the name already may be an earlier try of ours, its answer lost.
+    async fn put_once(
+        &self,
+        upload: &Upload,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<StoredImage, StorageError> {
+        let Upload { name, image, metadata, may_be_there } = upload;
         let (blob, content_type) = (&image.blob, image.format.content_type());
         let object = NewObject { name, content_type, blob, metadata, if_generation: None };
-        let result = retry::until(deadline, self.timing.first_retry_wait, |_| {
-            self.put_once(&object, deadline)
-        })
-        .await;
-        match &result {
-            Ok(()) => metrics::uploaded(blob.len(), start.elapsed()),
-            Err(error) => metrics::upload_failed(&error.to_string()),
+        let inserted = self.insert(&object, via, deadline, self.timing.upload_try).await;
+        if matches!(inserted, Err(StorageError::Unavailable(_))) {
+            may_be_there.store(true, Ordering::Relaxed);
         }
-        result
+        let may_be_there = may_be_there.load(Ordering::Relaxed);
+        let is_occupied = match &inserted {
+            Ok(Inserted::Occupied) => true,
+            // So says Cloud Storage of an object that exists, where the account may not overwrite it.
+            Err(StorageError::Forbidden(error)) => {
+                may_be_there && error.to_string().contains(DELETE_PERMISSION)
+            }
+            Ok(Inserted::Confirmed(_)) | Err(_) => false,
+        };
+        if is_occupied {
+            return self.recognise(upload, via, deadline).await;
+        }
+        match inserted? {
+            Inserted::Confirmed(object) if object.is(blob) => Ok(upload.stored()),
+            Inserted::Confirmed(_) | Inserted::Occupied => {
+                upload.may_be_there.store(true, Ordering::Relaxed);
+                Err(unavailable("Cloud Storage confirmed other bytes than were sent."))
+            }
+        }
     }
 
-    /// A 200 counts only for the very bytes that were sent; else the next try meets the object and
-    /// looks again. What stands there already may be an earlier try of ours, its answer lost.
-    async fn put_once(&self, object: &NewObject<'_>, deadline: Instant) -> Result<(), Failure> {
-        let blob = object.blob;
-        match self.insert(object, deadline, self.timing.upload_try).await? {
-            Inserted::Confirmed(stored) if stored.is(blob) => Ok(()),
-            Inserted::Confirmed(_) => Err(Failure::later(file_save(
-                "Cloud Storage confirmed other bytes than were sent.",
+    /// Whose the object is that has an upload's name already.
+    async fn recognise(
+        &self,
+        upload: &Upload,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<StoredImage, StorageError> {
+        let is_equal = |object: &Object, field: &str| {
+            let sent = upload.metadata.get(field);
+            sent.is_some() && object.metadata.get(field) == sent
+        };
+        match self.stat(&upload.name, via, deadline).await {
+            Ok(Some((object, _))) if object.is(&upload.image.blob) => Ok(upload.stored()),
+            Ok(Some((object, age))) if is_equal(&object, FINGERPRINT) => Ok(object.image(age)),
+            Ok(Some(_)) => Err(StorageError::Refused(file_save(
+                "Another object already has the image's name.",
             ))),
-            Inserted::Occupied => match self.stat(object.name, deadline).await? {
-                Some((stored, _)) if stored.is(blob) => Ok(()),
-                Some(_) => {
-                    Err(Failure::never(file_save("Another object already has the image's name.")))
-                }
-                None => Err(Failure::later(file_save("The object has vanished again."))),
-            },
+            Ok(None) => Err(unavailable("The object has vanished again.")),
+            Err(StorageError::Forbidden(_)) if upload.may_be_there.load(Ordering::Relaxed) => {
+                Ok(upload.stored())
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// Writes a record where nothing is, or over the generation given.
-    ///
-    /// The metadata must be unlike those that anyone else would write: after a lost answer, they are how
-    /// our own record is recognised.
+    /// The image whose name has this stem, whatever its extension.
+    pub async fn find_image(
+        &self,
+        stem: &str,
+        deadline: Instant,
+    ) -> Result<Option<StoredImage>, StorageError> {
+        let listed = self.tries(deadline, |via| self.list(stem, via, deadline));
+        match listed.await {
+            // Where listing is forbidden, looking at each possible name may be allowed.
+            Err(StorageError::Forbidden(_)) => {}
+            result => return result,
+        }
+        for format in Format::ALL {
+            let name = format!("{}{stem}.{}", self.prefix, format.extension());
+            if let Some(image) = self.stat_image(&name, deadline).await? {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    pub async fn stat_image(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<StoredImage>, StorageError> {
+        let stat = |via| self.stat(name, via, deadline);
+        Ok(self.tries(deadline, stat).await?.map(|(object, age)| object.image(age)))
+    }
+
+    /// Writes a record where nothing is, or over the generation given, in several tries.
     pub async fn write_record(
         &self,
         name: &str,
         if_generation: Option<&str>,
         metadata: &Metadata,
         deadline: Instant,
-    ) -> Result<Written, Error> {
+    ) -> Result<Written, StorageError> {
+        self.tries(deadline, |via| async move {
+            self.write_record_once(name, if_generation, metadata, via, deadline).await
+        })
+        .await
+    }
+
+    /// Writes a record in one try, of at most two requests.
+    ///
+    /// The metadata must be unlike those that any other writer would write: after a lost answer, they are how
+    /// our own record is recognised.
+    pub async fn write_record_once(
+        &self,
+        name: &str,
+        if_generation: Option<&str>,
+        metadata: &Metadata,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<Written, StorageError> {
         let nothing = Blob::default();
-        let object = NewObject {
-            name,
-            content_type: "application/octet-stream",
-            blob: &nothing,
-            metadata,
-            if_generation,
-        };
-        let write = async || match self.insert(&object, deadline, self.timing.record_try).await? {
-            Inserted::Confirmed(stored) => Ok(Written::Mine(stored.generation)),
-            Inserted::Occupied => Ok(match self.stat_record(name, deadline).await? {
-                Some(record) if record.metadata == *metadata => Written::Mine(record.generation),
+        let object =
+            NewObject { name, content_type: OCTETS, blob: &nothing, metadata, if_generation };
+        match self.insert(&object, via, deadline, self.timing.record_try).await? {
+            Inserted::Confirmed(object) => {
+                self.uploads.record_written();
+                Ok(Written::Confirmed(object.generation))
+            }
+            Inserted::Occupied => Ok(match self.read_record_once(name, via, deadline).await? {
+                Some(record) if holds_all(&record.metadata, metadata) => {
+                    Written::Confirmed(record.generation)
+                }
                 other => Written::Conflict(other),
             }),
-        };
-        retry::until(deadline, self.timing.first_retry_wait, |_| write()).await
+        }
     }
 
     pub async fn read_record(
         &self,
         name: &str,
         deadline: Instant,
-    ) -> Result<Option<Record>, Error> {
-        retry::until(deadline, self.timing.first_retry_wait, |_| self.stat_record(name, deadline))
-            .await
+    ) -> Result<Option<Record>, StorageError> {
+        let read = |via| self.read_record_once(name, via, deadline);
+        self.tries(deadline, read).await
     }
 
-    /// Deletes an object, if it still is of the generation given; whether it was there is all the same.
+    pub async fn read_record_once(
+        &self,
+        name: &str,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<Option<Record>, StorageError> {
+        Ok(self.stat(name, via, deadline).await?.map(|(object, age)| Record {
+            metadata: object.metadata,
+            generation: object.generation,
+            age,
+        }))
+    }
+
+    /// Deletes an object in several tries; an object that is gone already counts as deleted.
     pub async fn delete(
         &self,
         name: &str,
         generation: Option<&str>,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Deleted, StorageError> {
+        self.tries(deadline, |via| async move {
+            self.delete_once(name, generation, via, deadline).await
+        })
+        .await
+    }
+
+    pub async fn delete_once(
+        &self,
+        name: &str,
+        generation: Option<&str>,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<Deleted, StorageError> {
         let mut url = self.object_url(name);
         url.extend(
             generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]),
         );
+        let request = || Request::delete(&url).body(text(""));
         let limit = self.timing.record_try;
-        let delete = async || {
-            let request = || Request::delete(&url).body(text(""));
-            let response = self.client.send(deadline, limit, request).await.map_err(no_answer)?;
-            match response.status().as_u16() {
-                // Google says 204, other servers 200.
-                200 | 204 | 404 | 412 => Ok(()),
-                _ => Err(refused(response, within(deadline, limit)).await),
+        let response =
+            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
+        match response.status().as_u16() {
+            // Google says 204, other servers 200.
+            200 | 204 | 404 => Ok(Deleted::Gone),
+            412 => Ok(Deleted::Changed),
+            _ => Err(refusal(response, within(deadline, limit)).await),
+        }
+    }
+
+    /// Tries again what may pass, from the second try on over a connection of its own.
+    async fn tries<T, F>(
+        &self,
+        deadline: Instant,
+        mut attempt: impl FnMut(Via) -> F,
+    ) -> Result<T, StorageError>
+    where
+        F: Future<Output = Result<T, StorageError>>,
+    {
+        let mut waits = retry::waits(self.timing.first_retry_wait);
+        let mut via = Via::Pool;
+        loop {
+            let error = match attempt(via).await {
+                Err(error @ StorageError::Unavailable(_)) => error,
+                result => return result,
+            };
+            match waits.next() {
+                Some(wait) if wait < deadline.saturating_duration_since(Instant::now()) => {
+                    tracing::debug!(
+                        wait_ms = wait.as_millis() as u64,
+                        "trying again: {}",
+                        error.error()
+                    );
+                    sleep(wait).await;
+                }
+                Some(_) | None => return Err(error),
             }
-        };
-        retry::until(deadline, self.timing.first_retry_wait, |_| delete()).await
+            via = Via::Fresh;
+        }
     }
 
     /// One multipart upload: metadata and media in one request.
     async fn insert(
         &self,
         object: &NewObject<'_>,
+        via: Via,
         deadline: Instant,
         limit: Duration,
-    ) -> Result<Inserted, Failure> {
+    ) -> Result<Inserted, StorageError> {
         let resource = json!({
             "name": object.name,
             "contentType": object.content_type,
@@ -316,7 +546,7 @@ impl Storage {
         let (name, generation) = (escaped(object.name), object.if_generation.unwrap_or("0"));
         let query = format!("uploadType=multipart&name={name}&ifGenerationMatch={generation}");
         let url = format!("{}/upload/storage/v1/b/{}/o?{query}", self.endpoint, self.bucket);
-        let response = self.client.send(deadline, limit, || {
+        let response = self.client.send_via(via, deadline, limit, || {
             let body = Multipart::new(&resource, object.content_type, object.blob);
             Request::post(&url)
                 .header(CONTENT_TYPE, format!("multipart/related; boundary={}", body.boundary))
@@ -325,47 +555,73 @@ impl Storage {
         let response = response.await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => {
-                Ok(Inserted::Confirmed(stored(response, within(deadline, limit)).await?))
+                let body = body(response, within(deadline, limit)).await;
+                Object::parse(&body).map(Inserted::Confirmed).ok_or_else(unreadable)
             }
             StatusCode::PRECONDITION_FAILED => Ok(Inserted::Occupied),
             // So says a server that wants to replace an object which is gone.
             StatusCode::NOT_FOUND if object.if_generation.is_some() => Ok(Inserted::Occupied),
-            _ => Err(refused(response, within(deadline, limit)).await),
+            _ => Err(refusal(response, within(deadline, limit)).await),
         }
     }
 
-    async fn stat_record(&self, name: &str, deadline: Instant) -> Result<Option<Record>, Failure> {
-        Ok(self.stat(name, deadline).await?.map(|(stored, age)| Record {
-            metadata: stored.metadata,
-            generation: stored.generation,
-            age,
-        }))
-    }
-
-    /// An object's metadata and age.
+    /// An object's metadata and age; None where it is not there.
     async fn stat(
         &self,
         name: &str,
+        via: Via,
         deadline: Instant,
-    ) -> Result<Option<(Stored, Duration)>, Failure> {
-        let url = self.object_url(name);
+    ) -> Result<Option<(Object, Age)>, StorageError> {
+        let Some((body, now)) = self.get(&self.object_url(name), via, deadline).await? else {
+            return Ok(None);
+        };
+        let object = Object::parse(&body).ok_or_else(unreadable)?;
+        let age = Age::of(object.updated, now);
+        Ok(Some((object, age)))
+    }
+
+    /// The oldest object whose name is this stem and an extension.
+    async fn list(
+        &self,
+        stem: &str,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<Option<StoredImage>, StorageError> {
+        let start = format!("{}{stem}.", self.prefix);
+        let prefix = escaped(&start);
+        let url = format!("{}/storage/v1/b/{}/o?prefix={prefix}", self.endpoint, self.bucket);
+        let Some((body, now)) = self.get(&url, via, deadline).await? else {
+            return Ok(None);
+        };
+        let list: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
+        let items = list["items"].as_array().map_or(&[][..], Vec::as_slice);
+        let objects = items.iter().filter_map(Object::read);
+        let images = objects.filter(|object| object.name.starts_with(&start));
+        let oldest = images.min_by_key(|object| object.updated);
+        Ok(oldest.map(|object| {
+            let age = Age::of(object.updated, now);
+            object.image(age)
+        }))
+    }
+
+    /// The body of a 200, and its date; None for a 404.
+    async fn get(
+        &self,
+        url: &str,
+        via: Via,
+        deadline: Instant,
+    ) -> Result<Option<(Vec<u8>, Option<OffsetDateTime>)>, StorageError> {
         let limit = self.timing.record_try;
-        let response = self
-            .client
-            .send(deadline, limit, || Request::get(&url).body(text("")))
-            .await
-            .map_err(no_answer)?;
+        let request = || Request::get(url).body(text(""));
+        let response =
+            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);
-                let stored = stored(response, within(deadline, limit)).await?;
-                let age = now
-                    .and_then(|now| Duration::try_from(now - stored.updated()?).ok())
-                    .unwrap_or_default();
-                Ok(Some((stored, age)))
+                Ok(Some((body(response, within(deadline, limit)).await, now)))
             }
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(refused(response, within(deadline, limit)).await),
+            _ => Err(refusal(response, within(deadline, limit)).await),
         }
     }
 
@@ -374,25 +630,127 @@ impl Storage {
     }
 }
 
-impl Stored {
-    fn updated(&self) -> Option<OffsetDateTime> {
-        OffsetDateTime::parse(&self.updated, &Rfc3339).ok()
+impl Upload {
+    fn stored(&self) -> StoredImage {
+        let model = self.metadata.get(MODEL).cloned();
+        StoredImage { object: self.name.clone(), model, age: Age::at_least(Duration::ZERO) }
+    }
+}
+
+impl Object {
+    fn parse(body: &[u8]) -> Option<Object> {
+        Object::read(&serde_json::from_slice(body).ok()?)
+    }
+
+    /// Reads what is needed. Servers write numbers as strings or as numbers, leave out a size of zero, and
+    /// add metadata of their own.
+    fn read(resource: &Value) -> Option<Object> {
+        let number = |value: &Value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        };
+        let metadata = resource["metadata"].as_object().map(|fields| {
+            let texts = fields.iter().filter_map(|(name, value)| Some((name, value.as_str()?)));
+            texts.map(|(name, value)| (name.clone(), value.to_owned())).collect()
+        });
+        Some(Object {
+            name: resource["name"].as_str().unwrap_or_default().to_owned(),
+            size: number(&resource["size"]).map_or(Some(0), |size| size.parse().ok())?,
+            crc32c: resource["crc32c"].as_str().map(str::to_owned),
+            generation: number(&resource["generation"])?,
+            updated: resource["updated"]
+                .as_str()
+                .and_then(|updated| OffsetDateTime::parse(updated, &Rfc3339).ok()),
+            metadata: metadata.unwrap_or_default(),
+        })
     }
 
     fn is(&self, blob: &Blob) -> bool {
-        self.size == blob.len().to_string() && self.crc32c == crc32c_text(blob.crc32c())
+        self.size == blob.len() as u64 && self.crc32c.as_ref() == Some(&crc32c_text(blob.crc32c()))
+    }
+
+    fn image(self, age: Age) -> StoredImage {
+        let Object { name: object, mut metadata, .. } = self;
+        StoredImage { object, model: metadata.remove(MODEL), age }
     }
 }
 
-async fn stored(response: Response<Incoming>, deadline: Instant) -> Result<Stored, Failure> {
-    serde_json::from_slice(&body(response, deadline).await).map_err(|error| {
-        Failure::later(
-            file_save("Cloud Storage's answer broke off or makes no sense.").caused_by(error),
-        )
-    })
+impl Age {
+    fn of(updated: Option<OffsetDateTime>, now: Option<OffsetDateTime>) -> Age {
+        match updated.zip(now) {
+            Some((updated, now)) => {
+                let at_least = now - updated;
+                Age { at_least, at_most: Some(at_least + time::Duration::SECOND) }
+            }
+            None => Age::at_least(Duration::ZERO),
+        }
+    }
+
+    /// An age of which only a lower bound is known.
+    pub fn at_least(age: Duration) -> Age {
+        Age { at_least: age.try_into().unwrap_or(time::Duration::MAX), at_most: None }
+    }
+
+    pub fn has_upper_bound(self) -> bool {
+        self.at_most.is_some()
+    }
+
+    pub fn is_surely_over(self, limit: Duration) -> bool {
+        self.at_least > limit
+    }
+
+    pub fn is_surely_under(self, limit: Duration) -> bool {
+        self.at_most.is_some_and(|at_most| at_most < limit)
+    }
+
+    pub fn plus(self, more: Duration) -> Age {
+        let more = time::Duration::try_from(more).unwrap_or(time::Duration::MAX);
+        let at_most = self.at_most.map(|at_most| at_most.saturating_add(more));
+        Age { at_least: self.at_least.saturating_add(more), at_most }
+    }
+
+    /// The lower bound; zero where it is negative.
+    pub fn lower_bound(self) -> Duration {
+        self.at_least.try_into().unwrap_or_default()
+    }
 }
 
-/// The `Date` of an answer: Cloud Storage's clock, not ours.
+impl StorageError {
+    pub fn error(&self) -> &Error {
+        match self {
+            StorageError::Forbidden(error)
+            | StorageError::Refused(error)
+            | StorageError::Unavailable(error)
+            | StorageError::Unsent(error) => error,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            StorageError::Unavailable(_) | StorageError::Unsent(_) => true,
+            StorageError::Forbidden(_) | StorageError::Refused(_) => false,
+        }
+    }
+}
+
+impl From<StorageError> for Error {
+    fn from(error: StorageError) -> Error {
+        match error {
+            StorageError::Forbidden(error)
+            | StorageError::Refused(error)
+            | StorageError::Unavailable(error)
+            | StorageError::Unsent(error) => error,
+        }
+    }
+}
+
+fn holds_all(metadata: &Metadata, fields: &Metadata) -> bool {
+    fields.iter().all(|(name, value)| metadata.get(name) == Some(value))
+}
+
+/// The `Date` of a response: Cloud Storage's clock, not ours.
 fn server_time<T>(response: &Response<T>) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(response.headers().get(DATE)?.to_str().ok()?, &Rfc2822).ok()
 }
@@ -401,7 +759,15 @@ fn file_save(details: &str) -> Error {
     Kind::FileSave.because(details)
 }
 
-/// What could be read of a small answer; empty where it broke off.
+fn unavailable(details: &str) -> StorageError {
+    StorageError::Unavailable(file_save(details))
+}
+
+fn unreadable() -> StorageError {
+    unavailable("Cloud Storage's answer broke off or makes no sense.")
+}
+
+/// The body of a small response, as far as it could be read; empty where it is not small.
 async fn body(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
     let (mut answer, mut body) = (response.into_body(), Vec::new());
     while let Ok(Ok(Some(chunk))) = timeout_at(deadline, next_chunk(&mut answer)).await {
@@ -413,31 +779,31 @@ async fn body(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
     body
 }
 
-fn no_answer(error: SendError) -> Failure {
+fn no_answer(error: SendError) -> StorageError {
     match error {
-        SendError::Unsent(error) => Failure::never(error),
-        SendError::Deadline => Failure::later(file_save("Cloud Storage did not answer in time.")),
-        SendError::Http(error) => Failure::later(
+        SendError::Unsent(error) => StorageError::Unsent(error),
+        SendError::Deadline => unavailable("Cloud Storage did not answer in time."),
+        SendError::Http(error) => StorageError::Unavailable(
             Kind::FileSave.because("Cloud Storage could not be reached.").caused_by(error),
         ),
     }
 }
 
-/// What an answer other than success means ("HTTP status and error codes for JSON", "Retry strategy").
-async fn refused(response: Response<Incoming>, deadline: Instant) -> Failure {
+/// What a response other than success means ("HTTP status and error codes for JSON", "Retry strategy").
+async fn refusal(response: Response<Incoming>, deadline: Instant) -> StorageError {
     let (status, headers) = (response.status(), response.headers().clone());
     let google = GoogleError::parse(&body(response, deadline).await);
-    let mut error = Kind::FileSave.because(message_of(status, &google));
+    let mut error = file_save(&message_of(status, &google));
     error.retry_after = google.retry_after(&headers);
-    let again = match status.as_u16() {
-        408 | 429 | 500 | 502 | 503 | 504 => Again::Later,
-        403 if google.has_reason("rateLimitExceeded") => Again::Later,
-        _ => Again::Never,
-    };
+    let is_busy = google.has_reason("rateLimitExceeded");
     if let Some(body) = google.body {
         error = error.caused_by(body);
     }
-    Failure { error, again }
+    match status.as_u16() {
+        403 if !is_busy => StorageError::Forbidden(error),
+        403 | 408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
+        _ => StorageError::Refused(error),
+    }
 }
 
 fn message_of(status: StatusCode, google: &GoogleError) -> String {
@@ -499,8 +865,18 @@ impl http_body::Body for Multipart {
 }
 
 pub const CREATE_PERMISSION: &str = "storage.objects.create";
+const DELETE_PERMISSION: &str = "storage.objects.delete";
 
-/// Of an object's name nothing may be read as part of a URL, its slashes neither.
+/// Metadata of images: the request's fingerprint, and the model that made the image.
+pub const FINGERPRINT: &str = "fingerprint";
+pub const MODEL: &str = "model";
+
+const OCTETS: &str = "application/octet-stream";
+
+/// How long the attempt to write may take, its retries included.
+const PROBE_TIME: Duration = Duration::from_secs(15);
+
+/// Percent-encodes an object name, slashes included, into one path segment.
 fn escaped(name: &str) -> impl Display {
     utf8_percent_encode(name, UNRESERVED)
 }
@@ -539,11 +915,42 @@ mod tests {
     #[test]
     fn only_the_same_bytes_are_our_own_success() {
         let blob = Blob::from(b"hello world".to_vec());
-        let stored = |size: &str, crc32c: &str| -> Stored {
-            let resource = json!({"size": size, "crc32c": crc32c, "generation": "1", "updated": "2026-11-22T12:00:00.5Z"});
-            serde_json::from_value(resource).unwrap()
+        let object = |resource: Value| Object::read(&resource).unwrap();
+        let stored = |size: &str, crc32c: &str| {
+            object(
+                json!({"size": size, "crc32c": crc32c, "generation": "1", "updated": "2026-11-22T12:00:00.5Z"}),
+            )
         };
         assert!(stored("11", "yZRlqg==").is(&blob));
         assert!(!stored("12", "yZRlqg==").is(&blob) && !stored("11", "AAAAAA==").is(&blob));
+        assert!(!object(json!({"size": "11", "generation": "1"})).is(&blob), "no checksum");
+    }
+
+    #[test]
+    fn objects_are_read_leniently() {
+        let object = Object::read(
+            &json!({"generation": 7, "crc32c": "AAAAAA==", "metadata": {"a": "b", "n": 1}}),
+        );
+        let object = object.unwrap();
+        assert!(object.is(&Blob::default()), "a size of zero may be left out");
+        assert_eq!((object.generation.as_str(), object.updated), ("7", None));
+        assert_eq!(object.metadata, Metadata::from([("a".to_owned(), "b".to_owned())]));
+        assert_eq!(Object::read(&json!({"size": "0"})), None, "no generation");
+    }
+
+    #[test]
+    fn an_age_is_an_interval_of_a_second() {
+        let at = |text: &str| Some(OffsetDateTime::parse(text, &Rfc3339).unwrap());
+        let (ms, date) = (Duration::from_millis, at("2026-11-22T12:00:01Z"));
+        let age = Age::of(at("2026-11-22T12:00:00.4Z"), date);
+        assert!(age.is_surely_over(ms(599)) && !age.is_surely_over(ms(600)));
+        assert!(age.is_surely_under(ms(1601)) && !age.is_surely_under(ms(1600)));
+        // Written after the second that `Date` names had begun.
+        let young = Age::of(at("2026-11-22T12:00:01.7Z"), date);
+        assert!(young.is_surely_under(ms(301)) && young.lower_bound() == Duration::ZERO);
+        assert!(young.plus(ms(200)).is_surely_under(ms(501)));
+        assert!(!young.plus(ms(200)).is_surely_under(ms(500)));
+        let unknown = Age::of(date, None);
+        assert!(!unknown.is_surely_under(ms(1_000_000)) && !unknown.is_surely_over(ms(0)));
     }
 }

@@ -38,12 +38,15 @@ pub struct Vertex {
 /// How long the fastest image takes.
 pub const CALL_TIME: Duration = Duration::from_secs(5);
 
-/// A generated image.
-pub struct Generated {
+/// An image that a model has made.
+pub struct Paid {
     pub image: Image,
     /// The id of the model that made it: the requested one, unless the response names another.
     pub model: String,
 }
+
+/// Whether the model may be called now. An error says why not.
+pub type MayPay<'a> = &'a (dyn Fn() -> Result<(), Error> + Sync);
 
 /// Why a model cannot be used, by what an operator must fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,25 +67,28 @@ pub enum ProbeError {
 impl Vertex {
     /// Generates one paid image, read while the response arrives.
     ///
-    /// Retries only failures that cost nothing: 429, 503, and no connection.
+    /// Retries only failures that cost nothing: 429, 503, and no connection. `may_pay` decides right before each
+    /// request is sent; its error ends the attempts.
     pub async fn image(
         &self,
         target: &Target,
         prompt: &str,
         params: &Params,
+        may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Generated, Error> {
+    ) -> Result<Paid, Error> {
         let url = self.url(target);
         let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
         let last_start = deadline.checked_sub(self.call_time).unwrap_or(deadline);
+        let may_begin: MayPay<'_> = &|| match Instant::now() < last_start {
+            true => may_pay(),
+            false => Err(no_time_left()),
+        };
         retry::until(last_start, self.first_wait, |attempt| {
             let (url, body) = (&url, body.clone());
             async move {
                 let start = Instant::now();
-                if start >= last_start {
-                    return Err(Failure::never(no_time_left()));
-                }
-                let result = self.attempt(target, url, body, deadline).await;
+                let result = self.attempt(target, url, body, may_begin, deadline).await;
                 let outcome = match &result {
                     Ok(_) => "ok",
                     Err(failure) => failure.error.kind.row().error_type,
@@ -110,7 +116,7 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
-        let response = match self.post(&self.url(target), &body, deadline).await {
+        let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
             Ok(response) => response,
             Err(error) => return Err((ProbeError::Other, send_failure(error).error)),
         };
@@ -139,9 +145,10 @@ impl Vertex {
         target: &Target,
         url: &str,
         body: Bytes,
+        may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Generated, Failure> {
-        let response = self.post(url, &body, deadline).await.map_err(send_failure)?;
+    ) -> Result<Paid, Failure> {
+        let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self.read(target, response.into_body(), deadline).await,
             _ => Err(response_failure(target, response, deadline).await),
@@ -152,17 +159,19 @@ impl Vertex {
         &self,
         url: &str,
         body: &Bytes,
+        may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, SendError> {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let request = || {
+            may_pay().map_err(SendError::Unsent)?;
             let mut request = Request::post(url)
                 .header(CONTENT_TYPE, "application/json")
                 .header("x-server-timeout", remaining.as_secs().max(1));
             if let Some(request_type) = self.request_type {
                 request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
             }
-            request.body(text(body.clone()))
+            Ok::<_, SendError>(request.body(text(body.clone()))?)
         };
         self.client.send(deadline, remaining, request).await
     }
@@ -173,7 +182,7 @@ impl Vertex {
         target: &Target,
         mut body: Incoming,
         deadline: Instant,
-    ) -> Result<Generated, Failure> {
+    ) -> Result<Paid, Failure> {
         let reserve = async {
             match body.size_hint().exact() {
                 Some(json_bytes) => {
@@ -247,7 +256,7 @@ fn choose(
     target: &Target,
     mut extracted: Extracted,
     mut reservation: Reservation,
-) -> Result<Generated, Failure> {
+) -> Result<Paid, Failure> {
     let skeleton = &extracted.skeleton;
     let outcome = target.model.family.outcome(skeleton);
     if let (false, Some(failure)) = (matches!(outcome, Outcome::Image(_)), told(skeleton, target)) {
@@ -262,7 +271,7 @@ fn choose(
             match Image::new(blob, reservation) {
                 Some(image) => {
                     let model = model_of(skeleton, target.model.id);
-                    return Ok(Generated { image, model });
+                    return Ok(Paid { image, model });
                 }
                 None => Kind::EmptyImage.because(Unusable::Empty.to_string()),
             }

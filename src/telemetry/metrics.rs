@@ -69,6 +69,11 @@ pub fn image_paid(model: &str) {
     debug!(metric_name = PAID, value = 1, tags.model = model, "image made");
 }
 
+/// `iga_lost_image_count`: a paid image could not be stored in time.
+pub fn image_lost(reason: &str) {
+    info!(metric_name = "iga_lost_image_count", value = 1, tags.reason = reason, "paid image lost");
+}
+
 /// `iga_joined_count`: a request that is answered by another's generation.
 pub fn joined(flight: &str, by_key: bool) {
     Span::current().record("joined", true);
@@ -104,6 +109,7 @@ pub const ALL: &[&str] = &[
     PAID,
     UPLOAD_LATENCY,
     UPLOAD_FAILURES,
+    LOST,
     JOINED,
     LEASE_WAIT,
     DELIVERED,
@@ -116,6 +122,7 @@ const VERTEX_ERRORS: &str = "iga_vertexai_error_count";
 const UPLOAD_LATENCY: &str = "iga_gcs_upload_latency_ms";
 const UPLOAD_FAILURES: &str = "iga_gcs_upload_failure_count";
 const PAID: &str = "iga_paid_generation_count";
+const LOST: &str = "iga_lost_image_count";
 const JOINED: &str = "iga_joined_count";
 const LEASE_WAIT: &str = "iga_lease_wait_ms";
 const DELIVERED: &str = "iga_delivered_image_count";

@@ -25,7 +25,7 @@ use writer::LogWriter;
 pub fn install(debug: bool, format: LogFormat, directly: bool) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("without a message"));
+        tracing::error!(place, "panic: {}", literal(panic));
     }));
     let format = match format {
         LogFormat::Json => Format::Json,
@@ -45,6 +45,20 @@ pub fn install(debug: bool, format: LogFormat, directly: bool) {
     };
     // A second call leaves the first in place.
     let _ = tracing::subscriber::set_global_default(lines(debug, format, write));
+}
+
+/// Reports panics on standard error, until [`install`] sends them to the log.
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("panic at {place}: {}", literal(panic));
+    }));
+}
+
+/// The message of a panic if it is a literal. A formatted one may hold anything, such as a key that a library
+/// could not parse.
+fn literal<'a>(panic: &'a std::panic::PanicHookInfo) -> &'a str {
+    panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("message withheld")
 }
 
 /// Waits a little until what was logged so far is written.
@@ -109,7 +123,7 @@ pub fn request_span(
         requestId = lambda_request_id,
         "logging.googleapis.com/trace" =
             trace.map(|trace| format!("projects/{project_id}/traces/{}", trace.id)),
-        "logging.googleapis.com/spanId" = trace.map(|trace| trace.span_id.as_str()),
+        "logging.googleapis.com/spanId" = trace.and_then(|trace| trace.span_id.as_deref()),
         "logging.googleapis.com/trace_sampled" = trace.map(|trace| trace.sampled),
         prompt_preview = field::Empty,
         prompt_sha256 = field::Empty,

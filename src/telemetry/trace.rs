@@ -8,12 +8,12 @@ pub struct Trace {
     /// 32 hex digits.
     pub id: String,
     /// 16 hex digits.
-    pub span_id: String,
+    pub span_id: Option<String>,
     pub sampled: bool,
 }
 
 impl Trace {
-    /// Reads `traceparent`, else `X-Cloud-Trace-Context`.
+    /// Reads `traceparent`, or `X-Cloud-Trace-Context` if that is absent or not valid.
     pub fn from_headers(headers: &HeaderMap) -> Option<Trace> {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let w3c = text("traceparent").and_then(Trace::from_traceparent);
@@ -26,20 +26,22 @@ impl Trace {
         let (_version, id, span_id, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let flags = u8::from_str_radix(flags, 16).ok()?;
-        let id = hex(id, 32)?;
-        Some(Trace { id, span_id: hex(span_id, 16)?, sampled: flags & 1 == 1 })
+        let (id, span_id) = (hex(id, 32)?, hex(span_id, 16)?);
+        Some(Trace { id, span_id: Some(span_id), sampled: flags & 1 == 1 })
     }
 
-    /// `TRACE/SPAN;o=OPTIONS`, the span in decimal.
+    /// `TRACE/SPAN;o=OPTIONS`. The span is decimal by the book; some proxies send hex, none or an empty one.
     fn from_cloud_trace_context(text: &str) -> Option<Trace> {
         let (ids, options) = text.split_once(';').unwrap_or((text, ""));
-        let (id, span_id) = ids.split_once('/').unwrap_or((ids, "0"));
-        let span_id: u64 = span_id.parse().ok()?;
-        Some(Trace {
-            id: hex(id, 32)?,
-            span_id: format!("{span_id:016x}"),
-            sampled: options == "o=1",
-        })
+        let (id, span) = ids.split_once('/').unwrap_or((ids, ""));
+        let span_id = match (span, span.parse::<u64>()) {
+            ("", _) | (_, Ok(0)) => None,
+            (_, Ok(number)) => Some(format!("{number:016x}")),
+            (_, Err(_)) => Some(hex(span, 16)?),
+        };
+        let options = options.strip_prefix("o=").and_then(|options| options.parse::<u8>().ok());
+        let sampled = options.is_some_and(|options| options & 1 == 1);
+        Some(Trace { id: hex(id, 32)?, span_id, sampled })
     }
 }
 
@@ -61,8 +63,25 @@ mod tests {
         let older =
             headers(&[("x-cloud-trace-context", "4BF92F3577B34DA6A3CE929D0E0E4736/255;o=1")]);
         let trace = Trace::from_headers(&older).unwrap();
-        assert_eq!((trace.span_id.as_str(), trace.sampled), ("00000000000000ff", true));
+        assert_eq!((trace.span_id.as_deref(), trace.sampled), (Some("00000000000000ff"), true));
         assert_eq!(trace.id, "4bf92f3577b34da6a3ce929d0e0e4736");
+        for (rest, span_id, sampled) in [
+            ("/;o=1", None, true),
+            ("/", None, false),
+            ("", None, false),
+            (";o=1", None, true),
+            ("/0;o=1", None, true),
+            ("/00f067aa0ba902b7;o=1", Some("00f067aa0ba902b7"), true),
+            ("/00F067AA0BA902B7", Some("00f067aa0ba902b7"), false),
+            ("/18446744073709551615;o=0", Some("ffffffffffffffff"), false),
+            ("/1;o=3", Some("0000000000000001"), true),
+        ] {
+            let value = format!("4bf92f3577b34da6a3ce929d0e0e4736{rest}");
+            let trace = Trace::from_headers(&headers(&[("x-cloud-trace-context", &value)]));
+            let trace = trace.unwrap_or_else(|| panic!("{value}"));
+            assert_eq!(trace.id, "4bf92f3577b34da6a3ce929d0e0e4736");
+            assert_eq!((trace.span_id.as_deref(), trace.sampled), (span_id, sampled), "{value}");
+        }
         for (name, value) in [
             ("traceparent", "00-zz-00f067aa0ba902b7-01"),
             ("traceparent", "00-00000000000000000000000000000000-00f067aa0ba902b7-01"),

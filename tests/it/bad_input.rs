@@ -73,8 +73,26 @@ async fn only_json_is_taken() {
         assert_eq!(refused.text("message"), "Content-Type must be application/json.");
     }
     answer(service.request().body(body.clone())).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
-    let with_charset = service.request().header("content-type", "Application/JSON; charset=utf-8");
-    answer(with_charset.body(body)).await.is_image();
+    for content_type in ["Application/JSON; charset=utf-8", "application/vnd.cpoa+json"] {
+        let taken = service.request().header("content-type", content_type);
+        answer(taken.body(json!({"prompt": content_type}).to_string())).await.is_image();
+    }
+    let octets = service.request().header("content-type", "application/octet-stream");
+    answer(octets.body(body)).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused() {
+    let service = Service::start().await;
+    for coding in ["gzip", "br", "identity, gzip"] {
+        let request = service.request().header("content-type", "application/json");
+        let request = request.header("content-encoding", coding);
+        let refused = answer(request.body(&b"\x1f\x8b\x08\0"[..])).await;
+        refused.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE").details_have(coding);
+    }
+    let request = service.request().header("content-type", "application/json");
+    let request = request.header("content-encoding", "identity");
+    answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
 }
 
 #[tokio::test]
@@ -88,7 +106,7 @@ async fn a_body_cut_off_half_way_harms_nobody() {
     socket.shutdown().await.unwrap();
     let mut text = String::new();
     socket.read_to_string(&mut text).await.unwrap();
-    assert!(text.is_empty() || text.contains("IGA_MALFORMED_JSON"), "{text}");
+    assert!(text.contains("IGA_MALFORMED_JSON") && text.contains("after 17 bytes"), "{text}");
     assert_eq!(service.emulator.requests().len(), 0);
     service.prompt().await.is_image();
 }

@@ -44,6 +44,46 @@ async fn the_workflow_id_goes_to_the_metadata() {
 }
 
 #[tokio::test]
+async fn a_workflow_id_in_any_alphabet_is_escaped_in_the_metadata() {
+    for (id, escaped) in [
+        ("Zürich 作业".as_bytes(), "Z%C3%BCrich %E4%BD%9C%E4%B8%9A"),
+        (b"Z\xfcrich", "Z%C3%BCrich"),
+    ] {
+        let service = Service::current().await;
+        let id = reqwest::header::HeaderValue::from_bytes(id).unwrap();
+        let request = service
+            .request()
+            .header("x-workflow-id", id)
+            .header("content-type", "application/json");
+        answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
+        assert_eq!(service.only_object().metadata["metadata"]["workflow_id"], escaped);
+    }
+}
+
+#[tokio::test]
+async fn cloud_tasks_sends_its_own_type_and_its_name_is_the_key() {
+    let service = Service::current().await;
+    let task = |name: &'static str| {
+        let request = service.request().header("content-type", "application/octet-stream");
+        request.header("x-cloudtasks-taskname", name).body(json!({"prompt": PROMPT}).to_string())
+    };
+    let first = answer(task("task-1")).await;
+    let again = answer(task("task-1")).await;
+    assert_eq!(first.is_image().text("image_url"), again.is_image().text("image_url"));
+    assert_eq!(service.emulator.counters().paid_generations, 1);
+}
+
+#[tokio::test]
+async fn two_different_keys_are_refused() {
+    let service = Service::current().await;
+    let request = service.request().header("content-type", "application/json");
+    let request = request.header("idempotency-key", "a").header("x-idempotency-key", "b");
+    let refused = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
+    refused.is_error(400, "IGA_INVALID_IDEMPOTENCY_KEY").details_have("two different keys");
+    assert_eq!(service.emulator.requests().len(), 0);
+}
+
+#[tokio::test]
 async fn a_prompt_is_sent_on_and_echoed_exactly() {
     let service = Service::current().await;
     let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";

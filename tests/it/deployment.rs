@@ -37,7 +37,7 @@ impl Limits {
 #[track_caller]
 fn assert_fits_production(config: &Config) {
     assert_eq!(config.answer_within, None);
-    assert!(config.fallbacks.contains(&config.model), "{:?} is not a current model", config.model);
+    assert!(!config.model.model.retired, "{:?} is not a current model", config.model);
     assert!(!config.debug);
 }
 
@@ -88,7 +88,7 @@ fn config(variables: &Variables, platform: &[(&str, &str)]) -> Config {
 
 fn credentials_file() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), r#"{"type": "authorized_user"}"#).unwrap();
+    std::fs::write(file.path(), r#"{"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}"#).unwrap();
     file
 }
 
@@ -350,7 +350,7 @@ fn compose_passes_every_setting_on() {
     assert_eq!(passed_on, env_file);
     // A variable without a value would be an empty setting.
     let alone: Vec<_> = compose_variables("iga_service", &pairs(&[])).into_keys().collect();
-    assert_eq!(alone, ["GOOGLE_APPLICATION_CREDENTIALS", "PORT"]);
+    assert_eq!(alone, ["GOOGLE_APPLICATION_CREDENTIALS", "IGA_DEBUG_MODE", "PORT"]);
 }
 
 #[test]

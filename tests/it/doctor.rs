@@ -330,12 +330,14 @@ async fn every_kind_of_credentials_file_is_told_without_its_secrets() {
 async fn a_key_that_is_not_complete_is_a_finding() {
     let file = r#"{"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com", "private_key": "TOP-SECRET"}"#;
     let findings = doctor_with_file(&emulator().await, file, &[]).await;
-    findings.ok("identity", "service account a@b.iam").fail(
-        "token",
-        "is not complete; download",
-        "gcloud iam service-accounts keys create /",
+    findings.fail(
+        "settings",
+        "lacks private_key_id; download",
+        "unset GOOGLE_APPLICATION_CREDENTIALS",
     );
-    findings.skip(&["model", "bucket"], "there is no access token");
+    findings
+        .skip(&["identity"], "GOOGLE_APPLICATION_CREDENTIALS needs attention")
+        .skip(&["token", "model", "bucket"], "there is no identity");
 }
 
 fn federated(emulator: &Emulator, source: Value) -> String {
@@ -424,7 +426,7 @@ async fn a_federation_file_that_is_not_complete_is_a_finding() {
         ([LAMBDA, AWS].concat(), "scripts/setup-aws.sh --project"),
     ] {
         let findings = doctor_with_file(&emulator, file, &settings).await;
-        findings.fail("token", "is not complete; download or generate it anew. (cannot parse the credentials file missing field `audience`)", remedy);
+        findings.fail("settings", "lacks audience; download or generate it again", remedy);
     }
 }
 
@@ -488,7 +490,8 @@ async fn a_retired_model_costs_a_404_and_is_a_warning() {
         .warn("model", "imagegeneration@006 is not served in", remedy)
         .ok("model", "gemini-nano-banana-2.1 answers");
     findings.ok("model", "fallback gemini-3.1-flash-image answers in global");
-    assert_eq!(emulator.counters().model_calls, 3);
+    findings.ok("model", "fallback gemini-2.5-flash-image answers in global");
+    assert_eq!(emulator.counters().model_calls, 4);
 }
 
 #[tokio::test]

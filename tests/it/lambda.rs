@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 const FUNCTION_URL: &str = include_str!("../../events/generate_image.json");
 const BASE64: &str = include_str!("../../events/generate_image_base64.json");
 const LOAD_BALANCER: &str = include_str!("../../events/generate_image_alb.json");
+const REST: &str = include_str!("../../events/generate_image_rest.json");
+const DIRECT: &str = include_str!("../../events/generate_image_direct.json");
 
 async fn invoke(event: &str) -> (Value, Emulator) {
     let emulator = emulator().await;
@@ -35,6 +37,7 @@ async fn events_of_every_shape_get_their_image() {
         ),
         (BASE64, "A caf\u{e9} at night in the rain, neon signs, 35 mm photograph"),
         (LOAD_BALANCER, "A paper boat in a puddle, seen from above"),
+        (REST, "A clockmaker at a bench, morning light"),
     ] {
         let (answer, emulator) = invoke(event).await;
         assert_eq!(answer["statusCode"], 200, "{answer}");
@@ -67,16 +70,99 @@ async fn a_bad_body_is_the_contracts_row_and_no_function_error() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_said_in_a_sentence() {
+async fn a_stage_is_not_part_of_the_path() {
+    let with = |event: &str, changes: &[(&str, Value)]| {
+        let mut event: Value = serde_json::from_str(event).unwrap();
+        for (pointer, value) in changes {
+            *event.pointer_mut(pointer).unwrap() = value.clone();
+        }
+        event
+    };
+    let payload_1_0 = {
+        let mut event = with(REST, &[("/path", json!("/prod/generate_image"))]);
+        event["version"] = json!("1.0");
+        event
+    };
+    for event in [
+        with(REST, &[]),
+        payload_1_0,
+        with(REST, &[("/requestContext/stage", json!("generate_image"))]),
+        with(FUNCTION_URL, &[("/requestContext/stage", json!("prod"))]),
+        with(
+            FUNCTION_URL,
+            &[
+                ("/requestContext/stage", json!("prod")),
+                ("/rawPath", json!("/prod/generate_image")),
+            ],
+        ),
+    ] {
+        let (answer, _) = invoke(&event.to_string()).await;
+        assert_eq!(answer["statusCode"], 200, "{event}: {answer}");
+    }
+    let elsewhere = with(REST, &[("/path", json!("/production/generate_image"))]);
+    assert_eq!(invoke(&elsewhere.to_string()).await.0["statusCode"], 404);
+}
+
+#[tokio::test]
+async fn a_direct_invocation_gets_the_response_body_itself() {
+    let (answer, emulator) = invoke(DIRECT).await;
+    assert_eq!(answer["prompt_used"], "A tram in the fog, early morning");
+    let object = &emulator.objects()[0];
+    assert_eq!(answer["image_url"], format!("gs://{BUCKET}/{}", object.name));
+    assert_eq!(object.metadata["metadata"]["aspect_ratio"], "16:9");
+    assert_eq!(answer.as_object().unwrap().len(), 3);
+    for (payload, code) in [
+        (json!({"prompt": ""}), "IGA_BAD_REQUEST_PROMPT_MISSING"),
+        (json!({"prompt": null}), "IGA_BAD_REQUEST_PROMPT_MISSING"),
+        (json!({"prompt": "x", "seed": -1}), "IGA_VERTEXAI_INVALID_ARGUMENT"),
+    ] {
+        let (answer, _) = invoke(&payload.to_string()).await;
+        assert_eq!(answer["error_code"], code, "{answer}");
+        assert_eq!(answer.as_object().unwrap().len(), 3);
+    }
+    let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";
+    let (answer, _) = invoke(&json!({"prompt": prompt, "seed": 7.0}).to_string()).await;
+    assert_eq!(answer["prompt_used"], prompt);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_the_base64_it_claims_to_be_is_a_400() {
+    for body in ["{\"prompt\": \"x\"", "%%%", "e30"] {
+        let mut event: Value = serde_json::from_str(BASE64).unwrap();
+        event["body"] = json!(body);
+        let (answer, _) = invoke(&event.to_string()).await;
+        assert_eq!(answer["statusCode"], 400, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn another_event_gets_a_sentence_that_names_those_that_are_taken() {
     let emulator = emulator().await;
-    let app = App::new(config(&emulator, &[]));
-    let problem = runtime::invoke(app, r#"{"Records": []}"#).await.unwrap_err();
-    assert!(problem.starts_with("This is no event that Lambda sends for HTTP"), "{problem}");
+    for event in [
+        json!({"Records": [{"eventSource": "aws:sqs", "body": "{\"prompt\": \"x\"}"}]}),
+        json!({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}),
+        json!({"requestContext": {"connectionId": "x", "routeKey": "$connect"}}),
+        json!({"version": "2.0", "requestContext": {"serviceArn": "arn:aws:vpc-lattice"}, "method": "POST"}),
+        json!({"key1": "value1"}),
+        json!({}),
+        json!([{"prompt": "x"}]),
+        json!("prompt"),
+        json!(null),
+        json!(7),
+    ] {
+        let app = App::new(config(&emulator, &[]));
+        let problem = runtime::invoke(app, &event.to_string()).await.unwrap_err();
+        assert!(problem.starts_with("Not a Lambda HTTP event"), "{event}: {problem}");
+        for words in ["function URL", "payload 1.0 and 2.0", "load balancer", "{\"prompt\": ...}"] {
+            assert!(problem.contains(words), "{problem}");
+        }
+    }
+    assert_eq!(emulator.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn the_functions_own_timeout_is_a_deadline() {
-    // 2020, long past: whatever is left of it, nothing is paid for an answer that nobody will get.
+    // In 2020: the function has no time left, so nothing may be paid.
     let emulator = emulator().await;
     let app = App::new(config(&emulator, &[]));
     let answer = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();

@@ -447,8 +447,15 @@ async fn a_model_named_by_the_caller_never_falls_back() {
 #[tokio::test]
 async fn the_fallbacks_own_limits_count() {
     let service = Service::start().await;
-    let refused = service.post(json!({"prompt": PROMPT, "seed": 7, "add_watermark": false})).await;
+    for field in ["seed", "image_size"] {
+        let mut body = json!({"prompt": "of the second fallback", "add_watermark": false});
+        body[field] = if field == "seed" { json!(7) } else { json!("512") };
+        let other = service.post(body).await;
+        assert_eq!(other.is_image().text("model_version"), "vertex-ai-gemini-3.1-flash-image");
+    }
+    let refused = service.post(json!({"prompt": PROMPT, "negative_prompt": "dogs"})).await;
     refused.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT").details_have("gemini-nano-banana-2.1");
+    let service = Service::start().await;
     service
         .post(json!({"prompt": PROMPT, "aspect_ratio": "8:1", "image_size": "2K"}))
         .await

@@ -41,7 +41,7 @@ async fn missing_and_invalid_settings_end_it_with_one_list_and_code_2() {
 async fn a_credentials_file_that_cannot_work_here_ends_it_with_what_to_change() {
     let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
     let path = folder.path().join("credentials.json");
-    let azure = r#"{"type": "external_account", "credential_source":
+    let azure = r#"{"type": "external_account", "audience": "a", "subject_token_type": "t", "token_url": "u", "credential_source":
         {"url": "http://169.254.169.254/metadata/identity/oauth2/token", "headers": {"Metadata": "TOP-SECRET"}}}"#;
     for (file, platform, words) in [
         ("-----BEGIN TOP-SECRET-----", "IGA_HOST", "is not JSON"),

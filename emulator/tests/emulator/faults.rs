@@ -92,14 +92,14 @@ async fn an_upload_can_succeed_without_a_response() {
 #[tokio::test]
 async fn other_processes_can_script_faults_and_read_results() {
     let setup = Setup::new().await;
-    let fault = r#"{"stage": "model", "matching": "banana", "times": null, "action": {"answer": {"status": 500}}}"#;
+    let fault = r#"{"stage": "model", "matching": "banana", "times": null, "action": {"response": {"status": 500}}}"#;
     assert_eq!(send(setup.request(Method::POST, "/_emulator/faults").body(fault)).await.0, 204);
     assert_eq!(send(setup.gemini(BANANA, "a fox", json!({}))).await.0, 500);
     assert_eq!(send(setup.request(Method::DELETE, "/_emulator/faults")).await.0, 204);
     assert_eq!(send(setup.gemini(BANANA, "a fox", json!({}))).await.0, 200);
     let (_, counters) = send(setup.request(Method::GET, "/_emulator/counters")).await;
     assert_eq!(counters, json!(setup.emulator.counters()));
-    let nonsense = r#"{"stage": "model", "action": {"answer": {"status": 7}}}"#;
+    let nonsense = r#"{"stage": "model", "action": {"response": {"status": 7}}}"#;
     assert_eq!(send(setup.request(Method::POST, "/_emulator/faults").body(nonsense)).await.0, 400);
     assert_eq!(send(setup.request(Method::GET, "/_emulator/objects")).await, (200, json!([])));
 }

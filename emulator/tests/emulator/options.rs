@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
-use iga_emulator::{Options, Retention};
+use iga_emulator::{Emulator, Options, Retention};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -170,5 +170,27 @@ async fn connections_have_a_bandwidth() {
         let content = download.send().await.expect("a response").bytes().await.expect("a body");
         assert_eq!(content.len(), BYTES);
         assert!(start.elapsed() >= Duration::from_millis(3900), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_fails_says_what_is_wrong() {
+    let running = Setup::new().await;
+    let addr = running.emulator.host().parse().expect("an address");
+    let file = std::env::current_exe().expect("this test");
+    let buckets = vec![BUCKET.to_owned()];
+    for (options, expected) in [
+        (Options { addr, ..Options::default() }, format!("cannot listen on {addr}: ")),
+        (
+            Options { directory: Some(file.clone()), buckets, ..Options::default() },
+            format!("cannot create {}", file.join(BUCKET).display()),
+        ),
+        (
+            Options { buckets: vec!["No Bucket".to_owned()], ..Options::default() },
+            "not a legal bucket name: \"No Bucket\"".to_owned(),
+        ),
+    ] {
+        let error = Emulator::start(options).await.err().expect("it cannot start").to_string();
+        assert!(error.starts_with(&expected), "{error}");
     }
 }

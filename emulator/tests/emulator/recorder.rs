@@ -73,3 +73,22 @@ async fn requests_are_listed_without_credentials() {
     assert_eq!((&listed[1]["status"], &listed[1]["method"]), (&json!(404), &json!("GET")));
     assert!(!listed.to_string().contains(&setup.token), "{listed}");
 }
+
+#[tokio::test]
+async fn a_journal_holds_requests_with_their_responses() {
+    let path = std::env::temp_dir().join(format!("emulator-journal-{}", std::process::id()));
+    let setup = Setup::with(Options { journal: Some(path.clone()), ..Options::default() }).await;
+    send(setup.gemini(BANANA, "a fox", json!({}))).await;
+    setup.emulator.script(Fault::new(Stage::Stat, Action::Reset));
+    assert!(setup.stat("a").send().await.is_err());
+    let text = std::fs::read_to_string(&path).expect("a journal");
+    std::fs::remove_file(path).expect("made by this test");
+    assert!(!text.contains(&format!("Bearer {}", setup.token)));
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 3, "the token, the generation, the metadata");
+    assert_eq!(lines[1]["body"]["contents"][0]["parts"][0]["text"], "a fox");
+    let image = image_of(&lines[1]["response"]["body"]);
+    assert!(image.starts_with(b"\x89PNG") && image.len() == 300, "{}", image.len());
+    assert_eq!((&lines[2]["method"], &lines[2]["response"]), (&json!("GET"), &json!(null)));
+}

@@ -143,7 +143,7 @@ async fn lists_have_folders_pages_and_fields() {
 }
 
 #[tokio::test]
-async fn buckets_can_be_listed_and_made() {
+async fn buckets_can_be_listed_made_and_deleted() {
     let setup = Setup::new().await;
     let make = |name: &str| {
         let body = json!({"name": name}).to_string();
@@ -155,9 +155,40 @@ async fn buckets_can_be_listed_and_made() {
     let (_, body) =
         send(setup.request(Method::GET, "/storage/v1/b?project=p1&fields=items/name")).await;
     assert_eq!(body["items"], json!([{"name": BUCKET}, {"name": "another-one"}]));
+    send(setup.create("a", b"abc")).await;
+    for (bucket, expected) in [("another-one", 204), ("another-one", 404), (BUCKET, 409)] {
+        let delete = setup.request(Method::DELETE, &format!("/storage/v1/b/{bucket}"));
+        assert_eq!(send(delete).await.0, expected, "{bucket}");
+    }
     let policy = format!("/storage/v1/b/{BUCKET}/iam");
     assert_eq!(send(setup.request(Method::GET, &policy)).await.1["kind"], "storage#policy");
     let (status, body) =
         send(setup.request(Method::POST, &format!("/storage/v1/b/{BUCKET}/lock"))).await;
     assert_eq!((status, reason(&body)), (501, "notImplemented"), "an error in JSON");
+}
+
+#[tokio::test]
+async fn a_batch_carries_several_requests() {
+    let setup = Setup::new().await;
+    send(setup.create("a", b"abc")).await;
+    let part = |id: u8, request: &str| {
+        format!(
+            "--XYZ\r\nContent-Type: application/http\r\nContent-ID: <b+{id}>\r\n\r\n\
+             {request} HTTP/1.1\r\n\r\n\r\n"
+        )
+    };
+    let path = object_path("a");
+    let body = part(1, &format!("GET {path}"))
+        + &part(2, &format!("DELETE {path}"))
+        + &part(3, &format!("GET {path}"))
+        + "--XYZ--";
+    let request = setup.request(Method::POST, "/batch/storage/v1").body(body);
+    let request = request.header("content-type", "multipart/mixed; boundary=\"XYZ\"");
+    let text = request.send().await.expect("a response").text().await.expect("a body");
+    let statuses: Vec<&str> = text.lines().filter(|line| line.starts_with("HTTP/1.1 ")).collect();
+    let expected = ["HTTP/1.1 200 OK", "HTTP/1.1 204 No Content", "HTTP/1.1 404 Not Found"];
+    assert_eq!(statuses, expected, "{text}");
+    assert!(text.contains("Content-ID: <response-b+3>"), "{text}");
+    let empty = setup.request(Method::POST, "/batch/storage/v1").body("");
+    assert_eq!(send(empty).await.0, 400);
 }

@@ -60,3 +60,16 @@ async fn the_metadata_server_requires_its_header() {
         setup.request(Method::GET, path).header("metadata-flavor", "Google").send().await;
     assert_eq!(response.expect("a response").text().await.expect("text"), "iga-local");
 }
+
+#[tokio::test]
+async fn the_metadata_server_is_detected() {
+    let setup = Setup::new().await;
+    for path in ["/", "/computeMetadata/v1/instance"] {
+        let request = setup.request(Method::GET, path).header("metadata-flavor", "Google");
+        let response = request.send().await.expect("a response");
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["metadata-flavor"]),
+            (200, &http::HeaderValue::from_static("Google"))
+        );
+    }
+}

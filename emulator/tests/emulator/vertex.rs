@@ -88,8 +88,8 @@ async fn gemini_refuses_what_google_refuses() {
         ),
         (
             FLASH,
-            json!({"seed": "7"}),
-            "Invalid value at 'generation_config.seed' (TYPE_INT32), \"7\"",
+            json!({"seed": "seven"}),
+            "Invalid value at 'generation_config.seed' (TYPE_INT32), \"seven\"",
         ),
         (
             FLASH,
@@ -97,6 +97,18 @@ async fn gemini_refuses_what_google_refuses() {
             "image_config.person_generation",
         ),
         (FLASH, json!({"responseModalities": ["VIDEO"]}), "response modalities"),
+        (
+            FLASH,
+            json!({"responseModalities": ["SMELL"]}),
+            "generation_config.response_modalities[0]",
+        ),
+        (FLASH, json!({"responseFormat": [{"audio": {}}]}), "response format"),
+        (FLASH, json!({"responseFormat": {"image": {"delivery": "URI"}}}), "delivery URI"),
+        (
+            FLASH,
+            json!({"imageConfig": {}, "responseFormat": {"image": {}}}),
+            "Only one of image_config and response_format.image",
+        ),
     ];
     for (model, config, expected) in cases {
         let (status, body) = send(setup.gemini(model, "a fox", config.clone())).await;
@@ -182,4 +194,87 @@ async fn the_python_sdk_finds_its_publisher_model() {
     assert_eq!(status, 200);
     assert!(body["publisherModelTemplate"].is_string());
     assert!(body["predictSchemata"]["instanceSchemaUri"].is_string());
+}
+
+#[tokio::test]
+async fn gemini_reads_what_protojson_allows() {
+    let setup = Setup::new().await;
+    let request = json!({
+        "contents": {"role": "user", "parts": {"text": "a fox"}},
+        "generation_config": {
+            "image_config": {"aspect_ratio": "16:9", "image_size": null, "personGeneration": 1},
+            "response_modalities": [2, "MODALITY_UNSPECIFIED"],
+            "seed": "7",
+            "temperature": "0.5",
+            "topK": 3.0,
+            "speechConfig": {"languageCode": "de"},
+        },
+        "safetySettings": [
+            {"category": "HARM_CATEGORY_CIVIC_INTEGRITY", "threshold": "BLOCK_NONE"},
+            {"category": 0, "threshold": "HARM_BLOCK_THRESHOLD_UNSPECIFIED"},
+        ],
+    });
+    let (status, body) = send(setup.model("global", FLASH, "generateContent", &request)).await;
+    assert_eq!(status, 200, "{body}");
+    let parts = body["candidates"][0]["content"]["parts"].as_array().expect("parts");
+    assert_eq!(parts.len(), 2, "a draft and the image, but no text");
+    assert_eq!(png_size(&parts[1]["inlineData"]["data"]), (1376, 768));
+    assert_eq!(setup.emulator.generations()[0].prompt, "a fox");
+}
+
+#[tokio::test]
+async fn a_response_format_chooses_the_image() {
+    let setup = Setup::new().await;
+    let format = json!({"image": {
+        "aspectRatio": "ASPECT_RATIO_NINE_BY_SIXTEEN",
+        "imageSize": "IMAGE_SIZE_FIVE_TWELVE",
+    }});
+    let config = json!({"responseFormat": [format, {"text": {}}], "responseModalities": ["IMAGE"]});
+    let (status, body) = send(setup.gemini(FLASH, "a fox", config)).await;
+    assert_eq!(status, 200, "{body}");
+    let parts = &body["candidates"][0]["content"]["parts"];
+    assert_eq!(png_size(&parts[1]["inlineData"]["data"]), (384, 688));
+    let config = json!({"responseFormat": {"image": {"mimeType": "IMAGE_JPEG"}}});
+    let (_, body) = send(setup.gemini(BANANA, "a fox", config)).await;
+    assert!(image_of(&body).starts_with(b"\xff\xd8\xff"));
+}
+
+#[tokio::test]
+async fn a_response_can_be_streamed() {
+    let setup = Setup::new().await;
+    let contents = json!([{"role": "user", "parts": [{"text": "a fox"}]}]);
+    let body = json!({"contents": contents});
+    let (status, array) = send(setup.model("global", FLASH, "streamGenerateContent", &body)).await;
+    assert_eq!((status, array.as_array().map(Vec::len)), (200, Some(3)));
+    assert_eq!(array[0]["candidates"][0]["finishReason"], json!(null));
+    assert_eq!(array[2]["candidates"][0]["finishReason"], "STOP");
+
+    let request = setup.model("global", FLASH, "streamGenerateContent?alt=sse", &body);
+    let response = request.send().await.expect("a response");
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = response.text().await.expect("a body");
+    let events: Vec<serde_json::Value> = text
+        .split("\r\n\r\n")
+        .filter_map(|event| event.strip_prefix("data: "))
+        .map(|event| serde_json::from_str(event).expect("JSON"))
+        .collect();
+    assert_eq!(events.len(), 3);
+    assert_eq!(
+        png_size(&events[2]["candidates"][0]["content"]["parts"][0]["inlineData"]["data"]).0,
+        1024
+    );
+    assert_eq!(setup.emulator.counters().paid_generations, 2);
+}
+
+#[tokio::test]
+async fn tokens_are_counted_for_free_and_models_listed() {
+    let setup = Setup::new().await;
+    let contents = json!([{"role": "user", "parts": [{"text": "a red fox"}]}]);
+    let body = json!({"contents": contents});
+    let (status, body) = send(setup.model("global", FLASH, "countTokens", &body)).await;
+    assert_eq!((status, &body["totalTokens"]), (200, &json!(4)));
+    assert_eq!(setup.emulator.counters().model_calls, 0);
+    let (_, body) = send(setup.request(Method::GET, "/v1beta1/publishers/google/models")).await;
+    let names = body["publisherModels"].to_string();
+    assert!(names.contains(FLASH) && !names.contains("imagegeneration@006"), "{names}");
 }

@@ -192,6 +192,7 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
     let mut config = Config::from_vars(find).unwrap();
     config.timing = Timing {
         first_retry_wait: Duration::from_millis(1),
+        record_spacing: Duration::from_millis(1),
         variant_age: HOUR,
         lease_life: HOUR,
         ..Timing::DEFAULT
