@@ -377,7 +377,7 @@ impl World {
         let prompt = iga::id::sha256_hex(&[wish.prompt.as_bytes()]);
         let state = self.state();
         let images = state.objects.iter().filter(|(_, object)| {
-            object.resource["metadata"]["prompt_sha256"] == Value::from(prompt.clone())
+            object.resource["metadata"]["prompt_sha256"] == prompt
         });
         images.map(|(name, _)| name.clone()).collect()
     }
