@@ -1,96 +1,272 @@
 //! The memory budget that caps all in-flight images.
 
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
-/// The memory that all images in transfer may hold together.
+/// The memory that all images in transfer, and the requests that wait for them, may hold together.
 ///
-/// A reservation that does not fit waits. Reservations that wait for each other cannot wait for ever: one at a
-/// time may exceed the budget, so at most the budget and one image are held.
+/// An image that does not fit waits; freed memory goes to the oldest image that waits. One image at a time may
+/// exceed the budget, so that images which wait for each other finish one after the other. At most the budget and
+/// one image are held.
 #[derive(Debug, Clone)]
-pub struct Budget {
-    units: Arc<Semaphore>,
-    overdraft: Arc<Semaphore>,
-    total_units: u32,
-}
+pub struct Budget(Arc<Mutex<State>>);
 
-/// One image's part of the [`Budget`], given back on drop.
+/// Memory of the [`Budget`], given back on drop.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
-    held: Option<OwnedSemaphorePermit>,
-    held_units: u32,
-    overdraft: Option<OwnedSemaphorePermit>,
+    of: Holder,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+enum Holder {
+    /// The image's number: older images have smaller ones.
+    Image(u64, Arc<Notify>),
+    Request,
+}
+
+#[derive(Debug)]
+struct State {
+    total: usize,
+    /// What requests may hold even while images wait.
+    kept_for_requests: usize,
+    held_by_requests: usize,
+    held_by_images: usize,
+    images: BTreeMap<u64, Holding>,
+    next_image: u64,
+    /// The image that may exceed the budget, while it does.
+    exceeding: Option<u64>,
+    /// What an image of unknown length reserves.
+    usual: usize,
+}
+
+/// What an image holds and what it waits for.
+#[derive(Debug)]
+struct Holding {
+    bytes: usize,
+    wanted: usize,
+    /// Its first reservation is what an image usually takes by then.
+    begins_with_usual: bool,
+    granted: Arc<Notify>,
 }
 
 impl Budget {
     pub fn new(bytes: usize) -> Budget {
-        let total_units = units(bytes).max(1);
-        Budget {
-            units: Arc::new(Semaphore::new(total_units as usize)),
-            overdraft: Arc::new(Semaphore::new(1)),
-            total_units,
-        }
+        Budget(Arc::new(Mutex::new(State {
+            total: bytes,
+            kept_for_requests: bytes / 8,
+            held_by_requests: 0,
+            held_by_images: 0,
+            images: BTreeMap::new(),
+            next_image: 0,
+            exceeding: None,
+            usual: FIRST_USUAL_BYTES,
+        })))
     }
 
-    /// Waits until `bytes` are free and reserves them.
+    /// Waits until an image's `bytes` are free and reserves them.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
-        let mut reservation =
-            Reservation { budget: self.clone(), held: None, held_units: 0, overdraft: None };
-        reservation.grow_to(bytes).await;
+        let mut reservation = self.image(false);
+        reservation.wait_for(bytes).await;
         reservation
+    }
+
+    /// The same for an image of unknown length: reserves what an image usually takes.
+    pub async fn reserve_usual(&self) -> Reservation {
+        let mut reservation = self.image(true);
+        let usual = self.lock().usual;
+        reservation.wait_for(usual).await;
+        reservation
+    }
+
+    /// Memory for a request, none at first: see [`Reservation::try_grow_to`].
+    pub fn request(&self) -> Reservation {
+        Reservation { budget: self.clone(), of: Holder::Request, bytes: 0 }
+    }
+
+    fn image(&self, begins_with_usual: bool) -> Reservation {
+        let mut state = self.lock();
+        let (number, granted) = (state.next_image, Arc::new(Notify::new()));
+        state.next_image += 1;
+        let holding =
+            Holding { bytes: 0, wanted: 0, begins_with_usual, granted: Arc::clone(&granted) };
+        state.images.insert(number, holding);
+        Reservation { budget: self.clone(), of: Holder::Image(number, granted), bytes: 0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reservation {
+    /// Lets a request's reservation cover `bytes`, without waiting; false if the memory is not there. An eighth of the
+    /// budget is kept for requests; beyond it they take only what no image waits for.
+    pub fn try_grow_to(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let mut state = self.budget.lock();
+        let held = state.held_by_requests.saturating_add(more);
+        let fits = state.held_by_images.saturating_add(held) <= state.total;
+        let images_wait = state.images.values().any(Holding::waits);
+        if more > 0 && held > state.kept_for_requests && (images_wait || !fits) {
+            return false;
+        }
+        state.held_by_requests = held;
+        self.bytes += more;
+        true
+    }
+
     /// Waits until the reservation covers `bytes`; returns at once if it does already.
     pub async fn grow_to(&mut self, bytes: usize) {
-        let wanted = units(bytes).saturating_sub(self.held_units);
-        if wanted == 0 || self.overdraft.is_some() {
-            return;
+        if bytes > self.bytes {
+            // In few steps: images that grow side by side in many would all be half read when memory runs out.
+            let usual = self.budget.lock().usual;
+            self.wait_for(if bytes <= usual { usual } else { bytes + bytes / 2 }).await;
         }
-        let more = Arc::clone(&self.budget.units).acquire_many_owned(wanted);
-        let overdraft = Arc::clone(&self.budget.overdraft).acquire_owned();
-        tokio::select! {
-            biased;
-            permit = more, if self.held_units + wanted <= self.budget.total_units => {
-                self.take(permit.expect("the budget is never closed"), wanted);
+    }
+
+    /// Gives back what exceeds `bytes`, the final length of the image, and remembers that length.
+    pub fn settle(&mut self, bytes: usize) {
+        let Holder::Image(number, _) = self.of else { return };
+        let mut state = self.budget.lock();
+        state.learn(bytes);
+        self.bytes = self.bytes.min(bytes);
+        state.hold(number, self.bytes);
+        state.grant();
+    }
+
+    async fn wait_for(&mut self, bytes: usize) {
+        let Holder::Image(number, granted) = &self.of else { return };
+        {
+            let mut state = self.budget.lock();
+            if let Some(holding) = state.images.get_mut(number) {
+                holding.wanted = bytes;
             }
-            permit = overdraft => self.overdraft = Some(permit.expect("the budget is never closed")),
+            state.grant();
         }
-    }
-
-    fn take(&mut self, permit: OwnedSemaphorePermit, units: u32) {
-        self.held_units += units;
-        match &mut self.held {
-            Some(held) => held.merge(permit),
-            held => *held = Some(permit),
+        loop {
+            match self.budget.lock().images.get(number) {
+                Some(holding) if holding.waits() => {}
+                Some(holding) => break self.bytes = holding.bytes,
+                None => break,
+            }
+            granted.notified().await;
         }
     }
 }
 
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut state = self.budget.lock();
+        match self.of {
+            Holder::Image(number, _) => {
+                state.hold(number, 0);
+                state.images.remove(&number);
+                state.exceeding.take_if(|exceeding| *exceeding == number);
+            }
+            Holder::Request => state.held_by_requests -= self.bytes,
+        }
+        state.grant();
+    }
 }
 
-/// Reservations grow in steps of this size, so that reading does not queue for every chunk.
-const UNIT_BYTES: usize = 256 * 1024;
+impl State {
+    /// Sets what an image holds; it waits for nothing more.
+    fn hold(&mut self, number: u64, bytes: usize) {
+        if let Some(holding) = self.images.get_mut(&number) {
+            self.held_by_images = self.held_by_images - holding.bytes + bytes;
+            holding.bytes = bytes;
+            holding.wanted = bytes;
+        }
+    }
+
+    /// Remembers the length of an image, for those that begin after it; forgets large ones slowly.
+    fn learn(&mut self, bytes: usize) {
+        self.usual = bytes.max(self.usual - self.usual / 8).max(LEAST_USUAL_BYTES);
+        let not_begun = |holding: &&mut Holding| holding.begins_with_usual && holding.bytes == 0;
+        for holding in self.images.values_mut().filter(not_begun) {
+            holding.wanted = self.usual;
+        }
+    }
+
+    /// Grants what fits: first to the image that exceeds the budget, then to the oldest that waits, and to no
+    /// younger one before it.
+    fn grant(&mut self) {
+        if self.fits(0) {
+            self.exceeding = None;
+        }
+        let first = self.exceeding.filter(|number| self.images[number].waits());
+        let mut waiting = first.or_else(|| self.oldest_waiting());
+        while let Some(number) = waiting {
+            let Holding { bytes, wanted, .. } = self.images[&number];
+            if !self.fits(wanted - bytes) {
+                if self.exceeding.is_some_and(|exceeding| exceeding != number) {
+                    return;
+                }
+                self.exceeding = Some(number);
+            }
+            self.hold(number, wanted);
+            self.images[&number].granted.notify_one();
+            waiting = self.oldest_waiting();
+        }
+    }
+
+    fn fits(&self, more: usize) -> bool {
+        let requests = self.held_by_requests.max(self.kept_for_requests);
+        self.held_by_images.saturating_add(more).saturating_add(requests) <= self.total
+    }
+
+    fn oldest_waiting(&self) -> Option<u64> {
+        self.images.iter().find(|(_, holding)| holding.waits()).map(|(number, _)| *number)
+    }
+}
+
+impl Holding {
+    fn waits(&self) -> bool {
+        self.wanted > self.bytes
+    }
+}
+
+/// What an image usually takes, until the first ones have shown it: one of 2K pixels, as PNG.
+const FIRST_USUAL_BYTES: usize = 8 << 20;
+
+/// An image of unknown length reserves at least this much.
+const LEAST_USUAL_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::time::Duration;
+    use tokio::sync::mpsc;
     use tokio::task::yield_now;
-    use tokio::time::timeout;
+    use tokio::time::{Instant, sleep, timeout};
+
+    const MIB: usize = 1 << 20;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn held(budget: &Budget) -> usize {
+        let state = budget.lock();
+        let sum: usize = state.images.values().map(|holding| holding.bytes).sum();
+        assert_eq!(sum, state.held_by_images);
+        state.held_by_images + state.held_by_requests
+    }
+
+    fn try_reserve(budget: &Budget, bytes: usize) -> Option<Reservation> {
+        let mut reservation = budget.request();
+        reservation.try_grow_to(bytes).then_some(reservation)
+    }
 
     #[tokio::test]
     async fn a_reservation_that_does_not_fit_waits_until_memory_is_given_back() {
-        let budget = Budget::new(4 * UNIT_BYTES);
-        let first = budget.reserve(3 * UNIT_BYTES).await;
-        let _over = budget.reserve(2 * UNIT_BYTES).await;
+        let budget = Budget::new(8 * MIB);
+        let first = budget.reserve(6 * MIB).await;
+        let _exceeds = budget.reserve(4 * MIB).await;
         let waiting = tokio::spawn({
             let budget = budget.clone();
-            async move { drop(budget.reserve(2 * UNIT_BYTES).await) }
+            async move { drop(budget.reserve(4 * MIB).await) }
         });
         yield_now().await;
         assert!(!waiting.is_finished());
@@ -100,29 +276,185 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reservations_that_wait_for_each_other_finish_one_after_the_other() {
-        let budget = Budget::new(2 * UNIT_BYTES);
+        let budget = Budget::new(5 * MIB);
         let mut reservations = Vec::new();
-        for _ in 0..2 {
-            reservations.push(budget.reserve(UNIT_BYTES).await);
+        for _ in 0..4 {
+            reservations.push(budget.reserve(MIB).await);
         }
-        let (finished, mut order) = tokio::sync::mpsc::unbounded_channel();
-        for (number, mut reservation) in reservations.into_iter().enumerate() {
+        let (finished, mut order) = mpsc::unbounded_channel();
+        // The youngest asks first.
+        for (number, mut reservation) in reservations.into_iter().enumerate().rev() {
             let finished = finished.clone();
             tokio::spawn(async move {
-                reservation.grow_to(10 * UNIT_BYTES).await;
+                reservation.grow_to(10 * MIB).await;
                 finished.send(number).unwrap();
+                sleep(SECOND).await;
             });
         }
-        for expected in 0..2 {
-            let next = timeout(Duration::from_secs(1), order.recv()).await;
-            assert_eq!(next.expect("both finish"), Some(expected));
+        for expected in [3, 0, 1, 2] {
+            let next = timeout(10 * SECOND, order.recv()).await;
+            assert_eq!(next.expect("all finish"), Some(expected));
         }
     }
 
     #[tokio::test]
     async fn an_image_larger_than_the_whole_budget_still_gets_through() {
-        let budget = Budget::new(UNIT_BYTES);
-        let reservation = budget.reserve(100 * UNIT_BYTES).await;
-        assert!(reservation.overdraft.is_some());
+        let budget = Budget::new(MIB);
+        let mut reservation = budget.reserve(100 * MIB).await;
+        reservation.grow_to(101 * MIB).await;
+        assert_eq!(budget.lock().exceeding, Some(0));
+        reservation.settle(MIB / 2);
+        assert_eq!((held(&budget), budget.lock().exceeding), (MIB / 2, None));
+        drop(reservation);
+        assert_eq!(held(&budget), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_wait_gives_everything_back() {
+        let budget = Budget::new(8 * MIB);
+        let first = budget.reserve(6 * MIB).await;
+        let exceeds = budget.reserve(4 * MIB).await;
+        assert!(timeout(SECOND, budget.reserve(4 * MIB)).await.is_err());
+        drop(first);
+        assert_eq!(held(&budget), 4 * MIB);
+        drop(exceeds);
+        assert_eq!((held(&budget), budget.lock().images.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn requests_never_wait_and_leave_images_their_memory() {
+        let budget = Budget::new(80 * MIB);
+        let kept = try_reserve(&budget, 10 * MIB).expect("an eighth is kept for requests");
+        let _image = budget.reserve(60 * MIB).await;
+        let more = try_reserve(&budget, 10 * MIB).expect("it is free");
+        assert!(try_reserve(&budget, 1).is_none() && try_reserve(&budget, usize::MAX).is_none());
+        drop(more);
+        let _exceeds = budget.reserve(60 * MIB).await;
+        let waiting = timeout(Duration::ZERO, budget.reserve(MIB)).await;
+        assert!(waiting.is_err());
+        drop(kept);
+        assert!(try_reserve(&budget, 10 * MIB).is_some(), "also while images wait");
+    }
+
+    #[tokio::test]
+    async fn an_image_of_unknown_length_reserves_what_the_last_ones_took() {
+        let budget = Budget::new(1024 * MIB);
+        let mut unknown = budget.reserve_usual().await;
+        assert_eq!(held(&budget), FIRST_USUAL_BYTES);
+        unknown.grow_to(20 * MIB).await;
+        unknown.settle(20 * MIB);
+        drop(unknown);
+        let large = budget.reserve_usual().await;
+        assert_eq!(held(&budget), 20 * MIB);
+        drop(large);
+        for _ in 0..100 {
+            budget.reserve_usual().await.settle(10);
+        }
+        let _small = budget.reserve_usual().await;
+        assert_eq!(held(&budget), LEAST_USUAL_BYTES);
+    }
+
+    /// One image read in chunks of 32 KiB, then stored, which takes a second.
+    async fn transfer(budget: &Budget, bytes: usize, length_is_known: bool) {
+        let mut reservation = match length_is_known {
+            true => budget.reserve(bytes).await,
+            false => budget.reserve_usual().await,
+        };
+        for read in (0..=bytes).step_by(32 * 1024) {
+            reservation.grow_to(read).await;
+            yield_now().await;
+        }
+        reservation.settle(bytes);
+        sleep(SECOND).await;
+    }
+
+    /// How long it takes until all images of one length are stored.
+    async fn convoy(images: usize, bytes: usize, length_is_known: bool) -> Duration {
+        let budget = Budget::new(128 * MIB);
+        let start = Instant::now();
+        let transfers: Vec<_> = (0..images)
+            .map(|_| {
+                let budget = budget.clone();
+                tokio::spawn(async move { transfer(&budget, bytes, length_is_known).await })
+            })
+            .collect();
+        for transfer in transfers {
+            timeout(1000 * SECOND, transfer).await.expect("no image starves").unwrap();
+        }
+        assert_eq!(held(&budget), 0);
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn images_of_unknown_length_are_stored_as_fast_as_others() {
+        // 14 of them fit into what is not kept for requests, and one may exceed it.
+        assert_eq!(convoy(80, 8 * MIB, true).await.as_secs(), 6);
+        assert_eq!(convoy(80, 8 * MIB, false).await.as_secs(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn images_larger_than_usual_are_late_by_few_waves_only() {
+        for (bytes, waves) in [(10 * MIB, 7), (20 * MIB, 14), (40 * MIB, 27)] {
+            assert_eq!(convoy(80, bytes, true).await.as_secs(), waves, "{bytes}");
+            let unknown = convoy(80, bytes, false).await.as_secs();
+            assert!(unknown <= waves + 6, "{bytes}: {unknown} against {waves}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn all_images_finish_within_the_budget_and_one_image(
+            images in prop::collection::vec((0usize..30 * MIB, 0u64..3000, any::<bool>()), 1..60),
+            budget in 1usize..64,
+            requests in prop::collection::vec((0usize..MIB, 0u64..3000), 0..20),
+        ) {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let total = budget * MIB;
+                let budget = Budget::new(total);
+                let largest = images.iter().map(|(bytes, ..)| *bytes).max().unwrap_or_default();
+                let one_image = (largest + largest / 2).max(FIRST_USUAL_BYTES);
+                let mut tasks = tokio::task::JoinSet::new();
+                for (bytes, arrives, length_is_known) in images {
+                    let budget = budget.clone();
+                    tasks.spawn(async move {
+                        sleep(Duration::from_millis(arrives)).await;
+                        let peak = transfer_watched(&budget, bytes, length_is_known).await;
+                        assert!(peak <= total + one_image, "{peak} > {total} + {one_image}");
+                    });
+                }
+                for (bytes, arrives) in requests {
+                    let budget = budget.clone();
+                    tasks.spawn(async move {
+                        sleep(Duration::from_millis(arrives)).await;
+                        let reservation = try_reserve(&budget, bytes);
+                        assert!(held(&budget) <= total + one_image);
+                        sleep(SECOND).await;
+                        drop(reservation);
+                    });
+                }
+                let all = async { while let Some(done) = tasks.join_next().await { done.unwrap() } };
+                timeout(10_000 * SECOND, all).await.expect("all finish");
+                assert_eq!((held(&budget), budget.lock().images.len()), (0, 0));
+            });
+        }
+    }
+
+    /// Transfers an image in larger chunks; the most that was held in all meanwhile.
+    async fn transfer_watched(budget: &Budget, bytes: usize, length_is_known: bool) -> usize {
+        let mut reservation = match length_is_known {
+            true => budget.reserve(bytes).await,
+            false => budget.reserve_usual().await,
+        };
+        let mut peak = held(budget);
+        for read in (0..bytes).step_by(MIB / 2).chain([bytes]) {
+            reservation.grow_to(read).await;
+            peak = peak.max(held(budget));
+            sleep(Duration::from_millis(1)).await;
+        }
+        reservation.settle(bytes);
+        sleep(SECOND).await;
+        peak
     }
 }

@@ -3,9 +3,8 @@
 use crate::config::Target;
 use crate::error::Error;
 use crate::google::storage::{MODEL, Metadata, Storage, Upload};
-use crate::google::vertex::{MayPay, Vertex};
-use crate::image::Image;
-use crate::model::{Family, Model};
+use crate::google::vertex::{MayPay, Paid, Vertex};
+use crate::model::Family;
 use crate::request::GenerateRequest;
 use crate::targets::Targets;
 use crate::telemetry::metrics;
@@ -45,12 +44,6 @@ pub struct Naming {
     pub metadata: Metadata,
 }
 
-/// An image that a model has made, and the model.
-pub struct Paid {
-    image: Image,
-    model: &'static Model,
-}
-
 impl Generator {
     /// `targets` holds the configured model, then its fallbacks; it is not empty.
     pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
@@ -64,9 +57,9 @@ impl Generator {
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Paid, Error> {
-        let (image, model) = self.image(request, may_pay, deadline).await?;
-        metrics::image_paid(model.id);
-        Ok(Paid { image, model })
+        let paid = self.image(request, may_pay, deadline).await?;
+        metrics::image_paid(&paid.model);
+        Ok(paid)
     }
 
     /// The upload of a paid image.
@@ -81,7 +74,7 @@ impl Generator {
         let Naming { stem, is_inherited, mut metadata } = naming;
         metadata.extend([
             ("request_id".to_owned(), origin.request_id.clone()),
-            (MODEL.to_owned(), model.id.to_owned()),
+            (MODEL.to_owned(), model),
             ("prompt_sha256".to_owned(), request.prompt_sha256.clone()),
             ("aspect_ratio".to_owned(), request.params.aspect_ratio.clone()),
         ]);
@@ -107,7 +100,7 @@ impl Generator {
         request: &GenerateRequest,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<(Image, &'static Model), Error> {
+    ) -> Result<Paid, Error> {
         match &request.target {
             Some(target) => self.image_from(target, request, may_pay, deadline).await,
             None => {
@@ -123,15 +116,13 @@ impl Generator {
         request: &GenerateRequest,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<(Image, &'static Model), Error> {
+    ) -> Result<Paid, Error> {
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,
                 "add_watermark false is not honoured: this model always watermarks"
             );
         }
-        let image =
-            self.vertex.image(target, &request.prompt, &request.params, may_pay, deadline).await?;
-        Ok((image, target.model))
+        self.vertex.image(target, &request.prompt, &request.params, may_pay, deadline).await
     }
 }

@@ -13,9 +13,9 @@ pub struct Image {
 }
 
 impl Image {
-    /// `None` if the bytes are of an unknown type.
+    /// `None` if the bytes are not a known image.
     pub fn new(blob: Blob, reservation: Reservation) -> Option<Image> {
-        let format = Format::of(blob.first_bytes())?;
+        let format = Format::of(&blob)?;
         Some(Image { blob, format, _reservation: reservation })
     }
 }
@@ -26,17 +26,35 @@ pub enum Format {
     Png,
     Jpeg,
     Webp,
+    Gif,
+    Avif,
+    Heic,
 }
 
 impl Format {
-    pub const ALL: [Format; 3] = [Format::Png, Format::Jpeg, Format::Webp];
+    pub const ALL: [Format; 6] =
+        [Format::Png, Format::Jpeg, Format::Webp, Format::Gif, Format::Avif, Format::Heic];
 
-    fn of(first_bytes: &[u8]) -> Option<Format> {
-        match first_bytes {
-            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Format::Png),
-            [0xff, 0xd8, 0xff, ..] => Some(Format::Jpeg),
-            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Format::Webp),
-            _ => None,
+    /// `None` if the bytes are of an unknown type, or fewer than an image of their type has.
+    pub fn of(blob: &Blob) -> Option<Format> {
+        let format = match blob.first_bytes() {
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Format::Png,
+            [0xff, 0xd8, 0xff, ..] => Format::Jpeg,
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Format::Webp,
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Format::Gif,
+            [_, _, _, _, b'f', b't', b'y', b'p', ..] => heif_format(blob.first_bytes())?,
+            _ => return None,
+        };
+        (blob.len() >= format.smallest_bytes()).then_some(format)
+    }
+
+    /// No image of this type is smaller, even with a single pixel.
+    fn smallest_bytes(self) -> usize {
+        match self {
+            Format::Png => 67,
+            Format::Jpeg => 107,
+            Format::Webp | Format::Gif => 26,
+            Format::Avif | Format::Heic => 64,
         }
     }
 
@@ -45,6 +63,9 @@ impl Format {
             Format::Png => "image/png",
             Format::Jpeg => "image/jpeg",
             Format::Webp => "image/webp",
+            Format::Gif => "image/gif",
+            Format::Avif => "image/avif",
+            Format::Heic => "image/heic",
         }
     }
 
@@ -53,8 +74,23 @@ impl Format {
             Format::Png => "png",
             Format::Jpeg => "jpg",
             Format::Webp => "webp",
+            Format::Gif => "gif",
+            Format::Avif => "avif",
+            Format::Heic => "heic",
         }
     }
+}
+
+/// The first known brand of a `ftyp` box: size, `ftyp`, major brand, version, compatible brands (ISO 14496-12).
+fn heif_format(bytes: &[u8]) -> Option<Format> {
+    let size = u32::from_be_bytes(*bytes.first_chunk()?) as usize;
+    let brands = bytes[8..size.clamp(8, bytes.len())].chunks_exact(4);
+    let format = |brand: &[u8]| match brand {
+        b"avif" | b"avis" => Some(Format::Avif),
+        b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" => Some(Format::Heic),
+        _ => None,
+    };
+    brands.filter_map(format).next()
 }
 
 /// Bytes in the chunks they were written in; clones share them.
@@ -150,6 +186,8 @@ const CHUNK_BYTES: usize = 96 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
 
     fn blob(bytes: &[u8]) -> Blob {
         bytes.to_vec().into()
@@ -161,13 +199,37 @@ mod tests {
             (&b"\x89PNG\r\n\x1a\nrest"[..], Some(Format::Png)),
             (b"\xff\xd8\xff\xe0rest", Some(Format::Jpeg)),
             (b"RIFF\x10\0\0\0WEBPVP8 ", Some(Format::Webp)),
+            (b"GIF89a", Some(Format::Gif)),
+            (b"GIF87a", Some(Format::Gif)),
+            (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", Some(Format::Avif)),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0miafavif", Some(Format::Avif)),
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", Some(Format::Heic)),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", Some(Format::Heic)),
+            (b"\0\0\0\x14ftypisom\0\0\0\0isomavif", None),
+            (b"\0\0\0\0ftypmif1\0\0\0\0heic", None),
+            (b"\xff\xff\xff\xffftyp", None),
+            (b"GIF90a", None),
             (b"RIFF\x10\0\0\0WAVE", None),
             (b"<html>", None),
-            (b"", None),
         ] {
-            assert_eq!(Format::of(blob(bytes).first_bytes()), format);
+            let padded = [bytes, &[0; 200]].concat();
+            assert_eq!(Format::of(&blob(&padded)), format, "{bytes:?}");
+            assert_eq!(Format::of(&blob(bytes)), None, "{bytes:?} alone is too short");
+        }
+        assert_eq!(Format::of(&blob(b"")), None);
+    }
+
+    #[test]
+    fn the_smallest_images_are_images() {
+        for (image, format) in [(PNG, Format::Png), (WEBP, Format::Webp), (GIF, Format::Gif)] {
+            let bytes = BASE64_STANDARD.decode(image).unwrap();
+            assert_eq!(Format::of(&blob(&bytes)), Some(format), "{} bytes", bytes.len());
         }
     }
+
+    const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABAQAAAAA3bvkkAAAACklEQVR4AWNgAAAAAgABc3UBGAAAAABJRU5ErkJggg==";
+    const WEBP: &str = "UklGRhIAAABXRUJQVlA4TAYAAAAvQWxvAGs=";
+    const GIF: &str = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
     #[test]
     fn bytes_written_in_any_portions_are_read_back() {

@@ -514,7 +514,7 @@ impl Doctor {
         // Always: the object may have been created although its response was lost.
         let deleted = storage.delete(&name, None, soon()).await;
         let (created, read) = (created.map_err(Error::from), read.map_err(Error::from));
-        let deleted = deleted.map(drop).map_err(Error::from);
+        let deleted = deleted.map_err(Error::from);
         let place = format!("gs://{bucket}/{folder}");
         match (created, read, deleted) {
             (Ok(_), _, Ok(())) if matches!(again, Some(Written::Confirmed(_))) => Finding::fail(

@@ -6,5 +6,6 @@ pub mod credential_file;
 pub mod credentials;
 pub mod http;
 pub mod proxy;
+pub mod rpc_error;
 pub mod storage;
 pub mod vertex;

@@ -6,6 +6,7 @@ use crate::error::{Error, Kind};
 use crate::google::admission::{Admission, Uploads};
 use crate::google::client::{Client, SendError};
 use crate::google::http::{Via, next_chunk, text};
+use crate::google::rpc_error::GoogleError;
 use crate::image::{Blob, Format, Image};
 use crate::retry::{self, within};
 use crate::telemetry::metrics;
@@ -69,15 +70,6 @@ pub enum Written {
     Confirmed(String),
     /// The precondition did not hold; this is there instead.
     Conflict(Option<Record>),
-}
-
-/// What came of deleting an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deleted {
-    /// It is not there, or no longer.
-    Gone,
-    /// It is there in another generation.
-    Changed,
 }
 
 /// An image in the bucket.
@@ -250,12 +242,13 @@ impl Storage {
             };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
-        Ok(match (status, google_message(&body), serde_json::from_slice::<Granted>(&body)) {
-            (StatusCode::OK, _, Ok(granted)) => Access::Granted(granted.permissions),
-            (StatusCode::NOT_FOUND, Some(message), _) => Access::NoBucket(message),
-            (_, message, _) => {
-                Access::Unknown(file_save(&message.unwrap_or_else(|| unexplained(status))))
+        let google = GoogleError::parse(&body);
+        Ok(match (status, serde_json::from_slice::<Granted>(&body)) {
+            (StatusCode::OK, Ok(granted)) => Access::Granted(granted.permissions),
+            (StatusCode::NOT_FOUND, _) if !google.message.is_empty() => {
+                Access::NoBucket(google.message)
             }
+            _ => Access::Unknown(file_save(&message_of(status, &google))),
         })
     }
 
@@ -460,40 +453,29 @@ impl Storage {
         }))
     }
 
-    /// Deletes an object in several tries; an object that is gone already counts as deleted.
+    /// Deletes an object; whether it was there makes no difference.
     pub async fn delete(
         &self,
         name: &str,
         generation: Option<&str>,
         deadline: Instant,
-    ) -> Result<Deleted, StorageError> {
-        self.tries(deadline, |via| async move {
-            self.delete_once(name, generation, via, deadline).await
-        })
-        .await
-    }
-
-    pub async fn delete_once(
-        &self,
-        name: &str,
-        generation: Option<&str>,
-        via: Via,
-        deadline: Instant,
-    ) -> Result<Deleted, StorageError> {
+    ) -> Result<(), StorageError> {
         let mut url = self.object_url(name);
         url.extend(
             generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]),
         );
-        let request = || Request::delete(&url).body(text(""));
-        let limit = self.timing.record_try;
-        let response =
-            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
-        match response.status().as_u16() {
-            // Google says 204, other servers 200.
-            200 | 204 | 404 => Ok(Deleted::Gone),
-            412 => Ok(Deleted::Changed),
-            _ => Err(refusal(response, within(deadline, limit)).await),
-        }
+        let (url, limit) = (&url, self.timing.record_try);
+        self.tries(deadline, |via| async move {
+            let request = || Request::delete(url).body(text(""));
+            let response =
+                self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
+            match response.status().as_u16() {
+                // Google says 204, other servers 200.
+                200 | 204 | 404 | 412 => Ok(()),
+                _ => Err(refusal(response, within(deadline, limit)).await),
+            }
+        })
+        .await
     }
 
     /// Tries again what may pass, from the second try on over a connection of its own.
@@ -789,23 +771,27 @@ fn no_answer(error: SendError) -> StorageError {
 
 /// What a response other than success means ("HTTP status and error codes for JSON", "Retry strategy").
 async fn refusal(response: Response<Incoming>, deadline: Instant) -> StorageError {
-    let status = response.status();
-    let body = body(response, deadline).await;
-    let error = file_save(&google_message(&body).unwrap_or_else(|| unexplained(status)));
+    let (status, headers) = (response.status(), response.headers().clone());
+    let google = GoogleError::parse(&body(response, deadline).await);
+    let mut error = file_save(&message_of(status, &google));
+    error.retry_after = google.retry_after(&headers);
+    let is_busy = google.has_reason("rateLimitExceeded");
+    if let Some(body) = google.body {
+        error = error.caused_by(body);
+    }
     match status.as_u16() {
-        403 => StorageError::Forbidden(error),
-        408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
+        403 if !is_busy => StorageError::Forbidden(error),
+        403 | 408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
         _ => StorageError::Refused(error),
     }
 }
 
-fn unexplained(status: StatusCode) -> String {
-    format!("HTTP {} from Cloud Storage.", status.as_u16())
-}
-
-fn google_message(body: &[u8]) -> Option<String> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    body["error"]["message"].as_str().map(str::to_owned)
+fn message_of(status: StatusCode, google: &GoogleError) -> String {
+    match (google.message.as_str(), google.json) {
+        ("", _) => format!("HTTP {} from Cloud Storage.", status.as_u16()),
+        (message, true) => message.to_owned(),
+        (message, false) => format!("HTTP {} from Cloud Storage: {message}", status.as_u16()),
+    }
 }
 
 /// Base64 of the big-endian bytes, as Cloud Storage writes it.

@@ -3,23 +3,24 @@
 use crate::budget::{Budget, Reservation};
 use crate::config::{RequestType, Target};
 use crate::error::{Error, Kind};
-use crate::extract::{ExtractError, ImageExtractor, Limits};
+use crate::extract::{ExtractError, Extracted, ImageExtractor, Limits, Unusable};
 use crate::google::client::{Client, SendError};
 use crate::google::http::{next_chunk, text};
+use crate::google::rpc_error::{GoogleError, support_codes};
 use crate::image::Image;
-use crate::model::{Family, Outcome, Params};
+use crate::model::{Outcome, Params, elements};
 use crate::retry::{self, Failure};
 use crate::telemetry::metrics;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::CONTENT_TYPE;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub struct Vertex {
     pub client: Arc<Client>,
@@ -30,6 +31,18 @@ pub struct Vertex {
     pub first_wait: Duration,
     pub labels: BTreeMap<String, String>,
     pub request_type: Option<RequestType>,
+    /// No call begins when less time is left.
+    pub call_time: Duration,
+}
+
+/// How long the fastest image takes.
+pub const CALL_TIME: Duration = Duration::from_secs(5);
+
+/// An image that a model has made.
+pub struct Paid {
+    pub image: Image,
+    /// The id of the model that made it: the requested one, unless the response names another.
+    pub model: String,
 }
 
 /// Whether the model may be called now. An error says why not.
@@ -65,14 +78,20 @@ impl Vertex {
         params: &Params,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Image, Error> {
+    ) -> Result<Paid, Error> {
         let url = self.url(target);
-        let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
-        retry::until(deadline, self.first_wait, |attempt| {
-            let (url, body) = (&url, body.clone());
+        // Built for each try, so that it is held only while it is sent.
+        let body = || Bytes::from(target.model.family.body(prompt, params, &self.labels));
+        let last_start = deadline.checked_sub(self.call_time).unwrap_or(deadline);
+        let may_begin: MayPay<'_> = &|| match Instant::now() < last_start {
+            true => may_pay(),
+            false => Err(no_time_left()),
+        };
+        retry::until(last_start, self.first_wait, |attempt| {
+            let (url, body) = (&url, &body);
             async move {
                 let start = Instant::now();
-                let result = self.attempt(target, url, body, may_pay, deadline).await;
+                let result = self.attempt(target, url, body, may_begin, deadline).await;
                 let outcome = match &result {
                     Ok(_) => "ok",
                     Err(failure) => failure.error.kind.row().error_type,
@@ -100,10 +119,11 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
-        let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
-            Ok(response) => response,
-            Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
-        };
+        let response =
+            match self.post(&self.url(target), || body.clone(), &|| Ok(()), deadline).await {
+                Ok(response) => response,
+                Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
+            };
         let status = response.status().as_u16();
         if status == 200 {
             return Ok(());
@@ -128,16 +148,13 @@ impl Vertex {
         &self,
         target: &Target,
         url: &str,
-        body: Bytes,
+        body: impl Fn() -> Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Image, Failure> {
-        let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
+    ) -> Result<Paid, Failure> {
+        let response = self.post(url, body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
-            StatusCode::OK => self
-                .read(target.model.family, response.into_body(), deadline)
-                .await
-                .map_err(Failure::never),
+            StatusCode::OK => self.read(target, response.into_body(), deadline).await,
             _ => Err(response_failure(target, response, deadline).await),
         }
     }
@@ -145,7 +162,7 @@ impl Vertex {
     async fn post(
         &self,
         url: &str,
-        body: &Bytes,
+        body: impl Fn() -> Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, SendError> {
@@ -158,32 +175,63 @@ impl Vertex {
             if let Some(request_type) = self.request_type {
                 request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
             }
-            Ok::<_, SendError>(request.body(text(body.clone()))?)
+            Ok::<_, SendError>(request.body(text(body()))?)
         };
         self.client.send(deadline, remaining, request).await
     }
 
-    /// Reads a 200 to its end. The image may have been paid by now, so no failure is retried.
+    /// Reads a 200 until its JSON is complete. The image may have been paid by now, so what breaks is not retried.
     async fn read(
         &self,
-        family: Family,
+        target: &Target,
         mut body: Incoming,
         deadline: Instant,
-    ) -> Result<Image, Error> {
-        let expected = body.size_hint().exact().map_or(0, |json_bytes| json_bytes as usize / 4 * 3);
-        let reservation = self.budget.reserve(expected.min(Limits::DEFAULT.image_bytes));
-        let mut reservation = timeout_at(deadline, reservation).await.map_err(|_| too_late())?;
-        let mut extractor = ImageExtractor::new(Limits::DEFAULT, family.best_so_far());
+    ) -> Result<Paid, Failure> {
+        let reserve = async {
+            match body.size_hint().exact() {
+                Some(json_bytes) => {
+                    let image_bytes = (json_bytes / 4 * 3) as usize;
+                    self.budget.reserve(image_bytes.min(Limits::DEFAULT.image_bytes)).await
+                }
+                None => self.budget.reserve_usual().await,
+            }
+        };
+        let mut reservation =
+            timeout_at(deadline, reserve).await.map_err(|_| Failure::never(too_late()))?;
+        let mut extractor = ImageExtractor::new(Limits::DEFAULT, target.model.family.best_so_far());
         let mut read = 0;
-        while let Some(chunk) = chunk_before(deadline, &mut body, read).await? {
+        while !extractor.is_complete() {
+            let Some(chunk) =
+                chunk_before(deadline, &mut body, read).await.map_err(Failure::never)?
+            else {
+                break;
+            };
             read += chunk.len();
-            extractor.feed(&chunk).map_err(unreadable)?;
+            extractor.feed(&chunk).map_err(|error| Failure::never(unreadable(error, read)))?;
             timeout_at(deadline, reservation.grow_to(extractor.held_bytes()))
                 .await
-                .map_err(|_| too_late())?;
+                .map_err(|_| Failure::never(too_late()))?;
         }
-        choose(family, extractor, reservation)
+        let extracted =
+            extractor.finish().map_err(|error| Failure::never(unreadable(error, read)))?;
+        tokio::spawn(drain(body));
+        choose(target, extracted, reservation)
     }
+}
+
+/// Reads on for a moment after the JSON, so that a connection which ends its response properly can be reused.
+/// Dropping the body closes any other.
+async fn drain(mut body: Incoming) {
+    let mut read = 0;
+    let to_the_end = async {
+        while let Ok(Some(chunk)) = next_chunk(&mut body).await {
+            read += chunk.len();
+            if read > MAX_DRAINED_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = timeout(DRAIN_TIME, to_the_end).await;
 }
 
 /// Base URL by location ("Locations", "Deployments and endpoints").
@@ -202,51 +250,119 @@ async fn chunk_before(
 ) -> Result<Option<Bytes>, Error> {
     match timeout_at(deadline, next_chunk(body)).await {
         Ok(Ok(chunk)) => Ok(chunk),
-        Ok(Err(error)) => Err(Kind::VertexApi
-            .because(format!("The model's response broke off after {read} bytes."))
-            .caused_by(error)),
+        Ok(Err(error)) => Err(broken_off(read).caused_by(error)),
         Err(_) => Err(too_late()),
     }
 }
 
-/// The image of a complete response, or the error that the response stands for.
+/// The image of a complete response, or the failure that the response stands for.
 fn choose(
-    family: Family,
-    extractor: ImageExtractor,
-    reservation: Reservation,
-) -> Result<Image, Error> {
-    let mut extracted = extractor.finish().map_err(unreadable)?;
-    let outcome = family.outcome(&extracted.skeleton).map_err(|error| {
-        Kind::VertexApi
-            .because("The model's response is not what its API documents.")
-            .caused_by(error)
-    })?;
-    match outcome {
-        Outcome::Blocked(text) => Err(Kind::SafetyBlocked.because(text)),
-        Outcome::Empty(text) => Err(Kind::EmptyImage.because(text)),
+    target: &Target,
+    mut extracted: Extracted,
+    mut reservation: Reservation,
+) -> Result<Paid, Failure> {
+    let skeleton = &extracted.skeleton;
+    let outcome = target.model.family.outcome(skeleton);
+    if let (false, Some(failure)) = (matches!(outcome, Outcome::Image(_)), told(skeleton, target)) {
+        return Err(failure);
+    }
+    let error = match outcome {
         Outcome::Image(number) => {
-            let blob = extracted.images.get_mut(number).and_then(Option::take).unwrap_or_default();
-            if blob.is_empty() {
-                return Err(Kind::EmptyImage
-                    .because("The image data from Vertex AI was empty or inaccessible."));
+            let blob = extracted.images.get_mut(number).and_then(Option::take);
+            drop(extracted.images);
+            let blob = blob.unwrap_or_default();
+            reservation.settle(blob.len());
+            match Image::new(blob, reservation) {
+                Some(image) => {
+                    let model = model_of(skeleton, target.model.id);
+                    return Ok(Paid { image, model });
+                }
+                None => Kind::EmptyImage.because(Unusable::Empty.to_string()),
             }
-            let bytes = blob.len();
-            let unknown = || {
-                Kind::EmptyImage
-                    .because(format!("The model sent {bytes} bytes that are no known image."))
-            };
-            Image::new(blob, reservation).ok_or_else(unknown)
         }
+        Outcome::Blocked(text) => Kind::SafetyBlocked.because(text),
+        Outcome::Empty(text) => {
+            let problem = match extracted.unusable {
+                None if text.is_empty() => Unusable::Empty.to_string(),
+                problem => problem.map(|problem| problem.to_string()).unwrap_or_default(),
+            };
+            Kind::EmptyImage.because(format!("{problem} {text}").trim())
+        }
+        Outcome::Unknown => {
+            Kind::VertexApi.because("The model's response is not what its API documents.")
+        }
+    };
+    Err(Failure::never(error))
+}
+
+/// The failure of an error envelope in a 200.
+fn told(skeleton: &Value, target: &Target) -> Option<Failure> {
+    elements(skeleton).iter().find(|chunk| !chunk["error"].is_null())?;
+    let google = GoogleError::of(skeleton);
+    let status = google.code.filter(|code| (400..600).contains(code)).unwrap_or(500);
+    let mut failure = meaning(status, &google, target);
+    failure.error.retry_after = google.retry_delay;
+    Some(failure)
+}
+
+/// The id of the model that the response names, if that is another one than the requested one.
+fn model_of(skeleton: &Value, requested: &str) -> String {
+    let mut names = elements(skeleton).iter().flat_map(|chunk| {
+        let resource = chunk["model"].as_str().filter(|name| name.contains("publishers/"));
+        chunk["modelVersion"].as_str().or(resource)
+    });
+    let Some(name) = names.next() else { return requested.to_owned() };
+    let id = name.rsplit('/').next().unwrap_or_default();
+    let is_id = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    if id.is_empty() || id.len() > MAX_MODEL_ID_BYTES || !id.bytes().all(is_id) {
+        return requested.to_owned();
+    }
+    if without_version(id).eq_ignore_ascii_case(without_version(requested)) {
+        tracing::debug!(model_version = id, "the response names version {id} of its model");
+        return requested.to_owned();
+    }
+    tracing::info!(
+        model = requested,
+        model_version = id,
+        "model {requested} was requested, {id} made the image"
+    );
+    id.to_owned()
+}
+
+/// A model's id without the number or name of its version: `@006`, `@default`, `-001`, `-09-2025`.
+fn without_version(id: &str) -> &str {
+    let mut id = id.split('@').next().unwrap_or_default();
+    while let Some((rest, number)) = id.rsplit_once('-') {
+        let is_version = number.len() >= 2 && number.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_version {
+            break;
+        }
+        id = rest;
+    }
+    id
+}
+
+fn unreadable(error: ExtractError, read: usize) -> Error {
+    match error {
+        ExtractError::Truncated => broken_off(read),
+        ExtractError::InvalidJson => Kind::VertexApi.because(error.to_string()),
     }
 }
 
-fn unreadable(error: ExtractError) -> Error {
-    Kind::VertexApi.because(error.to_string())
+fn broken_off(read: usize) -> Error {
+    Kind::VertexApi.because(format!(
+        "The model's response broke off after {read} bytes. If its image was paid, it is lost."
+    ))
 }
 
 fn too_late() -> Error {
     Kind::VertexUnavailable
         .because("Service Unavailable: the model did not respond within the deadline.")
+}
+
+fn no_time_left() -> Error {
+    Kind::VertexUnavailable
+        .because("Service Unavailable: less time is left than the model needs for an image.")
 }
 
 fn send_failure(error: SendError) -> Failure {
@@ -269,17 +385,21 @@ async fn response_failure(
     response: Response<Incoming>,
     deadline: Instant,
 ) -> Failure {
-    let (status, wait) = (response.status(), retry_after(&response));
-    let mut failure = meaning(status.as_u16(), &read_error(response, deadline).await, target);
-    failure.error.retry_after = wait.or(failure.error.retry_after);
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let google = read_error(response, deadline).await;
+    let mut failure = meaning(status, &google, target);
+    failure.error.retry_after = google.retry_after(&headers);
+    if let Some(body) = google.body {
+        failure.error = failure.error.caused_by(body);
+    }
     failure
 }
 
 async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleError {
-    let mut response = response.into_body();
+    let mut incoming = response.into_body();
     let mut body = Vec::new();
     while body.len() < MAX_ERROR_BYTES {
-        match timeout_at(deadline, next_chunk(&mut response)).await {
+        match timeout_at(deadline, next_chunk(&mut incoming)).await {
             Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
             // The status alone has to do.
             Ok(Ok(None) | Err(_)) | Err(_) => break,
@@ -288,58 +408,101 @@ async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleEr
     GoogleError::parse(&body)
 }
 
-fn retry_after<T>(response: &Response<T>) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
 /// Status first, then Google's status word and reason; message text only to refine ("API errors").
 fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
-    let said = google.text(status);
+    let text = google.text(status);
     match status {
-        400 if google.is_about_permission() => Failure::never(Kind::PermissionDenied.because(said)),
-        400 if google.is_safety_block() => Failure::never(Kind::SafetyBlocked.because(said)),
-        400 => Failure::never(Kind::InvalidArgument.because(said)),
-        401 | 403 => Failure::never(Kind::PermissionDenied.because(said)),
-        404 if google.json => Failure::never(Kind::ModelNotFound.because(format!(
-            "{} Vertex AI: {said}",
-            target.model.not_served_hint(&target.location)
-        ))),
-        404 => Failure::never(Kind::PlaceNotFound.because(format!(
-            "Vertex AI has no such address for location {}; is it spelt right? {said}",
-            target.location
-        ))),
-        429 if google.quota_is_zero => Failure::never(Kind::ResourceExhausted.because(said)),
-        429 => {
-            let mut error = Kind::ResourceExhausted.because(said);
-            error.retry_after = google.retry_delay;
-            Failure::later(error)
+        400 if is_about_permission(google) => Failure::never(Kind::PermissionDenied.because(text)),
+        400 if is_safety_block(google) => Failure::never(Kind::SafetyBlocked.because(text)),
+        400 if google.status == FAILED_PRECONDITION => {
+            Failure::never(Kind::PermissionDenied.because(text))
         }
+        400 => Failure::never(Kind::InvalidArgument.because(text)),
+        401 | 403 => Failure::never(Kind::PermissionDenied.because(text)),
+        404 => Failure::never(match Missing::of(google) {
+            Missing::Model => Kind::ModelNotFound.because(format!(
+                "{} Vertex AI: {text}",
+                target.model.not_served_hint(&target.location)
+            )),
+            Missing::Location => Kind::PlaceNotFound.because(format!(
+                "Vertex AI has no such address for location {}; check its spelling. {text}",
+                target.location
+            )),
+            Missing::Project => Kind::PlaceNotFound
+                .because(format!("Vertex AI does not find the project; check its id. {text}")),
+            Missing::Other => Kind::InvalidArgument.because(text),
+        }),
+        429 if google.quota_is_zero => Failure::never(Kind::ResourceExhausted.because(text)),
+        429 => Failure::later(Kind::ResourceExhausted.because(text)),
         503 => {
-            Failure::later(Kind::VertexUnavailable.because(format!("Service Unavailable: {said}")))
+            Failure::later(Kind::VertexUnavailable.because(format!("Service Unavailable: {text}")))
         }
-        _ => Failure::never(Kind::VertexApi.because(said)),
+        _ => Failure::never(Kind::VertexApi.because(text)),
     }
+}
+
+/// What a 404 is about.
+enum Missing {
+    Model,
+    Project,
+    /// Only a wrong host or location answers without JSON.
+    Location,
+    Other,
+}
+
+impl Missing {
+    fn of(google: &GoogleError) -> Missing {
+        let message = google.message.to_ascii_lowercase();
+        let has = |words: &[&str]| words.iter().any(|words| message.contains(words));
+        if !google.json {
+            Missing::Location
+        } else if has(&["publisher model", "publishers/google/models/", "end of life"]) {
+            Missing::Model
+        } else if has(&["project"]) {
+            Missing::Project
+        } else if has(&["location", "region"]) {
+            Missing::Location
+        } else {
+            Missing::Other
+        }
+    }
+}
+
+fn is_about_permission(google: &GoogleError) -> bool {
+    let reasons = ["BILLING_DISABLED", "SERVICE_DISABLED", "API_KEY_INVALID"];
+    reasons.into_iter().any(|reason| google.has_reason(reason)) || wants_billing(google)
+}
+
+fn wants_billing(google: &GoogleError) -> bool {
+    google.message.contains("requires billing to be enabled")
+}
+
+fn is_safety_block(google: &GoogleError) -> bool {
+    let texts = [&google.message, &google.debug].map(|text| text.to_ascii_lowercase());
+    SAFETY_WORDS.iter().any(|words| texts.iter().any(|text| text.contains(words)))
+        || texts.iter().any(|text| support_codes(text).is_some())
 }
 
 impl ProbeError {
     /// `None` for the 400 that a missing prompt gets.
     fn of(status: u16, google: &GoogleError) -> Option<ProbeError> {
-        let has = |reason: &str| google.reasons.iter().any(|given| given == reason);
         Some(match status {
-            400 | 403 if has("SERVICE_DISABLED") => ProbeError::ApiDisabled,
-            400 | 403 if has("BILLING_DISABLED") || google.wants_billing() => {
+            400 | 403 if google.has_reason("SERVICE_DISABLED") => ProbeError::ApiDisabled,
+            400 | 403 if google.has_reason("BILLING_DISABLED") || wants_billing(google) => {
                 ProbeError::BillingDisabled
             }
             400 if google.json
-                && google.status != "FAILED_PRECONDITION"
-                && !google.is_about_permission() =>
+                && google.status != FAILED_PRECONDITION
+                && !is_about_permission(google) =>
             {
                 return None;
             }
             403 => ProbeError::Permission,
-            404 if google.json => ProbeError::ModelGone,
-            404 => ProbeError::NoSuchLocation,
+            404 => match Missing::of(google) {
+                Missing::Model => ProbeError::ModelGone,
+                Missing::Location => ProbeError::NoSuchLocation,
+                Missing::Project | Missing::Other => ProbeError::Other,
+            },
             429 if google.quota_is_zero => ProbeError::NoQuota,
             429 => ProbeError::Busy,
             _ => ProbeError::Other,
@@ -347,110 +510,25 @@ impl ProbeError {
     }
 }
 
-/// Google's error envelope: an object, an array of one, or not JSON at all.
-#[derive(Debug, Default)]
-struct GoogleError {
-    json: bool,
-    /// Google's word for the kind of error.
-    status: String,
-    message: String,
-    reasons: Vec<String>,
-    quota_is_zero: bool,
-    /// `google.rpc.RetryInfo`
-    retry_delay: Option<Duration>,
-}
-
-impl GoogleError {
-    fn parse(body: &[u8]) -> GoogleError {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Envelope {
-            One { error: Inner },
-            Many([ErrorField; 1]),
-        }
-        #[derive(Deserialize)]
-        struct ErrorField {
-            error: Inner,
-        }
-        #[derive(Deserialize)]
-        struct Inner {
-            #[serde(default)]
-            status: String,
-            #[serde(default)]
-            message: String,
-            #[serde(default)]
-            details: Vec<Detail>,
-        }
-        #[derive(Deserialize)]
-        struct Detail {
-            reason: Option<String>,
-            #[serde(rename = "retryDelay")]
-            retry_delay: Option<String>,
-            #[serde(default)]
-            metadata: serde_json::Map<String, serde_json::Value>,
-        }
-
-        let inner = match serde_json::from_slice(body) {
-            Ok(Envelope::One { error } | Envelope::Many([ErrorField { error }])) => error,
-            Err(_) => return GoogleError::default(),
-        };
-        let zero = |detail: &Detail| {
-            detail.metadata.get("quota_limit_value").is_some_and(|value| value == "0")
-        };
-        GoogleError {
-            json: true,
-            status: inner.status,
-            message: inner.message,
-            quota_is_zero: inner.details.iter().any(zero),
-            retry_delay: inner
-                .details
-                .iter()
-                .find_map(|detail| seconds(detail.retry_delay.as_deref()?)),
-            reasons: inner.details.into_iter().filter_map(|detail| detail.reason).collect(),
-        }
-    }
-
-    /// Google's message for the caller, with its reasons.
-    fn text(&self, status: u16) -> String {
-        match (self.message.as_str(), self.reasons.is_empty()) {
-            ("", _) => format!("HTTP {status} without an explanation."),
-            (message, true) => message.to_owned(),
-            (message, false) => format!("{message} [{}]", self.reasons.join(", ")),
-        }
-    }
-
-    fn is_about_permission(&self) -> bool {
-        let reason = |reason: &String| {
-            matches!(reason.as_str(), "BILLING_DISABLED" | "SERVICE_DISABLED" | "API_KEY_INVALID")
-        };
-        self.reasons.iter().any(reason) || self.wants_billing()
-    }
-
-    fn wants_billing(&self) -> bool {
-        self.message.contains("requires billing to be enabled")
-    }
-
-    fn is_safety_block(&self) -> bool {
-        SAFETY_WORDS.iter().any(|words| self.message.contains(words))
-    }
-}
-
-/// A protobuf duration in JSON: `"17s"`, `"1.5s"`.
-fn seconds(text: &str) -> Option<Duration> {
-    Duration::try_from_secs_f64(text.strip_suffix('s')?.parse().ok()?).ok()
-}
-
-/// The wording of a refused prompt, in the API's older and newer versions.
+/// The wording of a refused prompt, in lower case, in the API's older and newer versions.
 const SAFETY_WORDS: &[&str] = &[
-    "Responsible AI",
+    "responsible ai",
     "could not be submitted",
     "violate our policies",
-    "Support code",
-    "support code",
-    "Error Code: 58061214",
+    "usage guidelines",
+    "sensitive words",
+    "prohibited content",
+    "error code: 58061214",
 ];
 
+const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
+
 const MAX_ERROR_BYTES: usize = 64 * 1024;
+const MAX_MODEL_ID_BYTES: usize = 100;
+
+/// How long and how far a response is read on after its JSON.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+const MAX_DRAINED_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -459,12 +537,15 @@ mod tests {
     use crate::retry::Again;
     use serde_json::json;
 
-    fn meaning_of(status: u16, body: &str) -> (Kind, Again, String) {
-        let target = Target {
+    fn target() -> Target {
+        Target {
             model: Model::find("imagegeneration@006").unwrap(),
             location: "us-central1".to_owned(),
-        };
-        let failure = meaning(status, &GoogleError::parse(body.as_bytes()), &target);
+        }
+    }
+
+    fn meaning_of(status: u16, body: &str) -> (Kind, Again, String) {
+        let failure = meaning(status, &GoogleError::parse(body.as_bytes()), &target());
         (failure.error.kind, failure.again, failure.error.to_string())
     }
 
@@ -500,7 +581,22 @@ mod tests {
             (403, error("X", "", "SERVICE_DISABLED"), Some(ProbeError::ApiDisabled)),
             (403, error("X", "", "IAM_PERMISSION_DENIED"), Some(ProbeError::Permission)),
             (401, error("X", "", ""), Some(ProbeError::Other)),
-            (404, error("NOT_FOUND", "", ""), Some(ProbeError::ModelGone)),
+            (
+                404,
+                error("NOT_FOUND", "Publisher Model `x` was not found", ""),
+                Some(ProbeError::ModelGone),
+            ),
+            (404, error("NOT_FOUND", "Project `x` not found", ""), Some(ProbeError::Other)),
+            (
+                404,
+                error("NOT_FOUND", "Location x is not found", ""),
+                Some(ProbeError::NoSuchLocation),
+            ),
+            (
+                404,
+                error("NOT_FOUND", "Requested entity was not found.", ""),
+                Some(ProbeError::Other),
+            ),
             (404, "<html>".to_owned(), Some(ProbeError::NoSuchLocation)),
             (429, error("X", "", ""), Some(ProbeError::Busy)),
             (503, error("X", "", ""), Some(ProbeError::Other)),
@@ -542,6 +638,7 @@ mod tests {
                 Kind::SafetyBlocked,
                 Again::Never,
             ),
+            (400, "Invalid safety setting: x", Kind::InvalidArgument, Again::Never),
             (
                 401,
                 "Request had invalid authentication credentials.",
@@ -554,8 +651,31 @@ mod tests {
                 Kind::PermissionDenied,
                 Again::Never,
             ),
-            (404, "Publisher model was not found", Kind::ModelNotFound, Again::Never),
+            (
+                404,
+                "Publisher model `projects/p/x` was not found or your project does not have access to it.",
+                Kind::ModelNotFound,
+                Again::Never,
+            ),
+            (
+                404,
+                "Model publishers/google/models/x is retired.",
+                Kind::ModelNotFound,
+                Again::Never,
+            ),
+            (
+                404,
+                "The imagegeneration@005 model has reached its end of life.",
+                Kind::ModelNotFound,
+                Again::Never,
+            ),
+            (404, "Requested entity was not found.", Kind::InvalidArgument, Again::Never),
+            (404, "Image size 512 is not found.", Kind::InvalidArgument, Again::Never),
+            (404, "Project `iga-1` not found.", Kind::PlaceNotFound, Again::Never),
+            (404, "Unknown location mars-1.", Kind::PlaceNotFound, Again::Never),
             (429, "Resource exhausted.", Kind::ResourceExhausted, Again::Later),
+            (429, "Quota exceeded, limit: 0", Kind::ResourceExhausted, Again::Never),
+            (499, "The operation was cancelled.", Kind::VertexApi, Again::Never),
             (500, "Internal error encountered.", Kind::VertexApi, Again::Never),
             (503, "The model is overloaded.", Kind::VertexUnavailable, Again::Later),
             (504, "Deadline expired", Kind::VertexApi, Again::Never),
@@ -565,6 +685,74 @@ mod tests {
             assert_eq!((found, found_again), (kind, again), "{status} {message}");
             assert!(details.contains(message), "{details}");
         }
+    }
+
+    #[test]
+    fn a_failed_precondition_is_a_permission_unless_it_is_a_safety_block() {
+        let body = |message: &str, details: Value| {
+            json!({"error": {"status": "FAILED_PRECONDITION", "message": message, "details": details}})
+                .to_string()
+        };
+        for message in [
+            "Project `123` is not allowed to use Publisher Model `projects/x`",
+            "User location is not supported for the API use.",
+            "Constraint constraints/vertexai.allowedModels violated.",
+        ] {
+            assert_eq!(meaning_of(400, &body(message, json!(null))).0, Kind::PermissionDenied);
+        }
+        let blocked = "This prompt violates Google's Responsible AI practices.";
+        assert_eq!(meaning_of(400, &body(blocked, json!(null))).0, Kind::SafetyBlocked);
+        let hidden = json!([{"detail": "generic:: ... Support codes: 42876398"}]);
+        let (kind, _, details) = meaning_of(400, &body("Image generation failed.", hidden));
+        assert_eq!(kind, Kind::SafetyBlocked);
+        assert_eq!(details, "Image generation failed. Support codes: 42876398");
+    }
+
+    #[test]
+    fn an_error_in_a_200_counts_by_its_code() {
+        let told_of = |body: Value| told(&body, &target()).map(|f| (f.error.kind, f.again));
+        for (code, kind, again) in [
+            (json!(429), Kind::ResourceExhausted, Again::Later),
+            (json!("403"), Kind::PermissionDenied, Again::Never),
+            (json!(404), Kind::InvalidArgument, Again::Never),
+            (json!(null), Kind::VertexApi, Again::Never),
+            (json!(200), Kind::VertexApi, Again::Never),
+            (json!(70000), Kind::VertexApi, Again::Never),
+        ] {
+            let error = json!({"error": {"code": code, "message": "x"}});
+            assert_eq!(told_of(error.clone()), Some((kind, again)), "{error}");
+            assert_eq!(told_of(json!([{"candidates": []}, error])), Some((kind, again)));
+        }
+        assert_eq!(told_of(json!({"error": "no"})), Some((Kind::VertexApi, Again::Never)));
+        assert_eq!(told_of(json!({"error": null})), None);
+        assert_eq!(told_of(json!([])), None);
+    }
+
+    #[test]
+    fn the_response_names_the_model_that_made_the_image() {
+        let requested = "gemini-3.1-flash-image";
+        for (named, model) in [
+            (json!("gemini-3.1-flash-image"), requested),
+            (json!("publishers/google/models/gemini-3.1-flash-image"), requested),
+            (json!("models/Gemini-3.1-flash-image-001"), requested),
+            (json!("gemini-3.1-flash-image@default"), requested),
+            (json!("gemini-3.1-flash-image-09-2025"), requested),
+            (json!("gemini-3.1-flash-image-20261122"), requested),
+            (json!("gemini-3.1-flash-image-preview"), "gemini-3.1-flash-image-preview"),
+            (json!("publishers/google/models/gemini-4-image-002"), "gemini-4-image-002"),
+            (json!(""), requested),
+            (json!("a model"), requested),
+            (json!("x".repeat(101)), requested),
+            (json!(5), requested),
+            (json!(null), requested),
+        ] {
+            assert_eq!(model_of(&json!({"modelVersion": named}), requested), model, "{named}");
+            assert_eq!(model_of(&json!([null, {"modelVersion": named}]), requested), model);
+        }
+        let imagen = json!({"model": "publishers/google/models/imagegeneration@006"});
+        assert_eq!(model_of(&imagen, "imagegeneration@005"), "imagegeneration@005");
+        assert_eq!(model_of(&imagen, "imagen-4.0-generate-001"), "imagegeneration@006");
+        assert_eq!(model_of(&json!({"model": "projects/1/models/2"}), "x"), "x");
     }
 
     #[test]
@@ -594,17 +782,6 @@ mod tests {
         let nothing_left = json!({"error": {"message": "Quota exceeded", "details": [
             {"reason": "RATE_LIMIT_EXCEEDED", "metadata": {"quota_limit_value": "0"}}]}});
         assert_eq!(meaning_of(429, &nothing_left.to_string()).1, Again::Never);
-    }
-
-    #[test]
-    fn a_retry_delay_is_read_wherever_it_stands() {
-        for (delay, expected) in
-            [("17s", Some(17)), ("2.0s", Some(2)), ("soon", None), ("-1s", None)]
-        {
-            let body = json!({"error": {"message": "x", "details": [{"reason": "X"}, {"retryDelay": delay}]}});
-            let google = GoogleError::parse(body.to_string().as_bytes());
-            assert_eq!(google.retry_delay, expected.map(Duration::from_secs), "{delay}");
-        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Gemini's `:generateContent`: request body out, response in ("Generate and edit images with Gemini").
 
-use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, image_at};
-use serde::Deserialize;
+use super::{
+    ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, elements, image_at, text,
+};
 use serde_json::{Value, json};
 
 /// The request for one image and no text. `add_watermark` is not sent: these models always watermark.
@@ -28,143 +29,94 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}], "generationConfig": generation_config})
 }
 
-/// The final image, otherwise the reason why there is none.
-pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
-    let response: Response = serde_json::from_slice(skeleton)?;
-    if let Some(image) = response.final_image().or_else(|| response.draft_of_a_finished_response())
-    {
-        return Ok(Outcome::Image(image));
+/// The final image, otherwise the last draft unless something was filtered, otherwise the reasons why there is none.
+pub fn outcome(skeleton: &Value) -> Outcome {
+    let refusal = refusal(skeleton);
+    let draft = match refusal {
+        Outcome::Blocked(_) => None,
+        _ => images(skeleton, true).last(),
+    };
+    images(skeleton, false).last().or(draft).map_or(refusal, Outcome::Image)
+}
+
+/// The last image that is not a draft, otherwise the last draft.
+pub fn best_so_far(skeleton: &Value) -> Option<usize> {
+    images(skeleton, false).last().or_else(|| images(skeleton, true).last())
+}
+
+fn candidates(skeleton: &Value) -> impl Iterator<Item = &Value> {
+    elements(skeleton).iter().flat_map(|chunk| elements(&chunk["candidates"]))
+}
+
+fn parts(candidate: &Value) -> &[Value] {
+    elements(&candidate["content"]["parts"])
+}
+
+/// Drafts carry `thought`, or no mark at all. A signature is not a mark: final images carry it too.
+fn images(skeleton: &Value, drafts: bool) -> impl Iterator<Item = usize> {
+    candidates(skeleton)
+        .flat_map(parts)
+        .filter(move |part| is_thought(part) == drafts)
+        .filter_map(|part| image_at(&part["inlineData"]["data"]))
+}
+
+fn is_thought(part: &Value) -> bool {
+    part["thought"] == true
+}
+
+/// Why there is no image, in the words of the prompt's feedback and of all candidates.
+fn refusal(skeleton: &Value) -> Outcome {
+    let mut is_blocked = false;
+    let mut texts: Vec<String> = Vec::new();
+    for chunk in elements(skeleton) {
+        let feedback = &chunk["promptFeedback"];
+        let reason = text(&feedback["blockReason"]).unwrap_or_default();
+        let message = text(&feedback["blockReasonMessage"]).unwrap_or_default();
+        is_blocked |= is_filter(reason) || !message.is_empty() || is_rated_blocked(feedback);
+        is_blocked |= !reason.is_empty() && !reason.ends_with(UNSPECIFIED);
+        texts.push(reason_and_text(reason, message));
     }
-    Ok(response.refusal())
-}
-
-/// The last image that is not a draft, else the last draft.
-pub fn best_so_far(skeleton: &[u8]) -> Option<usize> {
-    let response: Response = serde_json::from_slice(skeleton).ok()?;
-    response.final_image().or_else(|| response.images().last())
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Response {
-    candidates: Option<Vec<Candidate>>,
-    prompt_feedback: Option<PromptFeedback>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Candidate {
-    content: Option<Content>,
-    finish_reason: Option<String>,
-    finish_message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Content {
-    parts: Option<Vec<Part>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Part {
-    text: Option<String>,
-    thought: Option<bool>,
-    inline_data: Option<InlineData>,
-    file_data: Option<FileData>,
-}
-
-#[derive(Deserialize)]
-struct InlineData {
-    data: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct FileData {
-    file_uri: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PromptFeedback {
-    block_reason: Option<String>,
-    block_reason_message: Option<String>,
-}
-
-impl Response {
-    fn candidates(&self) -> impl Iterator<Item = &Candidate> {
-        self.candidates.iter().flatten()
+    for candidate in candidates(skeleton) {
+        let reason = text(&candidate["finishReason"]).unwrap_or_default();
+        is_blocked |= is_filter(reason) || is_rated_blocked(candidate);
+        texts.push(reason_and_text(reason, &candidate_text(candidate)));
     }
-
-    fn parts(&self) -> impl Iterator<Item = &Part> {
-        self.candidates().flat_map(Candidate::parts)
+    texts.retain(|text| !text.is_empty());
+    texts.dedup();
+    let words = texts.join(" ");
+    if is_blocked {
+        return Outcome::Blocked(words);
     }
-
-    fn images(&self) -> impl Iterator<Item = usize> {
-        self.parts().filter_map(Part::image)
-    }
-
-    /// Drafts carry `thought`, or nothing at all: the last unflagged image is the final one. A
-    /// signature says nothing, final images carry it too.
-    fn final_image(&self) -> Option<usize> {
-        self.parts().filter(|part| part.thought != Some(true)).filter_map(Part::image).last()
-    }
-
-    /// Rarely every image is flagged; after a normal end the last draft equals the final image.
-    fn draft_of_a_finished_response(&self) -> Option<usize> {
-        let finished = self.candidates().filter(|c| c.finish_reason.as_deref() == Some("STOP"));
-        finished.flat_map(Candidate::parts).filter_map(Part::image).last()
-    }
-
-    fn refusal(&self) -> Outcome {
-        if let Some(reason) =
-            self.prompt_feedback.as_ref().and_then(|feedback| feedback.block_reason.as_deref())
-        {
-            let message = self
-                .prompt_feedback
-                .as_ref()
-                .and_then(|feedback| feedback.block_reason_message.as_deref());
-            return Outcome::Blocked(reason_and_text(reason, message.unwrap_or_default()));
+    let uri =
+        candidates(skeleton).flat_map(parts).find_map(|part| text(&part["fileData"]["fileUri"]));
+    match uri {
+        Some(uri) => Outcome::Empty(format!(
+            "The model stored the image elsewhere ({uri}) instead of sending it. {words}"
+        )),
+        None if candidates(skeleton).next().is_none() => {
+            Outcome::Empty(format!("The model sent no candidates. {words}").trim().to_owned())
         }
-        let Some(candidate) = self.candidates().next() else {
-            return Outcome::Empty("The model sent no candidates.".to_owned());
-        };
-        candidate.refusal()
+        None => Outcome::Empty(words),
     }
 }
 
-impl Candidate {
-    fn parts(&self) -> impl Iterator<Item = &Part> {
-        self.content.iter().flat_map(|content| content.parts.iter().flatten())
-    }
-
-    fn refusal(&self) -> Outcome {
-        let reason = self.finish_reason.as_deref().unwrap_or_default();
-        let words = match &self.finish_message {
-            Some(message) => message.clone(),
-            None => {
-                self.parts().filter_map(|part| part.text.as_deref()).collect::<Vec<_>>().join(" ")
-            }
-        };
-        if BLOCKED.contains(&reason) {
-            return Outcome::Blocked(reason_and_text(reason, &words));
-        }
-        if let Some(uri) = self.parts().find_map(|p| p.file_data.as_ref()?.file_uri.as_deref()) {
-            return Outcome::Empty(format!(
-                "The model stored the image elsewhere ({uri}) instead of sending it."
-            ));
-        }
-        match (reason, words.as_str()) {
-            ("", "") => Outcome::Empty(super::NO_BYTES.to_owned()),
-            _ => Outcome::Empty(reason_and_text(reason, &words)),
-        }
-    }
+/// The candidate's message, otherwise its texts, without its thoughts.
+fn candidate_text(candidate: &Value) -> String {
+    let texts = || {
+        let said = parts(candidate).iter().filter(|part| !is_thought(part));
+        said.filter_map(|part| text(&part["text"])).collect::<Vec<_>>().join(" ")
+    };
+    text(&candidate["finishMessage"]).map_or_else(texts, str::to_owned)
 }
 
-impl Part {
-    fn image(&self) -> Option<usize> {
-        image_at(self.inline_data.as_ref()?.data.as_deref())
-    }
+/// Whether a safety rating says that it stopped the prompt or the image.
+fn is_rated_blocked(value: &Value) -> bool {
+    elements(&value["safetyRatings"]).iter().any(|rating| rating["blocked"] == true)
+}
+
+/// The same prompt would most likely be filtered, and paid, again.
+fn is_filter(reason: &str) -> bool {
+    !reason.ends_with(UNSPECIFIED) && FILTERS.iter().any(|filter| reason.contains(filter))
 }
 
 fn reason_and_text(reason: &str, text: &str) -> String {
@@ -175,18 +127,12 @@ fn reason_and_text(reason: &str, text: &str) -> String {
     }
 }
 
-/// The finish reasons that mean a filter. The same prompt would most likely be filtered, and paid, again.
-const BLOCKED: &[&str] = &[
-    "SAFETY",
-    "RECITATION",
-    "BLOCKLIST",
-    "PROHIBITED_CONTENT",
-    "SPII",
-    "MODEL_ARMOR",
-    "IMAGE_SAFETY",
-    "IMAGE_PROHIBITED_CONTENT",
-    "IMAGE_RECITATION",
-];
+/// What the reasons for a filter are called, with and without `IMAGE_`; new ones come in the same words.
+const FILTERS: [&str; 7] =
+    ["SAFETY", "RECITATION", "BLOCK", "PROHIBITED", "SPII", "MODEL_ARMOR", "JAILBREAK"];
+
+/// The end of an enum's name for "not set".
+const UNSPECIFIED: &str = "UNSPECIFIED";
 
 #[cfg(test)]
 mod tests {
@@ -194,7 +140,7 @@ mod tests {
     use super::*;
 
     fn outcome(response: &str) -> Outcome {
-        super::outcome(response.as_bytes()).unwrap()
+        super::outcome(&serde_json::from_str(response).unwrap())
     }
 
     /// A response whose one candidate has these parts and ends for that reason.
@@ -204,6 +150,18 @@ mod tests {
         )
     }
 
+    const FILTER_REASONS: [&str; 10] = [
+        "SAFETY",
+        "RECITATION",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "MODEL_ARMOR",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+        "IMAGE_BLOCKLIST",
+    ];
     const TEXT: &str = r#"{"text": "Here it is."}"#;
     const FIRST: &str =
         r##"{"inlineData": {"mimeType": "image/png", "data": "#0"}, "thoughtSignature": "Cp"}"##;
@@ -252,8 +210,56 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_alone_is_not_chosen_when_the_response_was_filtered() {
-        assert!(matches!(outcome(&candidate(DRAFT, "IMAGE_SAFETY")), Outcome::Blocked(_)));
+    fn drafts_alone_are_chosen_unless_something_was_filtered() {
+        let unfinished = format!(r#"{{"candidates": [{{"content": {{"parts": [{DRAFT}]}}}}]}}"#);
+        for response in [
+            candidate(DRAFT, "STOP"),
+            candidate(DRAFT, "MAX_TOKENS"),
+            candidate(DRAFT, "SOMETHING_NEW"),
+            unfinished.clone(),
+        ] {
+            assert_eq!(outcome(&response), Outcome::Image(0), "{response}");
+        }
+        let feedback = |reason: &str| {
+            unfinished.replacen('{', &format!(r#"{{"promptFeedback": {reason},"#), 1)
+        };
+        for response in [
+            candidate(DRAFT, "IMAGE_SAFETY"),
+            feedback(r#"{"blockReason": "OTHER"}"#),
+            feedback(r#"{"blockReasonMessage": "No."}"#),
+            feedback(r#"{"safetyRatings": [{"blocked": true}]}"#),
+            format!("[{unfinished}, {}]", candidate("", "IMAGE_SAFETY")),
+        ] {
+            assert!(matches!(outcome(&response), Outcome::Blocked(_)), "{response}");
+        }
+        let unspecified = feedback(r#"{"blockReason": "BLOCKED_REASON_UNSPECIFIED"}"#);
+        assert_eq!(outcome(&unspecified), Outcome::Image(0));
+    }
+
+    #[test]
+    fn values_of_other_types_than_documented_are_as_if_absent() {
+        for odd in ["null", "5", "true", r#""x""#, "[]", "[[5]]", "{}", r#"{"x": {}}"#] {
+            for response in [
+                r#"{"candidates": [ODD, {"content": {"parts": [ODD, IMAGE, ODD]}}, ODD]}"#,
+                r#"{"candidates": [{"content": {"parts": [IMAGE]}, "finishReason": ODD}], "promptFeedback": ODD}"#,
+                r#"{"candidates": [{"content": {"parts": [{"text": ODD}, {"inlineData": ODD}, IMAGE]}}]}"#,
+                r#"{"candidates": [{"content": ODD, "safetyRatings": ODD}, {"content": {"parts": IMAGE}}]}"#,
+                r#"[ODD, {"candidates": {"content": {"parts": [IMAGE]}}}, {"candidates": ODD}]"#,
+            ] {
+                let response = response.replace("IMAGE", FIRST).replace("ODD", odd);
+                assert_eq!(outcome(&response), Outcome::Image(0), "{response}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_candidates_say_why_and_thoughts_do_not() {
+        let response = r#"{"candidates": [
+            {"finishReason": "STOP", "content": {"parts": [{"text": "hm", "thought": true}, {"text": "No."}]}},
+            {"finishReason": "IMAGE_SAFETY", "finishMessage": "Filtered."},
+            {"finishReason": "IMAGE_SAFETY", "finishMessage": "Filtered."}]}"#;
+        let words = "STOP: No. IMAGE_SAFETY: Filtered.";
+        assert_eq!(outcome(response), Outcome::Blocked(words.to_owned()));
     }
 
     #[test]
@@ -272,7 +278,7 @@ mod tests {
 
     #[test]
     fn every_filtering_finish_reason_is_a_block_in_every_shape_of_emptiness() {
-        for reason in BLOCKED {
+        for reason in FILTER_REASONS {
             for content in [
                 "",
                 r#""content": {},"#,
@@ -315,10 +321,7 @@ mod tests {
             r#"{"candidates": [{"content": {}}]}"#,
             r#"{"candidates": null}"#,
         ] {
-            assert!(
-                matches!(outcome(response), Outcome::Empty(text) if !text.is_empty()),
-                "{response}"
-            );
+            assert!(matches!(outcome(response), Outcome::Empty(_)), "{response}");
         }
     }
 }

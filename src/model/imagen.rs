@@ -1,7 +1,8 @@
 //! Imagen's `:predict`: request body out, response in ("Imagen API reference").
 
-use super::{ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, image_at};
-use serde::Deserialize;
+use super::{
+    ImageSize, Outcome, OutputMimeType, Params, PersonGeneration, elements, image_at, text,
+};
 use serde_json::{Value, json};
 
 /// The request for one image.
@@ -35,52 +36,74 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"instances": [{"prompt": prompt}], "parameters": parameters})
 }
 
-/// The first image, otherwise the given reasons, otherwise a block without a reason: a response without
-/// predictions means that everything was filtered.
-pub fn outcome(skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
-    let response: Response = serde_json::from_slice(skeleton)?;
-    if let Some(image) = response.image() {
-        return Ok(Outcome::Image(image));
+/// The first image, otherwise the given reasons. A response without predictions means that everything was
+/// filtered.
+pub fn outcome(skeleton: &Value) -> Outcome {
+    if let Some(image) = best_so_far(skeleton) {
+        return Outcome::Image(image);
     }
-    let predictions = response.predictions.unwrap_or_default();
-    if let Some(uri) = predictions.iter().find_map(|p| p.gcs_uri.as_ref()) {
-        return Ok(Outcome::Empty(format!(
+    if let Some(uri) = predictions(skeleton).find_map(|entry| text(&entry["gcsUri"])) {
+        return Outcome::Empty(format!(
             "The model stored the image elsewhere ({uri}) instead of sending it."
-        )));
+        ));
     }
-    if predictions.iter().any(|p| p.bytes_base64_encoded.is_some()) {
-        return Ok(Outcome::Empty(super::NO_BYTES.to_owned()));
+    let reasons: Vec<_> =
+        predictions(skeleton).filter_map(|entry| text(&entry["raiFilteredReason"])).collect();
+    if !reasons.is_empty() {
+        return Outcome::Blocked(reasons.join(" "));
     }
-    let reasons: Vec<_> = predictions.into_iter().filter_map(|p| p.rai_filtered_reason).collect();
-    Ok(Outcome::Blocked(match reasons.is_empty() {
-        true => "The image was filtered out; the model gave no reason.".to_owned(),
-        false => reasons.join(" "),
-    }))
+    if predictions(skeleton).any(is_meant_as_image) {
+        return Outcome::Empty(String::new());
+    }
+    match is_response(skeleton) {
+        true => {
+            Outcome::Blocked("The image was filtered out; the model gave no reason.".to_owned())
+        }
+        false => Outcome::Unknown,
+    }
 }
 
 /// One image is requested, so the first one is chosen.
-pub fn best_so_far(skeleton: &[u8]) -> Option<usize> {
-    serde_json::from_slice::<Response>(skeleton).ok()?.image()
+pub fn best_so_far(skeleton: &Value) -> Option<usize> {
+    predictions(skeleton).find_map(|entry| image_at(&entry["bytesBase64Encoded"]))
 }
 
-#[derive(Deserialize)]
-struct Response {
-    predictions: Option<Vec<Prediction>>,
+fn predictions(skeleton: &Value) -> impl Iterator<Item = &Value> {
+    elements(skeleton).iter().flat_map(|chunk| elements(&chunk["predictions"]))
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Prediction {
-    bytes_base64_encoded: Option<String>,
-    gcs_uri: Option<String>,
-    rai_filtered_reason: Option<String>,
+/// Not the entry with the safety attributes of the prompt, nor an empty one.
+fn is_meant_as_image(entry: &Value) -> bool {
+    entry.as_object().is_some_and(|members| {
+        !members.is_empty()
+            && !members.contains_key("safetyAttributes")
+            && !members.contains_key("contentType")
+    })
 }
 
-impl Response {
-    fn image(&self) -> Option<usize> {
-        self.predictions.iter().flatten().find_map(|p| image_at(p.bytes_base64_encoded.as_deref()))
-    }
+/// Whether this is a response to `:predict`, not the one of another API.
+fn is_response(skeleton: &Value) -> bool {
+    let chunks = elements(skeleton);
+    let is_documented = |chunk: &Value| {
+        chunk.as_object().is_some_and(|members| {
+            members.keys().all(|key| RESPONSE_KEYS.contains(&key.as_str()))
+                && matches!(chunk["predictions"], Value::Null | Value::Array(_))
+        })
+    };
+    !chunks.is_empty() && chunks.iter().all(is_documented)
 }
+
+/// The documented members of a response.
+const RESPONSE_KEYS: [&str; 8] = [
+    "predictions",
+    "deployedModelId",
+    "model",
+    "modelDisplayName",
+    "modelVersionId",
+    "modelVersion",
+    "metadata",
+    "positivePromptSafetyAttributes",
+];
 
 #[cfg(test)]
 mod tests {
@@ -88,7 +111,7 @@ mod tests {
     use super::*;
 
     fn outcome(response: &str) -> Outcome {
-        super::outcome(response.as_bytes()).unwrap()
+        super::outcome(&serde_json::from_str(response).unwrap())
     }
 
     #[test]
@@ -134,20 +157,55 @@ mod tests {
     }
 
     #[test]
-    fn everything_filtered_is_blocked_in_all_three_shapes_and_with_a_reason() {
+    fn everything_filtered_is_blocked_in_every_shape() {
         for response in [
             "{}",
+            "[{}]",
             r#"{"predictions": []}"#,
+            r#"{"predictions": [null, {}, 5]}"#,
+            r#"{"predictions": [{"contentType": "Positive Prompt", "safetyAttributes": null}]}"#,
             r#"{"deployedModelId": "1"}"#,
+            r#"{"metadata": null, "model": 5, "modelVersionId": "1"}"#,
             r#"{"predictions": null}"#,
         ] {
             assert!(matches!(outcome(response), Outcome::Blocked(_)), "{response}");
         }
-        let reason = r#"{"predictions": [{"raiFilteredReason": "Unable to show. Support codes: 39322892"}]}"#;
+        let reasons = r#"{"predictions": [{"raiFilteredReason": "Unable to show."}, {"mimeType": null},
+            {"raiFilteredReason": 5}, {"raiFilteredReason": "Support codes: 39322892"}]}"#;
         assert_eq!(
-            outcome(reason),
+            outcome(reasons),
             Outcome::Blocked("Unable to show. Support codes: 39322892".to_owned())
         );
+    }
+
+    #[test]
+    fn an_entry_without_its_image_is_empty_and_another_response_is_unknown() {
+        for response in [
+            r#"{"predictions": [{"bytesBase64Encoded": ""}]}"#,
+            r#"{"predictions": [{"bytesBase64Encoded": 5}]}"#,
+            r#"{"predictions": [{"mimeType": "image/png"}, {}]}"#,
+        ] {
+            assert_eq!(outcome(response), Outcome::Empty(String::new()), "{response}");
+        }
+        for response in [
+            r#"{"candidates": []}"#,
+            r#"{"predictions": "none"}"#,
+            r#"{"deployedModelId": "1", "other": null}"#,
+            "[]",
+            "[5]",
+            "null",
+            "5",
+            r#""text""#,
+        ] {
+            assert_eq!(outcome(response), Outcome::Unknown, "{response}");
+        }
+    }
+
+    #[test]
+    fn the_first_usable_image_is_chosen() {
+        let response = r##"[{"predictions": [null, {"bytesBase64Encoded": ""}, {"bytesBase64Encoded": 5}]},
+            {"predictions": [{"bytesBase64Encoded": "#1"}, {"bytesBase64Encoded": "#2"}]}]"##;
+        assert_eq!(outcome(response), Outcome::Image(1));
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub mod gemini;
 pub mod imagen;
 
 use crate::error::{Error, Kind};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use time::Date;
 use time::Month::{self, August, July, June, March, May, September};
@@ -27,7 +27,7 @@ pub struct Model {
     served_in: &'static [&'static str],
 }
 
-/// What a model of the table takes.
+/// The parameters that a model of the table takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limits {
     ratios: &'static [&'static str],
@@ -45,7 +45,7 @@ pub enum Family {
     Gemini,
 }
 
-/// What a request asks of the model. Each value is valid in itself; [`Model::check`] tells whether a
+/// The parameters of a request. Each value is valid in itself; [`Model::check`] tells whether a
 /// given model takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
@@ -79,15 +79,17 @@ pub enum OutputMimeType {
     Jpeg,
 }
 
-/// What a whole, well-formed response of a model means.
+/// The meaning of a model's complete response.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The image that [`crate::extract`] took out at this place.
+    /// The number of the image that [`crate::extract`] extracted.
     Image(usize),
     /// A safety filter stopped the prompt or the image; the text is the model's.
     Blocked(String),
-    /// No usable image, for the reason given.
+    /// No usable image; the model's text may be empty.
     Empty(String),
+    /// Not a response of this API.
+    Unknown,
 }
 
 impl Model {
@@ -196,7 +198,7 @@ impl Model {
         ))
     }
 
-    /// What to do about a 404 for this model in `location`.
+    /// Advice about a 404 for this model in `location`.
     pub fn not_served_hint(&self, location: &str) -> String {
         self.not_served_hint_after(location, &[(self.id, location)])
     }
@@ -266,11 +268,8 @@ impl Family {
         }
     }
 
-    /// Reads a whole response whose images [`crate::extract`] has taken out.
-    ///
-    /// # Errors
-    /// Where the response is not what the API documents.
-    pub fn outcome(self, skeleton: &[u8]) -> Result<Outcome, serde_json::Error> {
+    /// Reads a complete response whose images [`crate::extract`] has extracted.
+    pub fn outcome(self, skeleton: &Value) -> Outcome {
         match self {
             Family::Imagen => imagen::outcome(skeleton),
             Family::Gemini => gemini::outcome(skeleton),
@@ -278,7 +277,7 @@ impl Family {
     }
 
     /// Reads a response that has arrived this far and names the image to keep if no better one follows.
-    pub fn best_so_far(self) -> fn(&[u8]) -> Option<usize> {
+    pub fn best_so_far(self) -> fn(&Value) -> Option<usize> {
         match self {
             Family::Imagen => imagen::best_so_far,
             Family::Gemini => gemini::best_so_far,
@@ -327,9 +326,23 @@ fn or_nothing(list: &str) -> String {
     if list.is_empty() { "nothing".to_owned() } else { list.to_owned() }
 }
 
+/// The elements of an array. An object where an array is documented counts as its only element.
+pub fn elements(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(elements) => elements,
+        Value::Object(_) => std::slice::from_ref(value),
+        _ => &[],
+    }
+}
+
 /// The number of the image that a reference left by [`crate::extract`] stands for.
-fn image_at(reference: Option<&str>) -> Option<usize> {
-    reference?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
+fn image_at(reference: &Value) -> Option<usize> {
+    reference.as_str()?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
+}
+
+/// A string that says something; any other value is as if absent.
+fn text(value: &Value) -> Option<&str> {
+    value.as_str().filter(|text| !text.trim().is_empty())
 }
 
 /// A few locations as they are, many as a number.
@@ -342,9 +355,6 @@ fn places(locations: &[&str]) -> String {
 
 const PUBLISHER: &str = "publishers/google/models/";
 const MAX_ID_CHARS: usize = 100;
-
-/// What the caller reads when a model gives no reason why there is no image.
-const NO_BYTES: &str = "The image data from Vertex AI was empty or inaccessible.";
 
 /// Every aspect ratio that a model of the table takes.
 pub const RATIOS: &[&str] = RATIOS_14;

@@ -135,7 +135,7 @@ async fn other_routes_and_methods_are_refused() {
     }
 }
 
-/// What the model does, and the line of the contract that comes of it.
+/// Lets the model fail, and returns the response.
 async fn when_the_model_says(status: u16, body: &str) -> (Answer, Service) {
     let service = Service::current().await;
     service.model_answers(status, body);
@@ -176,13 +176,50 @@ async fn every_failure_of_the_model_has_its_row() {
             1,
         ),
         (
+            400,
+            google(400, "FAILED_PRECONDITION", "User location is not supported for the API use."),
+            Kind::PermissionDenied,
+            "User location",
+            1,
+        ),
+        (
+            400,
+            json!({"error": {"message": "Invalid.", "status": null, "details": [null,
+                {"fieldViolations": [{"field": "a.b", "description": "Cannot find field."}]}]}})
+            .to_string(),
+            Kind::InvalidArgument,
+            "Invalid. a.b: Cannot find field.",
+            1,
+        ),
+        (
             404,
-            google(404, "NOT_FOUND", "was not found"),
+            google(404, "NOT_FOUND", "Publisher Model `x` was not found"),
             Kind::ModelNotFound,
             "retired, or not served in global; try",
             3,
         ),
-        (404, "<html>nothing here</html>".to_owned(), Kind::VertexApi, "location global", 1),
+        (
+            404,
+            google(404, "NOT_FOUND", "Requested entity was not found."),
+            Kind::InvalidArgument,
+            "Requested entity",
+            1,
+        ),
+        (
+            404,
+            google(404, "NOT_FOUND", "Project `x` was not found."),
+            Kind::PlaceNotFound,
+            "Project `x`",
+            1,
+        ),
+        (404, "<html>nothing here</html>".to_owned(), Kind::PlaceNotFound, "location global", 1),
+        (
+            429,
+            google(429, "RESOURCE_EXHAUSTED", "Quota exceeded, limit: 0"),
+            Kind::ResourceExhausted,
+            "limit: 0",
+            1,
+        ),
         (
             429,
             google(429, "RESOURCE_EXHAUSTED", "Resource exhausted."),
@@ -206,8 +243,8 @@ async fn every_failure_of_the_model_has_its_row() {
             "Service Unavailable: overloaded",
             3,
         ),
-        (200, "this is no JSON".to_owned(), Kind::VertexApi, "not what its API documents", 1),
-        (200, r#"{"candidates": 7}"#.to_owned(), Kind::VertexApi, "not what its API documents", 1),
+        (200, "this is no JSON".to_owned(), Kind::VertexApi, "not valid JSON", 1),
+        (200, r#"{"candidates": 7}"#.to_owned(), Kind::EmptyImage, "no candidates", 1),
         (200, "{}".to_owned(), Kind::EmptyImage, "no candidates", 1),
     ] {
         let (answer, service) = when_the_model_says(status, &body).await;
@@ -222,12 +259,36 @@ async fn every_failure_of_the_model_has_its_row() {
 
 #[tokio::test]
 async fn retry_after_of_the_model_reaches_the_caller() {
-    let service = Service::current().await;
-    service.fault(Stage::Model, Action::status(429).header("retry-after", "7200"));
-    let answer = service.prompt().await;
-    answer.is_error(429, "IGA_VERTEXAI_RESOURCE_EXHAUSTED");
-    assert_eq!(answer.header("retry-after"), "7200");
-    assert_eq!(service.emulator.counters().model_calls, 1, "a wait past the deadline is not begun");
+    let delay = |delay: &str| {
+        let details =
+            json!([{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]);
+        json!({"error": {"message": "x", "details": details}}).to_string()
+    };
+    for status in [429, 503] {
+        let header = |value: &str| Action::status(status).header("retry-after", value);
+        let body = |body: String| Action::response_with(status, "application/json", body);
+        for (action, seconds) in [
+            (header("600"), "600"),
+            (header("599.02"), "600"),
+            (header("Fri, 01 Jan 2100 00:00:00 GMT"), "3600"),
+            (header("7200"), "3600"),
+            (header("18446744073709551615"), "3600"),
+            (body(delay("544.98s")), "545"),
+            (body(delay("1e19s")), "3600"),
+            (body(delay("1000s")).header("retry-after", "700"), "700"),
+        ] {
+            let service = Service::current().await;
+            service.fault(Stage::Model, action.clone());
+            let answer = service.prompt().await;
+            assert_eq!(
+                (answer.status, answer.header("retry-after")),
+                (status, seconds),
+                "{action:?}"
+            );
+            let calls = service.emulator.counters().model_calls;
+            assert_eq!(calls, 1, "a wait past the deadline is not begun");
+        }
+    }
 }
 
 #[tokio::test]

@@ -532,7 +532,9 @@ async fn a_model_that_is_served_elsewhere_is_moved_there() {
 
 #[tokio::test]
 async fn models_that_are_all_gone_are_a_finding() {
-    let findings = doctor_after(Fault::new(Stage::Model, Action::status(404)).always()).await;
+    let body = r#"{"error": {"message": "Publisher Model `x` was not found."}}"#;
+    let gone = Action::response_with(404, "application/json", body);
+    let findings = doctor_after(Fault::new(Stage::Model, gone).always()).await;
     let remedy = "export IGA_VERTEXAI_IMAGE_MODEL_ID=gemini-3.1-flash-lite-image IGA_VERTEXAI_LOCATION=global";
     findings.fail(
         "model",

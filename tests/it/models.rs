@@ -5,7 +5,7 @@ use crate::support::service::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use iga_emulator::Options;
+use iga_emulator::{Action, Cut, Delivery, Ending, Fault, Options, Stage};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -107,7 +107,7 @@ async fn an_image_stored_elsewhere_or_empty_is_not_an_image() {
 /// A `:generateContent` response with these parts.
 fn gemini(parts: &[Value], finish_reason: &str) -> String {
     json!({"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}, "finishReason": finish_reason,
-        "safetyRatings": [{}]}], "usageMetadata": {"totalTokenCount": 9}, "modelVersion": "m", "responseId": "r"})
+        "safetyRatings": [{}]}], "usageMetadata": {"totalTokenCount": 9}, "responseId": "r"})
     .to_string()
 }
 
@@ -138,6 +138,174 @@ async fn the_final_image_is_the_one_that_is_stored() {
 }
 
 #[tokio::test]
+async fn a_usable_image_is_found_beside_anything() {
+    let text_blob = BASE64_STANDARD.encode("a text/plain blob");
+    for parts in [
+        vec![part(RED), part("")],
+        vec![part(RED), part(&text_blob)],
+        vec![part(RED), part("no base64!")],
+        vec![part(RED), part(&large_image(8))],
+        vec![part(RED), json!({"functionCall": {"args": {"data": "no base64!"}}})],
+        vec![draft("no base64!"), part(RED)],
+        vec![draft(GREEN), part(RED), draft("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAI")],
+        vec![json!(null), part(RED), json!(5), json!("x"), json!([[]])],
+        vec![json!({"text": 5, "thought": "no", "inlineData": null}), part(RED)],
+        vec![json!({"inline_data": {"mime_type": "image/png", "data": RED}})],
+        vec![json!({"inlineData": {"mimeType": [], "data": RED}, "thought": {}})],
+    ] {
+        let service = Service::current().await;
+        service.model_answers(200, gemini(&parts, "STOP"));
+        service.prompt().await.is_image();
+        assert_eq!(service.only_object().bytes, bytes(RED), "{parts:?}");
+    }
+    let good = json!({"content": {"parts": [part(RED)]}, "finishReason": 5, "safetyRatings": "x"});
+    for response in [
+        json!({"candidates": [null, good, 5], "promptFeedback": []}),
+        json!({"candidates": [good], "promptFeedback": null, "error": null}),
+        json!({"candidates": good, "modelVersion": 5}),
+        json!([{"candidates": [good]}, {"usageMetadata": {}}]),
+    ] {
+        let service = Service::current().await;
+        service.model_answers(200, response.to_string());
+        service.prompt().await.is_image();
+        assert_eq!(service.only_object().bytes, bytes(RED), "{response}");
+    }
+    let imagen_part = |image: &str| json!({"bytesBase64Encoded": image, "mimeType": "image/png"});
+    for predictions in [
+        json!([null, imagen_part(""), imagen_part(RED), imagen_part(GREEN)]),
+        json!([imagen_part("no base64!"), {"bytesBase64Encoded": 5}, imagen_part(RED)]),
+        json!([{"bytes_base64_encoded": RED}]),
+    ] {
+        let service = imagen().await;
+        service.model_answers(200, json!({"predictions": predictions}).to_string());
+        service.prompt().await.is_image();
+        assert_eq!(service.only_object().bytes, bytes(RED), "{predictions}");
+    }
+}
+
+#[tokio::test]
+async fn drafts_alone_are_stored_unless_something_was_filtered() {
+    for reason in [json!(null), json!("MAX_TOKENS"), json!("STOP")] {
+        let service = Service::current().await;
+        let parts = [draft(GREEN), draft(RED)];
+        let response =
+            json!({"candidates": [{"content": {"parts": parts}, "finishReason": reason}]});
+        service.model_answers(200, response.to_string());
+        service.prompt().await.is_image();
+        assert_eq!(service.only_object().bytes, bytes(RED), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_is_complete_when_its_json_is() {
+    let cut = |ending| Some(Cut::after_body(ending));
+    let chunked = Some(16 * 1024);
+    for delivery in [
+        Delivery { chunk_bytes: chunked, cut: cut(Ending::Close), ..Delivery::default() },
+        Delivery { chunk_bytes: chunked, cut: cut(Ending::Reset), ..Delivery::default() },
+        Delivery { chunk_bytes: chunked, cut: cut(Ending::Stall), ..Delivery::default() },
+        Delivery { excess_length: 1, ..Delivery::default() },
+        Delivery { excess_length: 1, cut: cut(Ending::Reset), ..Delivery::default() },
+        Delivery { excess_length: 1, cut: cut(Ending::Stall), ..Delivery::default() },
+        Delivery { chunk_bytes: Some(1), ..Delivery::default() },
+    ] {
+        let service = Service::current().await;
+        service.fault(Stage::Response, Action::deliver(delivery));
+        for _ in 0..2 {
+            service.prompt().await.is_image();
+        }
+        let counters = service.emulator.counters();
+        assert_eq!((counters.paid_generations, counters.objects), (2, 2), "{delivery:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_cut_within_its_json_is_lost_and_says_so() {
+    for ending in [Ending::Close, Ending::Reset] {
+        for chunk_bytes in [None, Some(100)] {
+            let service = Service::current().await;
+            let cut = Some(Cut { after: 500, ending });
+            let delivery = Delivery { chunk_bytes, cut, ..Delivery::default() };
+            service.fault(Stage::Response, Action::deliver(delivery));
+            let answer = service.prompt().await;
+            answer.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("broke off after");
+            answer.details_have("it is lost");
+            let counters = service.emulator.counters();
+            assert_eq!((counters.model_calls, counters.objects), (1, 0), "{delivery:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_model_that_the_response_names_is_told() {
+    for (named, told) in [
+        ("gemini-3.1-flash-image-001", "vertex-ai-gemini-3.1-flash-image"),
+        ("publishers/google/models/gemini-3.1-flash-image", "vertex-ai-gemini-3.1-flash-image"),
+        ("gemini-4-flash-image", "vertex-ai-gemini-4-flash-image"),
+    ] {
+        let service = Service::current().await;
+        let parts = json!({"parts": [part(RED)]});
+        let response = json!({"candidates": [{"content": parts}], "modelVersion": named});
+        service.model_answers(200, response.to_string());
+        assert_eq!(service.prompt().await.is_image().text("model_version"), told);
+        let metadata = &service.only_object().metadata["metadata"];
+        assert_eq!(metadata["model"], told.trim_start_matches("vertex-ai-"));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_names_all_candidates_and_no_thoughts() {
+    let service = Service::current().await;
+    let thought = json!({"text": "secret thought", "thought": true});
+    let response = json!({"candidates": [
+        {"content": {"parts": [thought, {"text": "I would rather not."}]}, "finishReason": "STOP"},
+        {"finishReason": "IMAGE_SAFETY", "finishMessage": "Filtered out."}]});
+    service.model_answers(200, response.to_string());
+    let answer = service.prompt().await;
+    answer.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY");
+    assert_eq!(answer.text("details"), "STOP: I would rather not. IMAGE_SAFETY: Filtered out.");
+}
+
+#[tokio::test]
+async fn an_error_in_a_200_counts_by_its_code_and_another_shape_is_an_api_error() {
+    let error = |code: u16| json!({"error": {"code": code, "message": "Said so."}});
+    for (body, status, error_code, words) in [
+        (error(403), 403, "IGA_VERTEXAI_PERMISSION_DENIED", "Said so."),
+        (error(429), 429, "IGA_VERTEXAI_RESOURCE_EXHAUSTED", "Said so."),
+        (json!([error(400)]), 400, "IGA_VERTEXAI_INVALID_ARGUMENT", "Said so."),
+        (json!({"error": "odd"}), 500, "IGA_VERTEXAI_API_ERROR", "odd"),
+        (json!({"candidates": []}), 500, "IGA_VERTEXAI_API_ERROR", "not what its API documents"),
+        (json!({"predictions": "x"}), 500, "IGA_VERTEXAI_API_ERROR", "not what its API documents"),
+        (json!(7), 500, "IGA_VERTEXAI_API_ERROR", "not what its API documents"),
+    ] {
+        let service = imagen().await;
+        service.model_answers(200, body.to_string());
+        service.prompt().await.is_error(status, error_code).details_have(words);
+    }
+}
+
+#[tokio::test]
+async fn no_call_begins_that_cannot_end_in_time() {
+    // Half of this deadline counts as the time of a call.
+    let settings = [CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "8")]].concat();
+    let service = Service::with(&settings).await;
+    service.fault(Stage::Model, Action::status(503).header("retry-after", "5"));
+    let answer = service.prompt().await;
+    answer.is_error(503, "IGA_VERTEXAI_API_ERROR");
+    assert_eq!(answer.header("retry-after"), "5");
+    assert_eq!(service.emulator.counters().model_calls, 1);
+
+    let service = Service::with(&[("IGA_GENERATION_DEADLINE_SECONDS", "1")]).await;
+    let delay = Fault::new(Stage::Model, Action::Delay { ms: 600 });
+    service.emulator.script(delay.matching("imagegeneration@006"));
+    let answer = service.prompt().await;
+    answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
+    assert!(!answer.header("retry-after").is_empty());
+    let counters = service.emulator.counters();
+    assert_eq!((counters.model_calls, counters.paid_generations), (1, 0));
+}
+
+#[tokio::test]
 async fn a_draft_is_never_stored_when_the_final_image_was_filtered() {
     let service = Service::current().await;
     service.model_answers(200, gemini(&[draft(RED)], "IMAGE_SAFETY"));
@@ -151,11 +319,15 @@ async fn a_draft_is_never_stored_when_the_final_image_was_filtered() {
 
 #[tokio::test]
 async fn type_and_extension_follow_the_bytes() {
-    let jpeg = BASE64_STANDARD.encode(b"\xff\xd8\xff\xe0 a jpeg");
-    let webp = BASE64_STANDARD.encode(b"RIFF\x10\0\0\0WEBPVP8 ");
-    for (image, content_type, extension) in
-        [(RED, "image/png", ".png"), (&jpeg, "image/jpeg", ".jpg"), (&webp, "image/webp", ".webp")]
-    {
+    let image = |begin: &[u8]| BASE64_STANDARD.encode([begin, &[0; 200]].concat());
+    for (image, content_type, extension) in [
+        (RED.to_owned(), "image/png", ".png"),
+        (image(b"\xff\xd8\xff\xe0"), "image/jpeg", ".jpg"),
+        (image(b"RIFF\x10\0\0\0WEBPVP8 "), "image/webp", ".webp"),
+        (image(b"GIF89a"), "image/gif", ".gif"),
+        (image(b"\0\0\0\x18ftypavif\0\0\0\0mif1"), "image/avif", ".avif"),
+        (image(b"\0\0\0\x18ftypmif1\0\0\0\0heic"), "image/heic", ".heic"),
+    ] {
         let service = Service::current().await;
         let part = json!({"inlineData": {"mimeType": "image/tiff", "data": image}});
         service.model_answers(200, gemini(&[part], "STOP"));
@@ -353,20 +525,33 @@ fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
 }
 
 #[tokio::test]
-async fn a_response_beyond_the_limits_is_a_clear_error() {
-    for (answer, words) in [
-        (
-            gemini(&[part(&large_image((64 << 20) + 1))], "STOP"),
-            "an image of more than 67108864 bytes",
-        ),
-        (
-            gemini(&[json!({"text": "x".repeat(2 << 20)}), part(RED)], "STOP"),
-            "more than 1048576 bytes beside",
-        ),
+async fn an_image_beyond_the_limit_is_a_clear_error() {
+    let service = Service::current().await;
+    service.model_answers(200, gemini(&[part(&large_image((64 << 20) + 1))], "STOP"));
+    service
+        .prompt()
+        .await
+        .is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES")
+        .details_have("an image of more than 67108864 bytes");
+    assert_eq!(service.emulator.counters().objects, 0);
+}
+
+#[tokio::test]
+async fn more_than_a_mib_beside_the_image_is_dropped() {
+    let long = "x".repeat(2 << 20);
+    let many: Vec<Value> = (0..100_000).map(|n| json!({"text": n.to_string()})).collect();
+    let metadata = json!({"chunks": many, "long": long});
+    for response in [
+        gemini(&[json!({"text": long}), part(RED)], "STOP"),
+        gemini(&[json!({"thought_signature": long}), part(RED)], "STOP"),
+        gemini(&[many.clone(), vec![part(RED)], many.clone()].concat(), "STOP"),
+        gemini(&[part(RED)], &long),
+        json!({"candidates": [{"groundingMetadata": metadata, "content": {"parts": [part(RED)]}}]})
+            .to_string(),
     ] {
         let service = Service::current().await;
-        service.model_answers(200, answer);
-        service.prompt().await.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have(words);
-        assert_eq!(service.emulator.counters().objects, 0);
+        service.model_answers(200, response);
+        service.prompt().await.is_image();
+        assert_eq!(service.only_object().bytes, bytes(RED));
     }
 }

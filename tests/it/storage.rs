@@ -59,7 +59,18 @@ async fn trouble_that_stays_is_the_contracts_row() {
         (Action::status(503), ""),
         (Action::status(403), "storage.objects.create"),
         (Action::Reset, "could not be reached"),
-        (Action::response_with(400, "text/plain", "no JSON"), "HTTP 400"),
+        (
+            Action::response_with(400, "text/plain", "no JSON"),
+            "HTTP 400 from Cloud Storage: no JSON",
+        ),
+        (
+            Action::response_with(
+                403,
+                "application/xml",
+                "<Error><Code>AccessDenied</Code><Message>Denied.</Message></Error>",
+            ),
+            "HTTP 403 from Cloud Storage: Denied.",
+        ),
     ] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::UploadStart, action).always());
