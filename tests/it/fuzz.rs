@@ -4,20 +4,26 @@
 //! `proptest-regressions` and becomes a test.
 
 use crate::support::service::{CURRENT, config, emulator};
+use http::{HeaderMap, HeaderValue};
+use iga::app::App;
 use iga::config::Config;
 use iga::error::{MAX_DETAILS_BYTES, is_obeyed};
 use iga::google::credential_file::CredentialFile;
 use iga::google::proxy;
+use iga::google::rpc_error::{GoogleError, MAX_RETRY_AFTER};
 use iga::model::Family;
 use iga::request::GenerateRequest;
+use iga::runtime;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use std::sync::LazyLock;
+use serde_json::Value;
+use std::sync::{Arc, LazyLock};
+use tokio::runtime::Runtime;
 
-static CONFIG: LazyLock<Config> = LazyLock::new(|| {
-    let tokio = tokio::runtime::Runtime::new().unwrap();
-    tokio.block_on(async { config(&emulator().await, CURRENT) })
-});
+static TOKIO: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+static CONFIG: LazyLock<Config> =
+    LazyLock::new(|| TOKIO.block_on(async { config(&emulator().await, CURRENT) }));
+static APP: LazyLock<Arc<App>> = LazyLock::new(|| App::new(CONFIG.clone()));
 
 /// One change of a text, as a careless client or a broken network makes it.
 #[derive(Debug, Clone)]
@@ -115,6 +121,15 @@ const RESPONSES: &[&str] = &[
     r#"{"error": {"code": 429, "message": "x", "status": "RESOURCE_EXHAUSTED", "details": [{"retryDelay": "1s"}]}}"#,
 ];
 
+/// Without a prompt, so that no image is made.
+const EVENTS: &[&str] = &[
+    r#"{"version": "2.0", "rawPath": "/generate_image", "headers": {"content-type": "application/json"},
+        "requestContext": {"http": {"method": "POST", "path": "/generate_image"}}, "body": "{}", "isBase64Encoded": false}"#,
+    r#"{"httpMethod": "POST", "path": "/generate_image", "headers": {}, "body": "e30=", "isBase64Encoded": true,
+        "requestContext": {"elb": {"targetGroupArn": "x"}}}"#,
+    r#"{"prompt": ""}"#,
+];
+
 proptest! {
     #[test]
     fn a_request_is_valid_or_refused_in_a_sentence(body in almost(BODIES)) {
@@ -144,10 +159,32 @@ proptest! {
     }
 
     #[test]
-    fn what_is_left_of_a_response_has_an_outcome_or_is_refused(skeleton in almost(RESPONSES)) {
-        for family in [Family::Imagen, Family::Gemini] {
-            let _ = family.outcome(&skeleton);
-            let _ = family.best_so_far()(&skeleton);
+    fn what_is_left_of_a_response_has_an_outcome(skeleton in almost(RESPONSES)) {
+        if let Ok(skeleton) = serde_json::from_slice(&skeleton) {
+            for family in [Family::Imagen, Family::Gemini] {
+                let _ = family.outcome(&skeleton);
+                let _ = family.best_so_far()(&skeleton);
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_of_google_is_read_in_any_shape(body in almost(RESPONSES), wait in ".*") {
+        let error = GoogleError::parse(&body);
+        prop_assert!(!error.text(503).is_empty());
+        prop_assert_eq!(error.json, serde_json::from_slice::<Value>(&body).is_ok());
+        let mut headers = HeaderMap::new();
+        if let Ok(wait) = HeaderValue::from_str(&wait) {
+            headers.insert("retry-after", wait);
+        }
+        prop_assert!(error.retry_after(&headers).is_none_or(|wait| wait <= MAX_RETRY_AFTER));
+    }
+
+    #[test]
+    fn an_event_gets_a_response_or_a_sentence(event in almost(EVENTS)) {
+        if let Ok(event) = String::from_utf8(event) {
+            let invoked = TOKIO.block_on(runtime::invoke(Arc::clone(&APP), &event));
+            prop_assert!(invoked.is_ok() || !invoked.unwrap_err().is_empty());
         }
     }
 }
