@@ -1,6 +1,6 @@
 //! Lambda events, through the path that the Lambda runtime takes.
 
-use crate::support::service::{BUCKET, config, emulator};
+use crate::support::service::{BUCKET, config, emulator, only_image};
 use iga::app::App;
 use iga::runtime;
 use iga_emulator::Emulator;
@@ -45,7 +45,7 @@ async fn events_of_every_shape_get_their_image() {
         assert!(header(&answer, "x-request-id").as_str().unwrap().starts_with("iga_req_"));
         let body = body(&answer);
         assert_eq!(body["prompt_used"], prompt);
-        let object = &emulator.objects()[0];
+        let object = only_image(&emulator);
         assert_eq!(body["image_url"], format!("gs://{BUCKET}/{}", object.name));
     }
 }
@@ -107,7 +107,7 @@ async fn a_stage_is_not_part_of_the_path() {
 async fn a_direct_invocation_gets_the_response_body_itself() {
     let (answer, emulator) = invoke(DIRECT).await;
     assert_eq!(answer["prompt_used"], "A tram in the fog, early morning");
-    let object = &emulator.objects()[0];
+    let object = only_image(&emulator);
     assert_eq!(answer["image_url"], format!("gs://{BUCKET}/{}", object.name));
     assert_eq!(object.metadata["metadata"]["aspect_ratio"], "16:9");
     assert_eq!(answer.as_object().unwrap().len(), 3);
