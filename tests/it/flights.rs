@@ -431,13 +431,13 @@ async fn a_lost_lease_is_not_paid_for() {
     let emulator = emulator().await;
     let mut config = config(&emulator, CURRENT);
     config.timing.lease_life = Duration::from_millis(600);
-    config.timing.record_try = Duration::from_millis(100);
+    config.timing.record_try = Duration::from_millis(500);
     let one = Service::run(emulator.clone(), config).await;
     // The model is busy at first; before it is asked again, no renewal has had an answer for longer than the
     // lease lives, and another instance has paid.
     let renewal = Fault::new(Stage::UploadStart, Action::Stall).matching("/.iga/key/");
     emulator.script(renewal.with_metadata("renewal").always());
-    let busy = Action::status(429).header("retry-after", "2");
+    let busy = Action::status(429).header("retry-after", "5");
     one.fault(Stage::Model, busy);
     let waiting = send(&one, Some("k"), prompt());
     model_called(&one, 1).await;

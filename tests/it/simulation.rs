@@ -305,7 +305,10 @@ impl World {
         let request = GenerateRequest::parse(body.as_bytes(), &app.config)?;
         let origin = Origin { request_id: id.to_owned(), workflow_id: None };
         let deadlines = Deadlines::new(app.config.generation_deadline, None);
-        app.flights.answer(request, wish.key.clone(), origin, deadlines).await
+        app.flights
+            .answer(request, wish.key.clone(), origin, deadlines)
+            .await
+            .map(|(generated, _)| generated)
     }
 
     async fn instance(self: &Arc<World>, name: usize, partition: Option<Partition>) -> Instance {
@@ -373,9 +376,10 @@ impl World {
     fn images_of(&self, wish: &Wish) -> Vec<String> {
         let prompt = iga::id::sha256_hex(&[wish.prompt.as_bytes()]);
         let state = self.state();
-        let images = state.objects.iter().filter(|(_, object)| {
-            object.resource["metadata"]["prompt_sha256"] == Value::from(prompt.clone())
-        });
+        let images = state
+            .objects
+            .iter()
+            .filter(|(_, object)| object.resource["metadata"]["prompt_sha256"] == prompt);
         images.map(|(name, _)| name.clone()).collect()
     }
 
