@@ -71,7 +71,7 @@ pub fn image_paid(model: &str) {
 
 /// `iga_lost_image_count`: a paid image could not be stored in time.
 pub fn image_lost(reason: &str) {
-    info!(metric_name = "iga_lost_image_count", value = 1, tags.reason = reason, "paid image lost");
+    info!(metric_name = LOST, value = 1, tags.reason = reason, "paid image lost");
 }
 
 /// `iga_joined_count`: a request that is answered by another's generation.
@@ -110,6 +110,7 @@ pub const ALL: &[&str] = &[
     UPLOAD_LATENCY,
     UPLOAD_FAILURES,
     LOST,
+    LOST,
     JOINED,
     LEASE_WAIT,
     DELIVERED,
@@ -128,3 +129,4 @@ const LEASE_WAIT: &str = "iga_lease_wait_ms";
 const DELIVERED: &str = "iga_delivered_image_count";
 pub const REQUESTS: &str = "iga_generate_image_request_count";
 pub const DROPPED_LINES: &str = "iga_dropped_log_lines_count";
+const LOST: &str = "iga_lost_image_count";

@@ -257,8 +257,10 @@ async fn joins_waits_and_deliveries_are_counted() {
 async fn a_failed_upload_is_counted() {
     use iga_emulator::{Action, Fault, Stage};
     let emulator = emulator().await;
-    emulator.script(Fault::new(Stage::UploadStart, Action::status(403)));
-    let process = Process::start(&emulator, CURRENT).await;
+    let refused = Fault::new(Stage::UploadStart, Action::status(403)).suffix(".png").always();
+    emulator.script(refused);
+    let settings = [CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "6")]].concat();
+    let process = Process::start(&emulator, &settings).await;
     answer(post(&process, &json!({"prompt": PROMPT}))).await.is_error(500, "IGA_FILE_SAVE_ERROR");
     process.signal("INT");
     let (_, lines) = process.end().await;
@@ -271,6 +273,8 @@ async fn a_failed_upload_is_counted() {
             .iter()
             .any(|line| line["severity"] == "ERROR" && line["error_code"] == "IGA_FILE_SAVE_ERROR")
     );
+    let lost = lines.iter().find(|line| line["metric_name"] == "iga_lost_image_count").unwrap();
+    assert_eq!(lost["tags"], json!({"reason": "deadline"}));
 }
 
 #[tokio::test]
