@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Runs the services of docker-compose.yml as processes, with their commands, environments and ports.
 
 Usage: unshare --net compose.py IGA IGA_LOCAL, where the ports of the file are free

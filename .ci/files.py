@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Checks, without an account, what the pages and scripts for deployment do, and that no key leaves this machine.
 
 Usage: files.py              also writes what the linters of the deployment files need

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Performs the Dockerfile's build stage in a plain directory, and copies what the final stage copies.
 
 Usage: image.py DIRECTORY; DIRECTORY/image is what is shipped, DIRECTORY/root keeps compiled dependencies.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Runs the shipped binary under AWS's runtime interface emulator, against the emulator of Google's services.
 
 Usage: lambda.py IGA IGA_LOCAL [SETTINGS]

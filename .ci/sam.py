@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Builds the Lambda package with AWS's SAM command line, in a copy of the repository.
 
 Usage: sam.py DIRECTORY; DIRECTORY/package is what is shipped, DIRECTORY/settings.json the function's environment

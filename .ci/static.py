@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Runs the static binary in a directory that holds what the shipped image holds and nothing more.
 
 Usage: static.py IGA IGA_LOCAL, as root

@@ -307,6 +307,7 @@ impl Flights {
             lease_life,
             spacing: record_spacing,
             record_try,
+            asked_at: Instant::now(),
             deadline,
         })
     }

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! (nothing) ──acquire──► lease ──complete──► receipt
-//!     ▲                  │  ▲
-//!     └─────release──────┘  └─ renewed while its holder lives; taken over once it has expired
+//!                        │  ▲ └─ renewed while its holder lives; taken over once it has expired
+//!                 release│  │acquire
+//!                        ▼  │
+//!                      released
 //! ```
 //!
 //! Every arrow is a write with a generation precondition, so exactly one of several writers makes it. Ages
@@ -11,7 +13,7 @@
 //!
 //! A lease names the image that its holder will store, so the image can be found without a receipt. An
 //! instance that takes over an expired lease looks for that image first, and keeps its name: if the former
-//! holder's upload still arrives, both meet under one name.
+//! holder's upload still arrives, both meet under one name. Nothing is ever deleted.
 //!
 //! Equal requests without a key that are fired together are variants. Each has a record of its own: the
 //! first free one of the numbered *slots*. A record whose image no caller has been told of says that it is
@@ -21,7 +23,7 @@ use crate::error::{Error, Kind};
 use crate::generate::{Generated, Naming};
 use crate::google::http::Via;
 use crate::google::storage::{
-    Age, Deleted, FINGERPRINT, MODEL, Metadata, Record, Storage, StorageError, StoredImage, Written,
+    Age, FINGERPRINT, MODEL, Metadata, Record, Storage, StorageError, StoredImage, Written,
 };
 use crate::id::{random_hex, sha256_hex};
 use crate::telemetry::metrics;
@@ -57,6 +59,8 @@ pub struct LeaseRequest {
     pub spacing: Duration,
     /// Limits one request to Cloud Storage.
     pub record_try: Duration,
+    /// When the caller asked: before a token or a connection was waited for.
+    pub asked_at: Instant,
     /// The holder does not live longer than this.
     pub deadline: Instant,
 }
@@ -108,6 +112,10 @@ pub struct Lease {
     create_refused: Option<Error>,
     /// When the attempt to write our lease was sent.
     taken_at: Instant,
+    /// What was found in the slot when our lease was to be written.
+    seen: Option<Record>,
+    /// Tells this attempt from earlier ones.
+    attempt: String,
 }
 
 /// Until when a lease is held, by our own monotonic clock.
@@ -219,6 +227,8 @@ impl Lease {
             refused: HashSet::new(),
             create_refused: None,
             taken_at: now,
+            seen: None,
+            attempt: String::new(),
         }
     }
 
@@ -243,6 +253,11 @@ impl Lease {
         let start = Instant::now();
         let mut wait = FIRST_POLL;
         let mut place = Place { slot: 0, if_generation: None, stem: None };
+        if self.generation.is_some() {
+            // Held before, and renewed too late: our own record is renewed, unless it has been taken over.
+            let if_generation = self.generation.clone();
+            place = Place { slot: self.slot, if_generation, stem: Some(self.stem.clone()) };
+        }
         loop {
             if self.take(&place).await? {
                 return Ok(Acquired::Held);
@@ -285,19 +300,19 @@ impl Lease {
         self.is_inherited = place.stem.is_some();
         (self.generation, self.is_unsure, self.is_fixed) = (None, true, false);
         (self.owed, self.is_claimed_elsewhere) = (false, false);
-        let (name, metadata) = (self.name(), self.lease_metadata(false, None));
-        let generation = place.if_generation.as_deref();
         self.taken_at = Instant::now();
+        self.attempt = random_hex::<8>();
+        // A lease that is taken over is a retry's, however young.
+        let renewal = place.stem.is_some().then(random_hex::<8>);
+        let (name, metadata) = (self.name(), self.lease_metadata(false, renewal));
+        let generation = place.if_generation.as_deref();
         let written =
             self.storage.write_record(&name, generation, &metadata, self.request.deadline).await;
         self.next_write = Instant::now() + self.request.spacing;
         match written {
             Ok(Written::Confirmed(generation)) => self.hold(generation, self.taken_at),
-            Ok(Written::Conflict(Some(record))) if self.is_mine(&record) => {
-                self.hold(record.generation, self.taken_at);
-            }
-            Ok(Written::Conflict(_)) => {
-                self.is_unsure = false;
+            Ok(Written::Conflict(record)) => {
+                (self.is_unsure, self.seen) = (false, record);
                 return Ok(false);
             }
             // It may have been written all the same; what is there decides.
@@ -319,10 +334,13 @@ impl Lease {
         let mut first: Option<(usize, View)> = None;
         for slot in 0..SLOTS {
             let name = self.request.slot_name(slot);
-            let record = match self.storage.read_record(&name, self.request.deadline).await {
-                Ok(record) => record,
-                Err(StorageError::Forbidden(error)) => return self.without_records(error),
-                Err(error) => return Err(error.into()),
+            let record = match self.seen.take_if(|_| slot == self.slot) {
+                Some(seen) => Some(seen),
+                None => match self.storage.read_record(&name, self.request.deadline).await {
+                    Ok(record) => record,
+                    Err(StorageError::Forbidden(error)) => return self.without_records(error),
+                    Err(error) => return Err(error.into()),
+                },
             };
             let Some(record) = record else {
                 if let Some(error) = self.create_refused.take() {
@@ -332,9 +350,17 @@ impl Lease {
                 break;
             };
             if self.is_mine(&record) {
-                self.slot = slot;
-                self.hold(record.generation, self.taken_at);
-                return Ok(Choice::Held);
+                if record.metadata.get(ATTEMPT) == Some(&self.attempt) {
+                    self.slot = slot;
+                    self.hold(record.generation, self.taken_at);
+                    return Ok(Choice::Held);
+                }
+                let stem = record.metadata.get(IMAGE).cloned();
+                return Ok(Choice::Write(Place {
+                    slot,
+                    if_generation: Some(record.generation),
+                    stem,
+                }));
             }
             match self.judge(slot, record).await? {
                 View::Variant | View::Fixed => continue,
@@ -344,7 +370,7 @@ impl Lease {
                         None => true,
                         Some((other, _)) if self.claim == Some(*other) => false,
                         Some((_, other)) => {
-                            self.claim == Some(slot) || (view.is_owed() && !other.is_owed())
+                            self.claim == Some(slot) || view.precedence() < other.precedence()
                         }
                     };
                     if is_first {
@@ -398,7 +424,9 @@ impl Lease {
 
     async fn judge(&mut self, slot: usize, record: Record) -> Result<View, Error> {
         let Record { metadata, generation, .. } = &record;
-        if is_other_request(metadata.get(FINGERPRINT), &self.request.fingerprint) {
+        let is_released = metadata.contains_key(RELEASED);
+        let is_others = is_other_request(metadata.get(FINGERPRINT), &self.request.fingerprint);
+        if is_others && !is_released {
             return Err(key_reused());
         }
         let has = |name: &str, value: &String| metadata.get(name) == Some(value);
@@ -424,10 +452,14 @@ impl Lease {
                 Err(error) => Err(error.into()),
             };
         }
-        let is_released = metadata.contains_key(RELEASED);
+        let asked = milliseconds(metadata.get(ASKED_MS)).unwrap_or_default();
         let is_renewed = metadata.contains_key(RENEWAL);
-        if !is_released && !is_renewed && age.is_surely_under(self.request.variant_age) {
+        let is_young = age.plus(asked).is_surely_under(self.request.variant_age);
+        if !is_released && !is_renewed && is_young {
             return Ok(View::Variant);
+        }
+        if is_others {
+            return Ok(free(None));
         }
         let is_expired = is_released || age.is_surely_over(self.request.lease_life);
         let is_quiet = is_expired || age.is_surely_over(self.request.period() * 3 / 2);
@@ -442,8 +474,7 @@ impl Lease {
                 (true, _) | (_, None) => stem = None,
             }
         }
-        let life = metadata.get(LIFE_MS).and_then(|life_ms| life_ms.parse().ok());
-        let life = life.map_or(self.request.lease_life, Duration::from_millis);
+        let life = milliseconds(metadata.get(LIFE_MS)).unwrap_or(self.request.lease_life);
         Ok(match (is_expired, is_refused && !is_released) {
             (false, _) => View::Running(record),
             // If we may not overwrite it, its holder cannot renew it and may be alive all the same.
@@ -455,7 +486,7 @@ impl Lease {
     /// A record's age, with what it was aged before its last write; where Cloud Storage does not tell, since it
     /// was first seen here.
     fn age(&mut self, record: &Record) -> Age {
-        let before = record.metadata.get(AGED_MS).and_then(|aged| aged.parse().ok());
+        let before = milliseconds(record.metadata.get(AGED_MS)).unwrap_or_default();
         let age = match record.age.has_upper_bound() {
             true => record.age,
             false => {
@@ -464,7 +495,7 @@ impl Lease {
                 Age::at_least(seen.elapsed())
             }
         };
-        age.plus(Duration::from_millis(before.unwrap_or(0)))
+        age.plus(before)
     }
 
     /// Says in a record that its image is for our caller, best effort; false where another writer came first.
@@ -741,18 +772,13 @@ impl Lease {
         let Some(generation) = self.generation.clone() else { return Ok(()) };
         self.is_unsure = true;
         let generation = Some(generation.as_str());
-        let is_gone = if self.request.is_keyed() && !self.is_inherited {
-            let deleted = self.storage.delete_once(&name, generation, via, deadline).await?;
-            deleted == Deleted::Gone
-        } else {
-            // Slots have no gaps, and a name that a lost upload may still get is not forgotten.
-            let mut metadata = fields([(FINGERPRINT, &self.request.fingerprint)]);
-            metadata.insert(RELEASED.to_owned(), random_hex::<8>());
-            metadata.extend(self.is_inherited.then(|| (IMAGE.to_owned(), self.stem.clone())));
-            let written =
-                self.storage.write_record_once(&name, generation, &metadata, via, deadline).await?;
-            matches!(written, Written::Confirmed(_))
-        };
+        // Overwritten, not deleted: slots have no gaps, and the name that an upload of a former holder may
+        // still get is not forgotten.
+        let mut metadata = fields([(FINGERPRINT, &self.request.fingerprint), (IMAGE, &self.stem)]);
+        metadata.insert(RELEASED.to_owned(), random_hex::<8>());
+        let written =
+            self.storage.write_record_once(&name, generation, &metadata, via, deadline).await?;
+        let is_gone = matches!(written, Written::Confirmed(_));
         if is_gone {
             (self.generation, self.is_unsure) = (None, false);
             self.term.set(None);
@@ -787,6 +813,9 @@ impl Lease {
             fields([(FINGERPRINT, fingerprint), (HOLDER, holder), (IMAGE, &self.stem)]);
         let life = self.request.deadline.saturating_duration_since(self.taken_at);
         metadata.insert(LIFE_MS.to_owned(), life.as_millis().to_string());
+        metadata.insert(ATTEMPT.to_owned(), self.attempt.clone());
+        let asked = self.taken_at.saturating_duration_since(self.request.asked_at);
+        metadata.insert(ASKED_MS.to_owned(), asked.as_millis().to_string());
         metadata.extend(renewal.map(|renewal| (RENEWAL.to_owned(), renewal)));
         metadata.extend((!self.request.is_keyed()).then(|| (OWED.to_owned(), yes_or_no(owed))));
         metadata
@@ -807,16 +836,22 @@ impl Lease {
 }
 
 impl View {
-    fn is_owed(&self) -> bool {
+    /// An image that is owed comes first, then one whose holder has gone without a receipt, then any other.
+    fn precedence(&self) -> u8 {
         match self {
-            View::Running(record) | View::Image(_, _, record) => is_owed(record),
-            View::Free(_) | View::Variant | View::Fixed => false,
+            View::Running(record) | View::Image(_, _, record) if is_owed(record) => 0,
+            View::Image(_, _, record) if completed(record).is_none() => 1,
+            View::Image(..) | View::Running(_) | View::Free(_) | View::Variant | View::Fixed => 2,
         }
     }
 }
 
 fn is_owed(record: &Record) -> bool {
     record.metadata.get(OWED).is_some_and(|owed| owed == "yes")
+}
+
+fn milliseconds(field: Option<&String>) -> Option<Duration> {
+    Some(Duration::from_millis(field?.parse().ok()?))
 }
 
 fn yes_or_no(value: bool) -> String {
@@ -850,6 +885,8 @@ fn fields<const N: usize>(pairs: [(&str, &String); N]) -> Metadata {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
+const ATTEMPT: &str = "attempt";
+const ASKED_MS: &str = "asked_ms";
 const HOLDER: &str = "holder";
 const IMAGE: &str = "image";
 const RENEWAL: &str = "renewal";

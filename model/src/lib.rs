@@ -1,14 +1,19 @@
-//! A specification of the protocol by which instances agree who pays for an image, as a model whose every
-//! interleaving can be explored.
+//! A specification of the protocol by which instances agree who pays for an image, as a model whose
+//! every interleaving can be explored.
 //!
-//! Each *flight* runs on an instance of its own and shares nothing with the others but the store. A write is
-//! sent, then applied and answered; its answer may be lost, and a write without an answer may be applied later
-//! or never. A flight may be slow, freeze, die, or be cancelled between any two steps. Time is a count of
-//! ticks, one renewal period each; any number of steps fit between two ticks. A live flight renews its lease in every tick
-//! in which it is due, because record calls are bounded well below a tick; a frozen one does nothing.
+//! Each *flight* runs on an instance of its own and shares nothing with the others but the store. A
+//! write is sent, then applied and answered; its answer may be lost, and a write without an answer
+//! may be applied later or never. A flight may be slow, freeze, die, or be cancelled between any
+//! two steps. Time is a count of ticks, one renewal period each; any number of steps fit between
+//! two ticks. A live flight renews its lease in every tick in which it is due, because record calls
+//! are bounded well below a tick; a frozen one does nothing.
 //!
-//! What is not modelled: the bytes, the door (whether the bucket takes objects at all), generation permits, retries of
-//! reads. A read and the look for the image that follows it are one step, as are reading a conflict and its answer.
+//! Image names are inherited by take-overs and nothing is deleted: a release is a write that says
+//! so. The switches of [`Broken`] undo one rule each.
+//!
+//! What is not modelled: the bytes, the door (whether the bucket takes objects at all), generation
+//! permits, retries of reads. A read and the look for the image that follows it are one step, as
+//! are reading a conflict and its answer.
 
 use stateright::{Model, Property};
 
@@ -24,7 +29,7 @@ pub type Id = usize;
 pub struct Protocol {
     /// Requests with one idempotency key; otherwise equal requests without a key.
     pub keyed: bool,
-    /// Flights agree through records. Otherwise all requests reach one instance, which takes no leases.
+    /// Flights agree through records. Otherwise all requests reach one instance, without leases.
     pub shared: bool,
     /// The account may not overwrite or delete objects.
     pub overwrite_refused: bool,
@@ -43,7 +48,7 @@ pub struct Protocol {
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
-    /// The caller of that request has left and asks again, at least the variant age after it first asked.
+    /// The caller of that request has left and asks again, the variant age after it first asked.
     pub retry_of: Option<Id>,
 }
 
@@ -64,7 +69,7 @@ pub struct Budget {
 /// A rule that is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// A lease is released although its image is stored, when the receipt fails.
+    /// A record is deleted although its image is stored, when the receipt fails.
     ReleaseAfterStoring,
     /// A lease is released although its image was paid and may yet be stored.
     ReleaseAfterPaying,
@@ -76,7 +81,7 @@ pub enum Broken {
     HoldFromAnswer,
     /// The life of an acquired lease counts from the last of several tries.
     HoldFromLastTry,
-    /// A lease is taken over at an age that may be too great.
+    /// A lease is taken over when it may have expired, not when it surely has.
     TakeOverInDoubt,
     TakeOverWithoutLooking,
     /// A taker stores its image under a name of its own.
@@ -98,6 +103,8 @@ pub enum Broken {
     JoinRenews,
     /// Equal requests join the first flight, or the one with the fewest joins, whatever it owes.
     JoinLeast,
+    /// A claim bears no name, so that its flight does not know it again when the answer is lost.
+    ClaimWithoutName,
     /// A slot is created or replaced before the later ones are read.
     FirstFreeSlot,
     /// A record that cannot be overwritten is succeeded as soon as its lease has expired.
@@ -130,7 +137,7 @@ pub struct State {
     pub callers: [Caller; FLIGHTS],
     pub flights: [Flight; FLIGHTS],
     pub payments: [u8; SLOTS],
-    /// Leases taken over from holders silent for longer than a lease, and expired receipts replaced.
+    /// Leases taken over from holders silent for longer than a lease, and receipts replaced.
     pub successions: [u8; SLOTS],
     pub budget: Budget,
     pub breach: Option<Breach>,
@@ -180,6 +187,8 @@ pub struct Record {
     /// How long ago its caller had asked when the lease was acquired; 0 or 1.
     pub asked: u8,
     pub owed: bool,
+    /// The running flight whose claim made it owed no more.
+    pub claimant: Option<Id>,
     /// How long the holder may live after its write.
     pub ends: u8,
     /// Ticks since the holder's own last write, less what rounding at joins has lost.
@@ -221,8 +230,6 @@ pub struct Flight {
     pub seen_for: Option<u8>,
     /// Ticks since the first unanswered try to acquire.
     pub doubt_for: Option<u8>,
-    /// The slot whose owed image it has claimed.
-    pub claim: Option<usize>,
     /// Its caller has left, and the record does not say so yet.
     pub owes: bool,
     pub paid: bool,
@@ -312,6 +319,8 @@ pub enum Action {
         flight: Id,
         rounded: bool,
     },
+    /// Sends the first write of an acquire again, without looking at what came of it.
+    Resend(Id),
     /// The store applies the flight's write if it may, and answers.
     Serve(Id),
     /// The store applies it, and the answer is lost.
@@ -352,6 +361,13 @@ pub enum Action {
     Tick,
 }
 
+impl Record {
+    /// Surely older than the variant age.
+    fn is_a_retrys(&self) -> bool {
+        self.kind == Kind::Receipt || self.renewed || self.asked + self.age + self.carried > 0
+    }
+}
+
 impl Flight {
     const NEW: Flight = Flight {
         stage: Stage::NotBegun,
@@ -368,7 +384,6 @@ impl Flight {
         age: 0,
         seen_for: None,
         doubt_for: None,
-        claim: None,
         owes: false,
         paid: false,
         release_doubt: false,
@@ -381,9 +396,16 @@ impl Flight {
         !matches!(self.stage, Stage::NotBegun | Stage::Done | Stage::Remembered)
     }
 
+    /// What tells it from other flights without naming any.
+    fn shape(&self) -> impl Ord + Copy + use<> {
+        let wire = self.wire.map(|write| (write.kind, write.over, write.sent_for));
+        let late = self.late.map(|write| (write.kind, write.over));
+        (self.stage, self.held_for, self.frozen, wire, late)
+    }
+
     /// It holds a lease, and nothing excuses it for letting the lease expire.
     pub fn must_keep_its_lease(&self) -> bool {
-        self.holds_record() && !self.lost && !self.excused
+        self.holds_record() && !self.lost && !self.excused && !self.frozen
     }
 
     fn holds_record(&self) -> bool {
@@ -439,12 +461,16 @@ impl Protocol {
             renewed: false,
             asked: sender.age.min(1),
             owed: write.owed,
+            claimant: None,
             ends: self.deadline.saturating_sub(sender.age),
             silent: 0,
         };
         let after = match (write.kind, before) {
             (WriteKind::Create, _) => Some(lease),
             (WriteKind::TakeOver, Some(old)) => {
+                for flight in &mut s.flights {
+                    flight.owed_when_asked = flight.owed_when_asked.filter(|&owed| owed != slot);
+                }
                 if old.kind == Kind::Lease || old.kind == Kind::Receipt {
                     s.successions[slot] += 1;
                 }
@@ -463,19 +489,25 @@ impl Protocol {
                 // The joiner rounds down what it hands down: that much is lost.
                 let lost = (old.carried + old.age).saturating_sub(write.carried);
                 let silent = old.silent.saturating_sub(lost);
-                Some(Record { age: 0, carried, silent, renewed: true, owed: false, ..old })
+                let (renewed, owed, claimant) = (true, false, holder);
+                Some(Record { age: 0, carried, silent, renewed, owed, claimant, ..old })
             }
             (WriteKind::Receipt, _) => Some(Record {
                 kind: Kind::Receipt,
                 holder: None,
                 name: write.name,
                 owed: write.owed,
+                claimant: before.and_then(|old| old.claimant),
                 renewed: false,
                 asked: 0,
                 ends: 0,
                 ..lease
             }),
-            (WriteKind::Release, Some(_)) if self.is(Broken::ReleaseDeletes) => None,
+            (WriteKind::Release, Some(_))
+                if self.is(Broken::ReleaseDeletes) || self.is(Broken::ReleaseAfterStoring) =>
+            {
+                None
+            }
             (WriteKind::Release, Some(old)) => Some(Record {
                 kind: Kind::Released,
                 holder: None,
@@ -550,8 +582,10 @@ impl Protocol {
                 if !self.keyed && !record.renewed && young && fresh {
                     return Verdict::Variant;
                 }
-                let age = low + u8::from(self.is(Broken::TakeOverInDoubt) && !rounded);
-                let expired = age > self.life;
+                let expired = match self.is(Broken::TakeOverInDoubt) {
+                    true => low + 1 >= self.life,
+                    false => low > self.life,
+                };
                 let looks =
                     if expired { !self.is(Broken::TakeOverWithoutLooking) } else { low >= 1 };
                 match (looks && is_there, expired) {
@@ -565,17 +599,17 @@ impl Protocol {
 
     /// Reads the records up to the first that is missing, and does what they ask for.
     fn look(&self, s: &mut State, f: Id, rounded: bool) {
-        let first = if self.keyed { s.flights[f].slot } else { s.flights[f].claim.unwrap_or(0) };
+        let first = if self.keyed { s.flights[f].slot } else { 0 };
         s.flights[f].seen_for.get_or_insert(0);
         let mut seen = [None; SLOTS];
-        for slot in first..SLOTS {
+        for (slot, seen) in seen.iter_mut().enumerate().skip(first) {
             let Some(record) = &s.records[slot] else { break };
-            seen[slot] = Some(self.judge(s, f, record, rounded));
-            if seen[slot] == Some(Verdict::Mine) {
+            *seen = Some(self.judge(s, f, record, rounded));
+            if *seen == Some(Verdict::Mine) {
                 let doubt = s.flights[f].doubt_for.unwrap_or(0);
                 return self.hold(s, f, slot, record.name, doubt);
             }
-            if self.keyed || s.flights[f].claim.is_some() {
+            if self.keyed {
                 break;
             }
         }
@@ -584,9 +618,13 @@ impl Protocol {
         };
         let is_image = |verdict| matches!(verdict, Verdict::Image { .. });
         let joinable = |verdict| matches!(verdict, Verdict::Image { .. } | Verdict::Alive);
-        let owed = (first..SLOTS).find(|&slot| {
-            seen[slot].is_some_and(joinable) && s.records[slot].is_some_and(|record| record.owed)
-        });
+        let of_records = |wanted: &dyn Fn(&Record) -> bool| {
+            (first..SLOTS).find(|&slot| {
+                seen[slot].is_some_and(joinable) && s.records[slot].as_ref().is_some_and(wanted)
+            })
+        };
+        let claimed = of_records(&|record| self.is_claimed_by(record, f));
+        let owed = of_records(&|record| record.owed);
         let over = slots(|verdict| verdict == Verdict::Over);
         if self.is(Broken::FirstFreeSlot)
             && let Some(slot) = over
@@ -594,10 +632,11 @@ impl Protocol {
         {
             return self.take_over(s, f, slot, rounded);
         }
-        // An image that is owed, then one that an expired lease names, then any other, then a slot to take.
+        // An image that it has claimed, one that is owed, one that a dead holder left, any other;
+        // then a slot to take.
         if let Some(slot) = owed
+            && claimed.is_none()
             && !self.is(Broken::JoinLeast)
-            && s.flights[f].claim.is_none()
             && !self.overwrite_refused
         {
             let record = s.records[slot].expect("it was read");
@@ -607,7 +646,7 @@ impl Protocol {
             return;
         }
         let unsettled = slots(|verdict| verdict == Verdict::Image { settled: false });
-        if let Some(slot) = unsettled.or_else(|| slots(joinable)) {
+        if let Some(slot) = claimed.or(unsettled).or_else(|| slots(joinable)) {
             let record = s.records[slot].expect("it was read");
             s.flights[f].slot = slot;
             if !seen[slot].is_some_and(is_image) {
@@ -629,11 +668,14 @@ impl Protocol {
             return self.take_over(s, f, slot, rounded);
         }
         let free = (first..SLOTS).find(|&slot| s.records[slot].is_none());
-        s.flights[f].claim = None;
         if let Some(slot) = free {
             s.flights[f].slot = slot;
             self.send_acquire(s, f, WriteKind::Create, slot, Over::Nothing, f);
         }
+    }
+
+    fn is_claimed_by(&self, record: &Record, f: Id) -> bool {
+        record.claimant == Some(f) && !self.is(Broken::ClaimWithoutName)
     }
 
     fn take_over(&self, s: &mut State, f: Id, slot: usize, rounded: bool) {
@@ -647,7 +689,7 @@ impl Protocol {
             }
             return;
         }
-        // The name is inherited, so that a late upload of the last holder is found and no second image stored.
+        // The name is inherited, so that a late upload of the last holder is found.
         let is_used = s.images.has(record.name) && !self.is(Broken::TakeOverWithoutLooking);
         let name = if is_used
             || self.is(Broken::FreshNameOnTakeOver)
@@ -669,7 +711,6 @@ impl Protocol {
         over: Over,
         name: Id,
     ) {
-        s.flights[f].claim = None;
         if self.is(Broken::HoldFromLastTry) && s.flights[f].doubt_for.is_some() {
             s.flights[f].doubt_for = Some(0);
         }
@@ -686,7 +727,6 @@ impl Protocol {
         flight.lost = false;
         flight.excused = held_for > 0;
         flight.doubt_for = None;
-        flight.claim = None;
         flight.seen_for = None;
     }
 
@@ -735,6 +775,9 @@ impl Protocol {
                     s.flights[f].stage = Stage::Recording;
                 }
                 let is_settled = record.is_some_and(|r| r.kind == Kind::Receipt);
+                if answer == Answer::Confirmed {
+                    self.tell(s, f, flight.name);
+                }
                 if answer == Answer::Confirmed || is_settled || flight.stage == Stage::Noting {
                     return self.end(s, f);
                 }
@@ -747,11 +790,7 @@ impl Protocol {
             }
             (WriteKind::Release, Answer::Conflict) if is_mine => s.flights[f].knows = true,
             (WriteKind::Release, _) => self.end(s, f),
-            (WriteKind::Claim, Answer::Confirmed) => {
-                s.flights[f].claim = Some(write.slot);
-                s.flights[f].slot = write.slot;
-            }
-            (WriteKind::Claim, Answer::Conflict) => {}
+            (WriteKind::Claim, _) => {}
         }
     }
 
@@ -773,6 +812,7 @@ impl Protocol {
                     s.flights[f].stage = Stage::Recording;
                 }
                 _ if self.is(Broken::ReleaseAfterStoring) => flight.stage = Stage::Releasing,
+                _ if self.is(Broken::ReceiptFailureFailsRequest) => self.fail(s, f),
                 _ => {}
             },
             WriteKind::Release => flight.release_doubt = true,
@@ -829,8 +869,8 @@ impl Protocol {
             ..Flight::NEW
         };
         for record in s.records.iter_mut().flatten() {
-            if record.holder == Some(f) {
-                record.holder = None;
+            for id in [&mut record.holder, &mut record.claimant] {
+                *id = id.filter(|&id| id != f);
             }
         }
     }
@@ -850,7 +890,6 @@ impl Protocol {
         match stage {
             Stage::Acquiring => {
                 self.fail(s, f);
-                s.flights[f].claim = None;
                 match s.flights[f].doubt_for {
                     Some(_) if !self.is(Broken::AcquireLeavesLease) => {
                         s.flights[f].stage = Stage::Releasing;
@@ -919,7 +958,7 @@ impl Protocol {
     // ---- Without records: one instance
 
     fn owes(&self, s: &State, f: Id) -> bool {
-        let has_caller = s.callers.iter().any(|&caller| caller == Caller::Waiting(f));
+        let has_caller = s.callers.contains(&Caller::Waiting(f));
         !has_caller && !s.told.has(f)
     }
 
@@ -946,7 +985,7 @@ impl Protocol {
             self.keyed && s.records.iter().flatten().any(names_stored);
         if self.requests[r].retry_of.is_some() {
             s.flights[r].owed_when_asked =
-                (0..SLOTS).find(|&slot| s.records[slot].is_some_and(|record| record.owed));
+                (0..SLOTS).find(|&slot| s.records[slot].is_some_and(|r| r.owed && r.is_a_retrys()));
         }
         s.flights[r].stage = Stage::Acquiring;
         self.send(s, r, WriteKind::Create, 0, Over::Nothing, r);
@@ -957,12 +996,10 @@ impl Protocol {
             return false;
         }
         match self.requests[r].retry_of {
-            // Flights that begin alike are interchangeable: they begin in order.
-            None => {
-                r == 0
-                    || self.requests[r - 1].retry_of.is_some()
-                    || s.callers[r - 1] != Caller::NotYet
-            }
+            // Requests that begin alike are interchangeable: they begin in order.
+            None => (0..r).all(|earlier| {
+                self.requests[earlier].retry_of.is_some() || s.callers[earlier] != Caller::NotYet
+            }),
             Some(first) => {
                 let flight = &s.flights[first];
                 // It asks later than the write which says that its caller has left.
@@ -1084,11 +1121,12 @@ impl Protocol {
             Stage::Acquiring if idle => {
                 actions.push(Look { flight: f, rounded: false });
                 actions.push(Look { flight: f, rounded: true });
-            }
-            Stage::Unpaid => {
-                if self.is_held(flight) || self.is(Broken::PayWithoutHolding) {
-                    actions.push(Call(f));
+                if flight.doubt_for.is_some() {
+                    actions.push(Resend(f));
                 }
+            }
+            Stage::Unpaid if self.is_held(flight) || self.is(Broken::PayWithoutHolding) => {
+                actions.push(Call(f));
             }
             Stage::Calling => {
                 actions.push(ModelAnswers(f));
@@ -1133,10 +1171,14 @@ impl Protocol {
                 }
             }
             Action::Look { flight, rounded } => self.look(s, flight, rounded),
+            Action::Resend(f) => {
+                let slot = s.flights[f].slot;
+                self.send_acquire(s, f, WriteKind::Create, slot, Over::Nothing, f);
+            }
             Action::Serve(f) => {
                 let write = s.flights[f].wire.expect("a write is on the wire");
                 let answer = self.apply(s, f, &write);
-                self.note_succession(s, f, &write, answer);
+                self.note_succession(s, &write, answer);
                 match s.flights[f].frozen {
                     true => s.flights[f].wire.as_mut().expect("as above").answer = Some(answer),
                     false => self.answered(s, f, &write, answer),
@@ -1146,7 +1188,7 @@ impl Protocol {
                 s.budget.silences -= 1;
                 let write = s.flights[f].wire.expect("a write is on the wire");
                 let answer = self.apply(s, f, &write);
-                self.note_succession(s, f, &write, answer);
+                self.note_succession(s, &write, answer);
                 self.unanswered(s, f, &write);
             }
             Action::Delay(f) => {
@@ -1166,7 +1208,7 @@ impl Protocol {
             Action::ApplyLate(f) => {
                 let write = s.flights[f].late.take().expect("a write is late");
                 let answer = self.apply(s, f, &write);
-                self.note_succession(s, f, &write, answer);
+                self.note_succession(s, &write, answer);
             }
             Action::Renew(f) => {
                 let flight = s.flights[f];
@@ -1179,7 +1221,7 @@ impl Protocol {
                 if self.is_leased() {
                     let record = s.records[flight.slot];
                     let is_mine = record.is_some_and(|r| r.holder == Some(f));
-                    // A late holder may have told its image meanwhile: that pays twice, but from a silent holder.
+                    // A late holder may have told its image meanwhile.
                     let is_settled = record.is_some_and(|r| r.kind == Kind::Receipt);
                     if !is_mine && !is_settled {
                         s.breach = Some(Breach::PaidWithoutHolding);
@@ -1188,7 +1230,11 @@ impl Protocol {
                         s.breach = Some(Breach::StoredNotTold);
                     }
                     if let Some(slot) = flight.owed_when_asked
-                        && s.records[slot].is_some_and(|record| record.owed)
+                        && slot != flight.slot
+                        && s.records[slot].is_some_and(|record| {
+                            let has_expired = self.window.is_some_and(|window| record.age > window);
+                            record.owed && !(record.kind == Kind::Receipt && has_expired)
+                        })
                     {
                         s.breach = Some(Breach::OwedNotTold);
                     }
@@ -1294,7 +1340,7 @@ impl Protocol {
     }
 
     /// A record that cannot be overwritten is succeeded by the next one.
-    fn note_succession(&self, s: &mut State, f: Id, write: &Write, answer: Answer) {
+    fn note_succession(&self, s: &mut State, write: &Write, answer: Answer) {
         if answer == Answer::Confirmed
             && write.kind == WriteKind::Create
             && self.keyed
@@ -1302,7 +1348,7 @@ impl Protocol {
         {
             s.successions[write.slot] += 1;
             let last = s.records[write.slot - 1].expect("slots have no gaps");
-            if last.holder.is_some_and(|holder| holder != f && !s.flights[holder].excused) {
+            if last.holder.is_some_and(|holder| s.flights[holder].must_keep_its_lease()) {
                 s.breach = Some(Breach::TookFromLiving);
             }
         }
@@ -1422,6 +1468,69 @@ impl Protocol {
                 flight.asked_after_stored = false;
             }
         }
+    }
+}
+
+// ---- Symmetry: which request is which does not matter
+
+impl State {
+    /// The smallest of the states that differ from this one in the order of three requests only.
+    pub fn of_equal_requests(&self) -> State {
+        const ORDERS: [[Id; FLIGHTS]; 6] =
+            [[0, 1, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3], [2, 1, 0, 3]];
+        self.smallest(&ORDERS)
+    }
+
+    /// The same for two variants, each with its retry.
+    pub fn of_two_variants(&self) -> State {
+        self.smallest(&[[0, 1, 2, 3], [1, 0, 3, 2]])
+    }
+
+    fn smallest(&self, orders: &[[Id; FLIGHTS]]) -> State {
+        let shapes: [_; FLIGHTS] = std::array::from_fn(|id| self.flights[id].shape());
+        let is_sorted = |order: &[Id; FLIGHTS]| {
+            let mut sorted = shapes;
+            for id in 0..FLIGHTS {
+                sorted[order[id]] = shapes[id];
+            }
+            sorted
+        };
+        // Most orders differ in what the flights look like: only those that tie are worth building.
+        let least = orders.iter().map(is_sorted).min().expect("there are some");
+        let tied = orders.iter().filter(|order| is_sorted(order) == least);
+        tied.map(|order| self.reordered(order)).min().expect("as above")
+    }
+
+    fn reordered(&self, order: &[Id; FLIGHTS]) -> State {
+        let moved = |set: Set| {
+            let ids = (0..FLIGHTS).filter(|&id| set.has(id));
+            Set(ids.fold(0, |bits, id| bits | 1 << order[id]))
+        };
+        let mut state = self.clone();
+        state.images = moved(self.images);
+        state.told = moved(self.told);
+        for record in state.records.iter_mut().flatten() {
+            record.holder = record.holder.map(|id| order[id]);
+            record.claimant = record.claimant.map(|id| order[id]);
+            record.name = order[record.name];
+        }
+        for id in 0..FLIGHTS {
+            let mut flight = self.flights[id];
+            if flight.stage != Stage::NotBegun && flight.stage != Stage::Done {
+                flight.name = order[flight.name];
+            }
+            for write in [&mut flight.wire, &mut flight.late].into_iter().flatten() {
+                write.name = order[write.name];
+            }
+            flight.late_upload = flight.late_upload.map(|name| order[name]);
+            state.flights[order[id]] = flight;
+            state.callers[order[id]] = match self.callers[id] {
+                Caller::Waiting(flight) => Caller::Waiting(order[flight]),
+                Caller::Told(name) => Caller::Told(order[name]),
+                caller => caller,
+            };
+        }
+        state
     }
 }
 

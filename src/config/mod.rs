@@ -1009,7 +1009,7 @@ mod tests {
             BASE64_STANDARD.encode(r#"{"type": "service_account", "private_key": "SECRET"}"#);
         for value in [
             r#"{"private_key": "SECRET"}"#,
-            r#"'{"type": "service_account"}'"#,
+            r#"{"type": "service_account"}"#,
             "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----",
             &base64,
             &base64[..70],

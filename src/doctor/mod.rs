@@ -19,7 +19,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use time::OffsetDateTime;
+use time::{Date, OffsetDateTime};
 use tokio::time::Instant;
 
 pub mod remedy;
@@ -67,6 +67,7 @@ struct Doctor {
     deployment: Deployment,
     /// The member that roles are to be granted to.
     member: String,
+    is_storage_reached: bool,
 }
 
 /// Whether a model would answer.
@@ -79,7 +80,8 @@ impl Doctor {
         config.timing.first_retry_wait = FIRST_RETRY_WAIT;
         let deployment =
             Deployment { platform: config.platform, service: config::service_name(variable) };
-        Doctor { config, problems, deployment, member: "serviceAccount:ACCOUNT".to_owned() }
+        let member = "serviceAccount:ACCOUNT".to_owned();
+        Doctor { config, problems, deployment, member, is_storage_reached: true }
     }
 
     /// The settings of these names are valid, or the finding that `subject` is not checked.
@@ -122,6 +124,20 @@ impl Doctor {
                     "project {project_id}, location {location}, bucket {bucket}, prefix {prefix:?}"
                 ),
             ));
+            findings.extend(self.prompts());
+        }
+        findings
+    }
+
+    /// Where prompts may go, and whether they are logged.
+    fn prompts(&self) -> Vec<Finding> {
+        let locations = self.config.prompt_locations().join(", ");
+        let mut findings =
+            vec![Finding::ok("prompts", format!("may be sent to Vertex AI in {locations}"))];
+        if self.config.debug {
+            let text = "whole prompts are logged, because IGA_DEBUG_MODE is on";
+            let remedy = self.deployment.set(&[("IGA_DEBUG_MODE", "False")]);
+            findings.push(Finding::warn("prompts", text).remedy(remedy));
         }
         findings
     }
@@ -185,13 +201,16 @@ impl Doctor {
     }
 
     /// Checked before the token, because a wrong clock is a common reason for a refused token.
-    async fn clock(&self, storage: &Storage) -> Finding {
+    async fn clock(&mut self, storage: &Storage) -> Finding {
         if let Err(finding) = self.require("clock", &["STORAGE_EMULATOR_HOST"]) {
             return finding;
         }
         let skew = match storage.time(soon()).await {
             Ok(time) => OffsetDateTime::now_utc() - time,
-            Err(error) => return Finding::skip("clock", said(&error)),
+            Err(error) => {
+                self.is_storage_reached = false;
+                return Finding::skip("clock", said(&error));
+            }
         };
         let seconds = skew.abs().whole_seconds();
         let side = if skew.is_positive() { "ahead of" } else { "behind" };
@@ -251,6 +270,24 @@ impl Doctor {
                 Some((Ordering::Equal, _)) | None => self.model(target, probed),
                 Some((Ordering::Greater, _)) => self.fallback(target, probed),
             });
+        }
+        let asked = results.iter().map(|(target, _)| target);
+        findings.extend(self.retiring(asked, OffsetDateTime::now_utc().date()));
+        findings
+    }
+
+    /// Warns of models that Google may retire soon.
+    fn retiring<'a>(&self, targets: impl Iterator<Item = &'a Target>, today: Date) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for target in targets.filter(|target| !target.model.retired) {
+            let Some(day) = target.model.retires.filter(|day| (*day - today) <= NOTICE) else {
+                continue;
+            };
+            let text = format!("{} may be retired by Google from {day} on", target.model.id);
+            let is_first = *target == self.config.model;
+            let remedy =
+                is_first.then(|| remedy::use_model(&self.deployment, &self.another(target)));
+            findings.push(Finding::warn("model", text).remedy(remedy));
         }
         findings
     }
@@ -325,6 +362,24 @@ impl Doctor {
         targets
     }
 
+    /// Unsets the address of another server, or shows why Google's cannot be reached.
+    fn remedy_connection(&self, setting: &str, test: &str) -> String {
+        let is_set = match setting {
+            "STORAGE_EMULATOR_HOST" => self.config.storage_endpoint != config::GOOGLES_STORAGE,
+            _ => self.config.vertex_endpoint.is_some(),
+        };
+        match is_set {
+            true => self.deployment.unset(setting),
+            false => test.to_owned(),
+        }
+    }
+
+    /// Only for a server that sent no response to the first request.
+    fn remedy_storage(&self) -> Option<String> {
+        let remedy = || self.remedy_connection("STORAGE_EMULATOR_HOST", remedy::STORAGE_TEST);
+        (!self.is_storage_reached).then(remedy)
+    }
+
     /// None where only waiting helps.
     fn remedy_access(&self, probe_error: ProbeError) -> Option<String> {
         let project = &self.config.project_id;
@@ -333,26 +388,54 @@ impl Doctor {
             ProbeError::ApiDisabled => Some(remedy::enable_api(project)),
             ProbeError::BillingDisabled => Some(remedy::link_billing(project)),
             ProbeError::Busy | ProbeError::NoQuota => Some(remedy::quota(project)),
+            ProbeError::Unreachable => {
+                Some(self.remedy_connection("IGA_VERTEXAI_ENDPOINT", remedy::VERTEX_TEST))
+            }
             ProbeError::ModelGone | ProbeError::NoSuchLocation | ProbeError::Other => None,
         }
     }
 
-    /// The same model in another location, otherwise a current model, if possible one that is not asked yet.
+    /// The same model in another location, otherwise [`another`](Doctor::another).
     fn instead_of(&self, gone: &Target) -> Target {
-        let location = "global".to_owned();
-        if !gone.model.retired && gone.location != location {
-            return Target { model: gone.model, location };
-        }
-        let Config { model, fallbacks, .. } = &self.config;
-        let is_asked = |other: &Model| {
-            model.model == other || fallbacks.iter().any(|target| target.model == other)
+        let is_elsewhere =
+            |location: &&&str| **location != gone.location && gone.model.is_known_in(location);
+        let allowed = self.allowed(gone);
+        let same = |locations: &[&str]| {
+            let location = locations.iter().find(is_elsewhere)?;
+            Some(Target { model: gone.model, location: (*location).to_owned() })
         };
-        let current = || MODELS.iter().filter(|model| !model.retired);
-        let model = current()
-            .find(|model| !is_asked(model))
-            .or_else(|| current().next())
-            .unwrap_or(&MODELS[0]);
-        Target { model, location }
+        same(&allowed)
+            .or_else(|| self.another_in(gone, &allowed))
+            .or_else(|| same(&["global"]))
+            .unwrap_or_else(|| self.another(gone))
+    }
+
+    /// The cheapest current model that is not asked yet, if possible in a location that prompts may go to.
+    fn another(&self, gone: &Target) -> Target {
+        self.another_in(gone, &self.allowed(gone))
+            .or_else(|| self.another_in(gone, &["global"]))
+            .unwrap_or_else(|| Target { model: &MODELS[0], location: "global".to_owned() })
+    }
+
+    /// The locations that prompts may go to, and those that a region of the United States implies.
+    fn allowed(&self, gone: &Target) -> Vec<&str> {
+        let mut allowed = self.config.prompt_locations();
+        if gone.location.starts_with("us-") {
+            allowed.push("global");
+        }
+        allowed
+    }
+
+    fn another_in(&self, gone: &Target, locations: &[&str]) -> Option<Target> {
+        let is_asked = |model: &Model| {
+            model == gone.model || self.config.targets().any(|target| target.model == model)
+        };
+        // The table begins with the cheapest.
+        let current = MODELS.iter().filter(|model| !model.retired && !is_asked(model));
+        current.into_iter().find_map(|model| {
+            let location = locations.iter().find(|location| model.is_known_in(location))?;
+            Some(Target { model, location: (*location).to_owned() })
+        })
     }
 
     /// Writes an object only where it may be deleted again; otherwise the permissions decide.
@@ -378,7 +461,8 @@ impl Doctor {
                 Vec::new()
             }
             Ok(Access::Unknown(error)) => {
-                return Finding::fail("bucket", format!("gs://{bucket}: {}", said(&error)));
+                return Finding::fail("bucket", format!("gs://{bucket}: {}", said(&error)))
+                    .remedy(self.remedy_storage());
             }
         };
         match missing.is_empty() {
@@ -420,13 +504,26 @@ impl Doctor {
         let deadline = soon();
         let metadata = Metadata::from([("doctor".to_owned(), mark)]);
         let created = storage.write_record(&name, None, &metadata, deadline).await;
+        // Leases between instances depend on this: one name is given once.
+        let other = Metadata::from([("doctor".to_owned(), "again".to_owned())]);
+        let again = match created {
+            Ok(_) => storage.write_record(&name, None, &other, deadline).await.ok(),
+            Err(_) => None,
+        };
         let read = storage.read_record(&name, deadline).await;
         // Always: the object may have been created although its response was lost.
         let deleted = storage.delete(&name, None, soon()).await;
         let (created, read) = (created.map_err(Error::from), read.map_err(Error::from));
-        let deleted = deleted.map(drop).map_err(Error::from);
+        let deleted = deleted.map_err(Error::from);
         let place = format!("gs://{bucket}/{folder}");
         match (created, read, deleted) {
+            (Ok(_), _, Ok(())) if matches!(again, Some(Written::Confirmed(_))) => Finding::fail(
+                "bucket",
+                format!(
+                    "{place}: this server ignores ifGenerationMatch, so two instances may pay for the same request"
+                ),
+            )
+            .remedy(self.remedy_connection("STORAGE_EMULATOR_HOST", remedy::STORAGE_TEST)),
             (Ok(Written::Confirmed(_)), Ok(Some(_)), Ok(())) => {
                 Finding::ok("bucket", format!("an object was created in {place}, read and deleted"))
             }
@@ -441,7 +538,8 @@ impl Doctor {
             (Err(error), _, _) => Finding::fail(
                 "bucket",
                 format!("{place}: no object could be created: {}", said(&error)),
-            ),
+            )
+            .remedy(self.remedy_storage()),
             (Ok(_), Err(error), Ok(())) => Finding::fail(
                 "bucket",
                 format!("{place}: an object could not be read: {}", said(&error)),
@@ -503,8 +601,64 @@ fn said(error: &Error) -> String {
 /// Without `list`, Cloud Storage returns 403 instead of 404 for a missing object.
 const PERMISSIONS: &[&str] =
     &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete", "storage.objects.list"];
+/// How long before a model may be retired the doctor warns.
+const NOTICE: time::Duration = time::Duration::days(60);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// The metadata server is either near or absent.
 const EMAIL_LIMIT: Duration = Duration::from_secs(3);
 /// Shorter than a service's, because an operator is waiting.
 const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doctor(location: &str, model: &str) -> Doctor {
+        let variables = [
+            ("GCP_PROJECT_ID", "p"),
+            ("GCP_LOCATION", location),
+            ("GCS_BUCKET_NAME", "bucket"),
+            ("IGA_VERTEXAI_IMAGE_MODEL_ID", model),
+            ("IGA_VERTEXAI_FALLBACK_MODELS", ""),
+        ];
+        let find = |name: &str| {
+            let value = variables.iter().find(|(set, _)| *set == name);
+            value.map(|(_, value)| (*value).to_owned())
+        };
+        Doctor::new(&find)
+    }
+
+    #[test]
+    fn a_model_that_may_be_retired_within_60_days_is_a_warning_with_the_cheapest_other() {
+        let doctor = doctor("global", "gemini-3-pro-image");
+        let target = &doctor.config.model;
+        let day = target.model.retires.expect("it has a date");
+        let warnings = |today| doctor.retiring([target].into_iter(), today);
+        assert!(warnings(day - time::Duration::days(61)).is_empty());
+        let warnings = warnings(day - time::Duration::days(60));
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].text.starts_with("gemini-3-pro-image may be retired by Google from 20")
+        );
+        let cheapest = MODELS[0].id;
+        let remedy =
+            format!("export IGA_VERTEXAI_IMAGE_MODEL_ID={cheapest} IGA_VERTEXAI_LOCATION=global");
+        assert_eq!(warnings[0].remedy.as_deref(), Some(remedy.as_str()));
+    }
+
+    #[test]
+    fn what_is_proposed_stays_where_prompts_may_go_if_it_can() {
+        for (location, model, id, proposed) in [
+            ("us-central1", "gemini-3.1-flash-image", "gemini-3.1-flash-image", "global"),
+            ("us-central1", "imagegeneration@006", "gemini-nano-banana-2.1", "global"),
+            ("europe-west4", "imagegeneration@006", "gemini-2.5-flash-image", "europe-west4"),
+            ("europe-west4", "gemini-3-pro-image", "gemini-2.5-flash-image", "europe-west4"),
+            ("mars", "gemini-3.1-flash-image", "gemini-3.1-flash-image", "global"),
+        ] {
+            let doctor = doctor(location, model);
+            let target = doctor.instead_of(&doctor.config.model);
+            let found = (target.model.id, target.location.as_str());
+            assert_eq!(found, (id, proposed), "{location} {model}");
+        }
+    }
+}

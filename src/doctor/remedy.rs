@@ -199,5 +199,10 @@ pub fn remove(bucket: &str, name: &str) -> String {
 }
 
 pub const SIGN_IN: &str = "gcloud auth application-default login";
+/// Show whether Google is reached at all; if not, a firewall or a missing proxy is the usual reason.
+pub const VERTEX_TEST: &str =
+    "curl -sSI https://aiplatform.googleapis.com   # a proxy is set with HTTPS_PROXY";
+pub const STORAGE_TEST: &str =
+    "curl -sSI https://storage.googleapis.com   # a proxy is set with HTTPS_PROXY";
 pub const SET_CLOCK: &str = "sudo timedatectl set-ntp true";
 const USER: &str = "user:$(gcloud config get-value account)";

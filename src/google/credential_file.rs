@@ -103,7 +103,7 @@ fn unknown_type() -> String {
 }
 
 const UNIVERSE: &str = "googleapis.com";
-const DOWNLOAD_AGAIN: &str = "download or generate it again";
+pub const DOWNLOAD_AGAIN: &str = "download or generate it again";
 const WORKFORCE_SIGN_IN: &str = "is of type external_account_authorized_user, the sign-in of a workforce pool, which \
     IGA cannot use; make one with gcloud iam workforce-pools create-cred-config, or sign in with a Google account";
 

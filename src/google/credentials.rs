@@ -2,7 +2,7 @@
 
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
-use crate::google::credential_file::{CredentialFile, CredentialKind};
+use crate::google::credential_file::{CredentialFile, CredentialKind, DOWNLOAD_AGAIN};
 use crate::retry::{self, Failure, within};
 use crate::telemetry::metrics;
 use google_cloud_auth::credentials::{
@@ -205,11 +205,14 @@ impl CredentialStore {
     }
 
     fn unusable(&self, path: &Path, problem: &str) -> Error {
-        let file = match self.sources.file {
-            Some(_) => "the file that GOOGLE_APPLICATION_CREDENTIALS names",
-            None => "gcloud's own file",
+        let problem = match self.sources.file {
+            Some(_) => format!("the file that GOOGLE_APPLICATION_CREDENTIALS names {problem}"),
+            None => {
+                let problem = problem.replace(DOWNLOAD_AGAIN, "sign in again with gcloud");
+                format!("gcloud's own file {problem}")
+            }
         };
-        let text = format!("No usable Google credentials: {file} {problem}.");
+        let text = format!("No usable Google credentials: {problem}.");
         Kind::PermissionDenied.because(text).caused_by(ForOperator(path.display().to_string()))
     }
 

@@ -72,15 +72,6 @@ pub enum Written {
     Conflict(Option<Record>),
 }
 
-/// What came of deleting an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deleted {
-    /// It is not there, or no longer.
-    Gone,
-    /// It is there in another generation.
-    Changed,
-}
-
 /// An image in the bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredImage {
@@ -462,40 +453,29 @@ impl Storage {
         }))
     }
 
-    /// Deletes an object in several tries; an object that is gone already counts as deleted.
+    /// Deletes an object; whether it was there makes no difference.
     pub async fn delete(
         &self,
         name: &str,
         generation: Option<&str>,
         deadline: Instant,
-    ) -> Result<Deleted, StorageError> {
-        self.tries(deadline, |via| async move {
-            self.delete_once(name, generation, via, deadline).await
-        })
-        .await
-    }
-
-    pub async fn delete_once(
-        &self,
-        name: &str,
-        generation: Option<&str>,
-        via: Via,
-        deadline: Instant,
-    ) -> Result<Deleted, StorageError> {
+    ) -> Result<(), StorageError> {
         let mut url = self.object_url(name);
         url.extend(
             generation.into_iter().flat_map(|generation| ["?ifGenerationMatch=", generation]),
         );
-        let request = || Request::delete(&url).body(text(""));
-        let limit = self.timing.record_try;
-        let response =
-            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
-        match response.status().as_u16() {
-            // Google says 204, other servers 200.
-            200 | 204 | 404 => Ok(Deleted::Gone),
-            412 => Ok(Deleted::Changed),
-            _ => Err(refusal(response, within(deadline, limit)).await),
-        }
+        let (url, limit) = (&url, self.timing.record_try);
+        self.tries(deadline, |via| async move {
+            let request = || Request::delete(url).body(text(""));
+            let response =
+                self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
+            match response.status().as_u16() {
+                // Google says 204, other servers 200.
+                200 | 204 | 404 | 412 => Ok(()),
+                _ => Err(refusal(response, within(deadline, limit)).await),
+            }
+        })
+        .await
     }
 
     /// Tries again what may pass, from the second try on over a connection of its own.
@@ -793,15 +773,16 @@ fn no_answer(error: SendError) -> StorageError {
 async fn refusal(response: Response<Incoming>, deadline: Instant) -> StorageError {
     let (status, headers) = (response.status(), response.headers().clone());
     let google = GoogleError::parse(&body(response, deadline).await);
-    let mut error = file_save(&message_of(status, &google));
+    let mut error = Kind::FileSave.because(message_of(status, &google));
     error.retry_after = google.retry_after(&headers);
-    let is_busy = google.has_reason("rateLimitExceeded");
+    let is_rate_limit = google.has_reason("rateLimitExceeded");
     if let Some(body) = google.body {
         error = error.caused_by(body);
     }
     match status.as_u16() {
-        403 if !is_busy => StorageError::Forbidden(error),
-        403 | 408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
+        403 if is_rate_limit => StorageError::Unavailable(error),
+        403 => StorageError::Forbidden(error),
+        408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
         _ => StorageError::Refused(error),
     }
 }

@@ -38,8 +38,8 @@ pub struct Vertex {
 /// How long the fastest image takes.
 pub const CALL_TIME: Duration = Duration::from_secs(5);
 
-/// An image that a model has made.
-pub struct Paid {
+/// A generated image.
+pub struct Generated {
     pub image: Image,
     /// The id of the model that made it: the requested one, unless the response names another.
     pub model: String,
@@ -61,6 +61,8 @@ pub enum ProbeError {
     Busy,
     /// The project's quota is zero.
     NoQuota,
+    /// The request got no response.
+    Unreachable,
     Other,
 }
 
@@ -76,7 +78,7 @@ impl Vertex {
         params: &Params,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Paid, Error> {
+    ) -> Result<Generated, Error> {
         let url = self.url(target);
         let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
         let last_start = deadline.checked_sub(self.call_time).unwrap_or(deadline);
@@ -118,7 +120,7 @@ impl Vertex {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
         let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
             Ok(response) => response,
-            Err(error) => return Err((ProbeError::Other, send_failure(error).error)),
+            Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
         };
         let status = response.status().as_u16();
         if status == 200 {
@@ -147,7 +149,7 @@ impl Vertex {
         body: Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Paid, Failure> {
+    ) -> Result<Generated, Failure> {
         let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self.read(target, response.into_body(), deadline).await,
@@ -182,7 +184,7 @@ impl Vertex {
         target: &Target,
         mut body: Incoming,
         deadline: Instant,
-    ) -> Result<Paid, Failure> {
+    ) -> Result<Generated, Failure> {
         let reserve = async {
             match body.size_hint().exact() {
                 Some(json_bytes) => {
@@ -256,7 +258,7 @@ fn choose(
     target: &Target,
     mut extracted: Extracted,
     mut reservation: Reservation,
-) -> Result<Paid, Failure> {
+) -> Result<Generated, Failure> {
     let skeleton = &extracted.skeleton;
     let outcome = target.model.family.outcome(skeleton);
     if let (false, Some(failure)) = (matches!(outcome, Outcome::Image(_)), told(skeleton, target)) {
@@ -271,7 +273,7 @@ fn choose(
             match Image::new(blob, reservation) {
                 Some(image) => {
                     let model = model_of(skeleton, target.model.id);
-                    return Ok(Paid { image, model });
+                    return Ok(Generated { image, model });
                 }
                 None => Kind::EmptyImage.because(Unusable::Empty.to_string()),
             }

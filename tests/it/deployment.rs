@@ -88,7 +88,8 @@ fn config(variables: &Variables, platform: &[(&str, &str)]) -> Config {
 
 fn credentials_file() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), r#"{"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}"#).unwrap();
+    let user = r#"{"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}"#;
+    std::fs::write(file.path(), user).unwrap();
     file
 }
 
@@ -186,6 +187,9 @@ fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
     ] {
         assert_eq!(flag(name, preset), text(declared), "--{name}");
     }
+    let annotations = &service()["metadata"]["annotations"];
+    let keeps_cpu = annotations["run.googleapis.com/cpu-throttling"] == "false";
+    assert_eq!(flags.contains(&("no-cpu-throttling", "")), keeps_cpu);
     assert_eq!(flag("timeout", "300"), number(&spec["timeoutSeconds"]).to_string());
     assert_eq!(flag("concurrency", "80"), number(&spec["containerConcurrency"]).to_string());
     assert_eq!(flag("port", "8080"), number(&container["ports"][0]["containerPort"]).to_string());
@@ -288,7 +292,7 @@ fn what_a_template_parameter_allows_is_a_valid_setting() {
         let inner = pattern.strip_prefix('^').and_then(|rest| rest.strip_suffix('$')).unwrap();
         let longest = parameter["MaxLength"].as_u64().unwrap_or(u64::MAX);
         let values = string_regex(inner).unwrap();
-        for _ in 0..200 {
+        for _ in 0..64 {
             let value = values.new_tree(&mut runner).unwrap().current();
             if value.len() as u64 <= longest {
                 config(&template_variables(&[(name, &value)]), LAMBDA);
@@ -329,7 +333,7 @@ const GOOGLE: &[(&str, &str)] = &[
     ("GCS_BUCKET_NAME", "your-bucket"),
 ];
 
-/// Settings of the machine or of the container, which `.env` does not pass on.
+/// Settings of the machine or of the container, which `.env` does not pass on. Docker's own configuration sets proxies.
 const NOT_PASSED_ON: &[&str] = &[
     "PORT",
     "IGA_PORT",
@@ -337,6 +341,14 @@ const NOT_PASSED_ON: &[&str] = &[
     "STORAGE_EMULATOR_HOST",
     "IGA_VERTEXAI_ENDPOINT",
     "GCE_METADATA_HOST",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
 ];
 
 #[test]

@@ -4,7 +4,8 @@ use crate::support::process::{Process, command};
 use crate::support::service::{BUCKET, CURRENT, emulator, emulator_with};
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use serde_json::{Value, json};
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -82,7 +83,8 @@ async fn run(emulator: &Emulator, command: &mut Command) -> Findings {
 
 /// The doctor with these settings beside the usual ones, whose model is a current one.
 async fn doctor(emulator: &Emulator, settings: &[(&str, &str)]) -> Findings {
-    run(emulator, command(emulator, &[CURRENT, settings].concat()).env_remove("HOME")).await
+    let quiet = [("IGA_DEBUG_MODE", "False")];
+    run(emulator, command(emulator, &[CURRENT, &quiet, settings].concat()).env_remove("HOME")).await
 }
 
 async fn doctor_after(fault: Fault) -> Findings {
@@ -118,7 +120,9 @@ async fn a_healthy_service_is_ok_throughout() {
     let findings = doctor(&emulator, &[]).await;
     assert!(findings.well().text.lines().all(|line| line.starts_with("ok ")), "{}", findings.text);
     let account = "service account iga@iga-local.iam.gserviceaccount.com (metadata server)";
-    findings.ok("settings", "project test-project, location global, bucket test-images");
+    findings
+        .ok("settings", "project test-project, location global, bucket test-images")
+        .ok("prompts", "may be sent to Vertex AI in global");
     findings
         .ok("identity", account)
         .ok("clock", "agrees")
@@ -127,7 +131,7 @@ async fn a_healthy_service_is_ok_throughout() {
         .ok("bucket", "created in gs://test-images/images/iga/.iga/, read and deleted")
         .ok("port", "is free");
     let counters = emulator.counters();
-    assert_eq!((counters.uploads_completed, counters.metadata_gets, counters.deletes), (1, 1, 1));
+    assert_eq!((counters.uploads_completed, counters.metadata_gets, counters.deletes), (1, 2, 1));
     assert_eq!(counters.token_fetches, 1);
 }
 
@@ -271,8 +275,8 @@ async fn a_credentials_file_that_is_none_is_a_finding() {
     let unset = "unset GOOGLE_APPLICATION_CREDENTIALS; gcloud auth application-default login";
     for (file, words) in [
         ("-----BEGIN PRIVATE KEY----- TOP-SECRET", "is not JSON"),
-        ("{}", "without a type"),
-        (r#"{"type": "weird", "private_key": "TOP-SECRET"}"#, "of type \"weird\""),
+        ("{}", "has no type"),
+        (r#"{"type": "weird", "private_key": "TOP-SECRET"}"#, "of an unknown type"),
     ] {
         let findings = doctor_with_file(&emulator, file, &[]).await;
         findings
@@ -285,7 +289,7 @@ async fn a_credentials_file_that_is_none_is_a_finding() {
     }
     let findings =
         doctor(&emulator, &[("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")]).await;
-    findings.fail("settings", "cannot be read (/nowhere/key.json)", unset);
+    findings.fail("settings", "cannot be read: No such file", unset);
     assert_eq!(emulator.counters().token_fetches, 0);
 }
 
@@ -298,7 +302,7 @@ async fn gclouds_own_file_that_is_none_is_a_finding() {
     let findings = run(&emulator, command(&emulator, CURRENT).env("HOME", deployment.path())).await;
     findings.fail(
         "identity",
-        "is not JSON; sign in anew",
+        "is not JSON; sign in again with gcloud",
         "unset GOOGLE_APPLICATION_CREDENTIALS; gcloud auth",
     );
 }
@@ -583,7 +587,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
         (json(400, &not_allowed), "not allowed to use", ""),
         (Action::status(500), "Internal error", ""),
         (Action::status(503), "Service Unavailable", ""),
-        (Action::Reset, "connection broke", ""),
+        (Action::Reset, "connection broke", "unset IGA_VERTEXAI_ENDPOINT"),
     ] {
         let findings = doctor_after(Fault::new(Stage::Model, action).always()).await;
         findings.fail("model", words, remedy).ok("bucket", "created");
@@ -591,7 +595,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
     let findings = doctor_after(Fault::new(Stage::Model, Action::status(429)).always()).await;
     findings.warn("model", "gemini-3.1-flash-image in global: Resource exhausted", quotas);
     let findings = doctor(&emulator().await, &[("IGA_VERTEXAI_ENDPOINT", "127.0.0.1:1")]).await;
-    findings.fail("model", "no connection", "").ok("bucket", "created");
+    findings.fail("model", "no connection", "unset IGA_VERTEXAI_ENDPOINT").ok("bucket", "created");
 }
 
 #[tokio::test]
@@ -672,8 +676,67 @@ async fn an_object_that_is_left_behind_is_named() {
 #[tokio::test]
 async fn a_storage_that_is_down_is_a_finding() {
     let findings = doctor(&emulator().await, &[("STORAGE_EMULATOR_HOST", "127.0.0.1:1")]).await;
-    findings.fail("bucket", "Cloud Storage could not be reached.", "");
+    findings.fail("bucket", "Cloud Storage could not be reached.", "unset STORAGE_EMULATOR_HOST");
     findings.skip(&["clock"], "Cloud Storage could not be reached.").ok("model", "answers");
+}
+
+/// A server in front of the emulator that makes it ignore `ifGenerationMatch`, as some emulators do.
+fn without_preconditions(emulator: &Emulator) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let behind = emulator.host();
+    std::thread::spawn(move || {
+        for mut near in listener.incoming().flatten() {
+            let mut far = TcpStream::connect(&behind).unwrap();
+            let (mut from, mut back) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut back));
+            std::thread::spawn(move || {
+                let mut chunk = [0; 65536];
+                while let Ok(count @ 1..) = near.read(&mut chunk) {
+                    let text = String::from_utf8_lossy(&chunk[..count]);
+                    let changed = text.replace("ifGenerationMatch=0", "_fGenerationMatch=0");
+                    far.write_all(changed.as_bytes()).unwrap();
+                }
+                let _ = far.shutdown(std::net::Shutdown::Write);
+            });
+        }
+    });
+    address.to_string()
+}
+
+#[tokio::test]
+async fn a_storage_server_that_ignores_preconditions_is_a_finding() {
+    let emulator = emulator().await;
+    let server = without_preconditions(&emulator);
+    let findings = doctor(&emulator, &[("STORAGE_EMULATOR_HOST", &server)]).await;
+    findings.fail("bucket", "ignores ifGenerationMatch", "unset STORAGE_EMULATOR_HOST");
+}
+
+#[tokio::test]
+async fn prompts_that_are_logged_are_a_warning() {
+    let findings = doctor(&emulator().await, &[("IGA_DEBUG_MODE", "True")]).await;
+    findings.warn("prompts", "whole prompts are logged", "export IGA_DEBUG_MODE=False");
+}
+
+#[tokio::test]
+async fn findings_come_as_json_too() {
+    let emulator = emulator().await;
+    for (settings, healthy) in [(&[][..], true), (&[("PORT", "eighty")][..], false)] {
+        let mut command = command(&emulator, &[CURRENT, settings].concat());
+        let output = command.args(["doctor", "--json"]).output().await.unwrap();
+        assert_eq!(output.status.success(), healthy);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["healthy"], healthy);
+        let findings = report["findings"].as_array().unwrap();
+        let verdict = |subject: &str| {
+            let finding = findings.iter().find(|finding| finding["subject"] == subject);
+            finding.unwrap()["verdict"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(verdict("bucket"), "ok");
+        assert_eq!(verdict("port"), if healthy { "ok" } else { "skip" });
+        assert_eq!(findings[0]["verdict"], if healthy { "ok" } else { "fail" });
+        assert_eq!(findings[0].get("remedy").is_some(), !healthy, "{}", findings[0]);
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ mod random;
 mod retries;
 mod secrets;
 mod settings;
+mod simulation;
 mod storage;
 mod support;
 mod third_party;

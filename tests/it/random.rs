@@ -1,8 +1,9 @@
 //! Many callers with and without keys, two instances, faults at every stage: the rules of payment hold.
 //!
-//! Each seed is one story. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a story
+//! Each seed is one scenario. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a scenario
 //! that goes wrong is printed.
 
+use crate::support::random::Rng;
 use crate::support::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -25,19 +26,19 @@ use tokio::time::{sleep, timeout};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_the_rules_hold() {
     let at_once = Arc::new(Semaphore::new(8));
-    let stories: Vec<_> = seeds()
+    let scenarios: Vec<_> = seeds()
         .map(|seed| {
             let at_once = Arc::clone(&at_once);
-            let story = async move {
+            let scenario = async move {
                 let _turn = at_once.acquire_owned().await.unwrap();
-                Story::of(seed).run().await;
+                Scenario::of(seed).run().await;
             };
-            (seed, tokio::spawn(story))
+            (seed, tokio::spawn(scenario))
         })
         .collect();
-    for (seed, story) in stories {
-        if story.await.is_err() {
-            panic!("this story went wrong: IGA_TEST_SEEDS={seed}..{}", seed + 1);
+    for (seed, scenario) in scenarios {
+        if scenario.await.is_err() {
+            panic!("this scenario went wrong: IGA_TEST_SEEDS={seed}..{}", seed + 1);
         }
     }
 }
@@ -50,9 +51,9 @@ fn seeds() -> Range<u64> {
 
 /// What happens, and the settings under which it does.
 #[derive(Debug)]
-struct Story {
+struct Scenario {
     seed: u64,
-    weather: Weather,
+    fault_level: FaultLevel,
     shared: bool,
     variant_age: Duration,
     answer_within: &'static str,
@@ -60,7 +61,7 @@ struct Story {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weather {
+enum FaultLevel {
     /// Nothing goes wrong.
     Calm,
     /// Everything that goes wrong passes, and no paid answer is lost.
@@ -71,15 +72,15 @@ enum Weather {
 
 /// What makes requests the same to the service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Wish {
+struct RequestSpec {
     key: Option<String>,
     prompt: String,
 }
 
 /// One request and what came of it.
 #[derive(Debug)]
-struct Told {
-    wish: Wish,
+struct Exchange {
+    spec: RequestSpec,
     /// Its `X-Workflow-ID`, by which its image is recognised.
     id: String,
     sent: Instant,
@@ -88,46 +89,51 @@ struct Told {
     answer: Option<Answer>,
 }
 
-impl Story {
-    fn of(seed: u64) -> Story {
-        let mut chance = Chance::new(seed);
-        let shared = chance.one_in(2);
-        let variant_age = match chance.below(3) {
+impl Scenario {
+    fn of(seed: u64) -> Scenario {
+        let mut rng = Rng::new(seed);
+        let shared = rng.one_in(2);
+        let variant_age = match rng.below(3) {
             0 => Duration::ZERO,
             // A receipt does not tell how old its flight is, so images would be shared before an hour is over.
             1 if !shared => HOUR,
             _ => SHORT_VARIANT_AGE,
         };
-        Story {
+        Scenario {
             seed,
-            weather: [Weather::Calm, Weather::Windy, Weather::Windy, Weather::Storm]
-                [seed as usize % 4],
+            fault_level: [
+                FaultLevel::Calm,
+                FaultLevel::Windy,
+                FaultLevel::Windy,
+                FaultLevel::Storm,
+            ][seed as usize % 4],
             shared,
             variant_age,
-            answer_within: if chance.one_in(3) { "0.08" } else { "off" },
-            max_generations: if chance.one_in(3) { "3" } else { "80" },
+            answer_within: if rng.one_in(3) { "0.08" } else { "off" },
+            max_generations: if rng.one_in(3) { "3" } else { "80" },
         }
     }
 
     async fn run(self) {
         let emulator = emulator_with(Options { latency: GENERATION, ..Options::default() }).await;
-        let mut chance = Chance::new(!self.seed);
-        faults(self.weather, &mut chance).into_iter().for_each(|fault| emulator.script(fault));
+        let mut rng = Rng::new(!self.seed);
+        faults(self.fault_level, &mut rng).into_iter().for_each(|fault| emulator.script(fault));
 
         let instances = [self.instance(&emulator), self.instance(&emulator)];
         let http = client();
-        let sky =
-            tokio::spawn(self.sky(emulator.clone(), Arc::clone(&instances[1]), chance.fork()));
+        let inject_faults = tokio::spawn(self.inject_faults(
+            emulator.clone(),
+            Arc::clone(&instances[1]),
+            rng.fork(),
+        ));
         let callers: Vec<_> = (0..CALLERS)
-            .map(|number| {
-                tokio::spawn(caller(number, instances.clone(), http.clone(), chance.fork()))
-            })
+            .map(|number| tokio::spawn(caller(number, instances.clone(), http.clone(), rng.fork())))
             .collect();
         let mut told = Vec::new();
         for caller in callers {
             told.extend(caller.await.unwrap());
         }
-        sky.await.unwrap();
+        inject_faults.await.unwrap();
         emulator.clear_faults();
         for instance in &instances {
             instance.stop().await;
@@ -136,14 +142,14 @@ impl Story {
         // All that an instance left behind has expired when the next ones are asked the same again.
         emulator.advance_clock(LEASE_LIFE + Duration::from_secs(2));
         let instances = [self.instance(&emulator), self.instance(&emulator)];
-        let wishes: BTreeSet<_> = told.iter().map(|told| told.wish.clone()).collect();
+        let specs: BTreeSet<_> = told.iter().map(|told| told.spec.clone()).collect();
         let mut asked = Vec::new();
-        for (number, wish) in wishes.iter().enumerate() {
+        for (number, spec) in specs.iter().enumerate() {
             for (place, instance) in instances.iter().enumerate() {
-                let (instance, http, wish) = (Arc::clone(instance), http.clone(), wish.clone());
+                let (instance, http, spec) = (Arc::clone(instance), http.clone(), spec.clone());
                 let id = format!("afterwards-{number}-{place}");
                 asked.push(tokio::spawn(async move {
-                    until_answered(&instance, &http, &wish, &id).await
+                    until_answered(&instance, &http, &spec, &id).await
                 }));
             }
         }
@@ -155,7 +161,7 @@ impl Story {
             instance.stop().await;
         }
         Ending {
-            story: &self,
+            scenario: &self,
             told,
             afterwards,
             objects: emulator.objects(),
@@ -166,7 +172,7 @@ impl Story {
 
     fn instance(&self, emulator: &Emulator) -> Arc<Instance> {
         let shared = if self.shared { "yes" } else { "no" };
-        let deadline = if self.weather == Weather::Storm { "3" } else { "60" };
+        let deadline = if self.fault_level == FaultLevel::Storm { "3" } else { "60" };
         let settings = [
             CURRENT,
             &[
@@ -186,26 +192,26 @@ impl Story {
     }
 
     /// What happens while the callers call.
-    fn sky(
+    fn inject_faults(
         &self,
         emulator: Emulator,
         doomed: Arc<Instance>,
-        mut chance: Chance,
+        mut rng: Rng,
     ) -> impl Future<Output = ()> + use<> {
-        let weather = self.weather;
+        let fault_level = self.fault_level;
         async move {
-            if weather == Weather::Calm {
+            if fault_level == FaultLevel::Calm {
                 return;
             }
             for _ in 0..3 {
-                sleep(chance.ms(150)).await;
+                sleep(rng.ms(150)).await;
                 emulator.expire_tokens();
-                faults(weather, &mut chance)
+                faults(fault_level, &mut rng)
                     .into_iter()
                     .take(3)
                     .for_each(|fault| emulator.script(fault));
             }
-            if weather == Weather::Storm && chance.one_in(2) {
+            if fault_level == FaultLevel::Storm && rng.one_in(2) {
                 doomed.die();
                 emulator.advance_clock(LEASE_LIFE + Duration::from_secs(2));
             }
@@ -262,11 +268,17 @@ impl Instance {
     }
 
     /// None where the caller left, or this instance died.
-    async fn ask(&self, http: &Client, wish: &Wish, id: &str, patience: Duration) -> Told {
-        let body = json!({"prompt": wish.prompt}).to_string();
+    async fn ask(
+        &self,
+        http: &Client,
+        spec: &RequestSpec,
+        id: &str,
+        patience: Duration,
+    ) -> Exchange {
+        let body = json!({"prompt": spec.prompt}).to_string();
         let mut request = http.post(format!("{}/generate_image", self.url)).body(body);
         request = request.header("content-type", "application/json").header("x-workflow-id", id);
-        if let Some(key) = &wish.key {
+        if let Some(key) = &spec.key {
             request = request.header("idempotency-key", key);
         }
         let sent = Instant::now();
@@ -280,7 +292,7 @@ impl Instance {
         let answer = match timeout(patience, answered).await {
             Ok(Ok(answer)) => Some(answer),
             Ok(Err(error)) => {
-                assert!(self.dead.load(Ordering::SeqCst), "no answer to {wish:?}: {error:?}");
+                assert!(self.dead.load(Ordering::SeqCst), "no answer to {spec:?}: {error:?}");
                 None
             }
             Err(_) => {
@@ -288,7 +300,7 @@ impl Instance {
                 None
             }
         };
-        Told { wish: wish.clone(), id: id.to_owned(), sent, ended: Instant::now(), answer }
+        Exchange { spec: spec.clone(), id: id.to_owned(), sent, ended: Instant::now(), answer }
     }
 }
 
@@ -303,31 +315,36 @@ async fn caller(
     number: usize,
     instances: [Arc<Instance>; 2],
     http: Client,
-    mut chance: Chance,
-) -> Vec<Told> {
-    let wish = Wish::any(&mut chance);
-    let mut told: Vec<Told> = Vec::new();
-    sleep(chance.ms(500)).await;
+    mut rng: Rng,
+) -> Vec<Exchange> {
+    let spec = RequestSpec::any(&mut rng);
+    let mut told: Vec<Exchange> = Vec::new();
+    sleep(rng.ms(500)).await;
     for attempt in 0..3 {
-        let instance = &instances[chance.below(2)];
-        let patience = if chance.one_in(6) { chance.ms(200) } else { HOUR };
+        let instance = &instances[rng.below(2)];
+        let patience = if rng.one_in(6) { rng.ms(200) } else { HOUR };
         told.push(
-            instance.ask(&http, &wish, &format!("caller-{number}-{attempt}"), patience).await,
+            instance.ask(&http, &spec, &format!("caller-{number}-{attempt}"), patience).await,
         );
         let answer = told.last().and_then(|told| told.answer.as_ref());
         if answer.is_some_and(|answer| answer.status < 500) {
             break;
         }
-        sleep(chance.ms(100)).await;
+        sleep(rng.ms(100)).await;
     }
     told
 }
 
 /// Asks again for as long as it is told to.
-async fn until_answered(instance: &Instance, http: &Client, wish: &Wish, id: &str) -> Vec<Told> {
+async fn until_answered(
+    instance: &Instance,
+    http: &Client,
+    spec: &RequestSpec,
+    id: &str,
+) -> Vec<Exchange> {
     let mut all = Vec::new();
     loop {
-        let told = instance.ask(http, wish, &format!("{id}-{}", all.len()), HOUR).await;
+        let told = instance.ask(http, spec, &format!("{id}-{}", all.len()), HOUR).await;
         let status = told.answer.as_ref().unwrap().status;
         all.push(told);
         if status != 503 {
@@ -338,14 +355,17 @@ async fn until_answered(instance: &Instance, http: &Client, wish: &Wish, id: &st
     }
 }
 
-impl Wish {
-    fn any(chance: &mut Chance) -> Wish {
-        if chance.one_in(3) {
-            return Wish { key: None, prompt: format!("free {}.", chance.below(4)) };
+impl RequestSpec {
+    fn any(rng: &mut Rng) -> RequestSpec {
+        if rng.one_in(3) {
+            return RequestSpec { key: None, prompt: format!("free {}.", rng.below(4)) };
         }
-        let number = chance.below(7);
-        let which = if chance.one_in(8) { "other" } else { "usual" };
-        Wish { key: Some(format!("key-{number}")), prompt: format!("key {number}, the {which}.") }
+        let number = rng.below(7);
+        let which = if rng.one_in(8) { "other" } else { "usual" };
+        RequestSpec {
+            key: Some(format!("key-{number}")),
+            prompt: format!("key {number}, the {which}."),
+        }
     }
 
     /// What the service goes by.
@@ -354,7 +374,7 @@ impl Wish {
     }
 }
 
-fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
+fn faults(fault_level: FaultLevel, rng: &mut Rng) -> Vec<Fault> {
     use Action::*;
     let mut table = vec![
         (Stage::Token, Action::status(500)),
@@ -382,7 +402,7 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
         (Stage::UploadEnd, Truncate),
         (Stage::UploadEnd, WrongChecksum),
     ];
-    if weather == Weather::Storm {
+    if fault_level == FaultLevel::Storm {
         table.extend([
             (Stage::Model, Stall),
             (Stage::Response, Action::status(500)),
@@ -398,10 +418,10 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
             (Stage::Delete, Stall),
         ]);
     }
-    let count = if weather == Weather::Calm { 0 } else { 4 + chance.below(8) };
+    let count = if fault_level == FaultLevel::Calm { 0 } else { 4 + rng.below(8) };
     let mut any = || {
-        let (stage, action) = table[chance.below(table.len())].clone();
-        let fault = Fault::new(stage, action).times(1 + chance.below(3) as u32);
+        let (stage, action) = table[rng.below(table.len())].clone();
+        let fault = Fault::new(stage, action).times(1 + rng.below(3) as u32);
         match stage {
             Stage::Token | Stage::Model | Stage::Response => fault,
             Stage::Read
@@ -413,7 +433,7 @@ fn faults(weather: Weather, chance: &mut Chance) -> Vec<Fault> {
             | Stage::UploadBody
             | Stage::UploadEnd
             | Stage::Delete
-            | Stage::DeleteEnd => fault.matching(["", "/.iga/", "/iga_req_"][chance.below(3)]),
+            | Stage::DeleteEnd => fault.matching(["", "/.iga/", "/iga_req_"][rng.below(3)]),
         }
     };
     (0..count).map(|_| any()).collect()
@@ -432,9 +452,9 @@ fn paid(emulator: &Emulator) -> BTreeMap<String, usize> {
 
 /// All that is known when it is over.
 struct Ending<'a> {
-    story: &'a Story,
-    told: Vec<Told>,
-    afterwards: Vec<Told>,
+    scenario: &'a Scenario,
+    told: Vec<Exchange>,
+    afterwards: Vec<Exchange>,
     objects: Vec<StoredObject>,
     paid: BTreeMap<String, usize>,
 }
@@ -450,17 +470,17 @@ impl Ending<'_> {
         self.no_image_is_lost();
         self.no_lease_is_left();
         self.afterwards_everything_is_answered();
-        if self.story.weather == Weather::Calm {
+        if self.scenario.fault_level == FaultLevel::Calm {
             self.without_faults_nothing_fails();
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Told> {
+    fn all(&self) -> impl Iterator<Item = &Exchange> {
         self.told.iter().chain(&self.afterwards)
     }
 
     /// Who got an image, and its object's name.
-    fn delivered(&self) -> impl Iterator<Item = (&Told, &str)> {
+    fn delivered(&self) -> impl Iterator<Item = (&Exchange, &str)> {
         self.all().filter_map(|told| {
             let answer = told.answer.as_ref().filter(|answer| answer.status == 200)?;
             let name = answer.text("image_url").strip_prefix(&format!("gs://{BUCKET}/"));
@@ -478,7 +498,7 @@ impl Ending<'_> {
     }
 
     /// The request that an image was paid for.
-    fn founder(&self, image: &StoredObject) -> &Told {
+    fn founder(&self, image: &StoredObject) -> &Exchange {
         let id = image.metadata["metadata"]["workflow_id"].as_str().unwrap();
         self.all().find(|told| told.id == id).expect("every image was asked for")
     }
@@ -487,7 +507,7 @@ impl Ending<'_> {
         for (told, name) in self.delivered() {
             let answer = told.answer.as_ref().unwrap();
             answer.is_image();
-            assert_eq!(answer.text("prompt_used"), told.wish.prompt);
+            assert_eq!(answer.text("prompt_used"), told.spec.prompt);
             assert_eq!(answer.text("model_version"), "vertex-ai-gemini-3.1-flash-image");
             let image = self.images().find(|image| image.name == name);
             let image =
@@ -502,9 +522,9 @@ impl Ending<'_> {
 
     fn a_key_has_one_answer(&self) {
         let mut answers = BTreeMap::new();
-        for (told, _) in self.delivered().filter(|(told, _)| told.wish.key.is_some()) {
+        for (told, _) in self.delivered().filter(|(told, _)| told.spec.key.is_some()) {
             let body = &told.answer.as_ref().unwrap().body;
-            assert_eq!(*answers.entry(&told.wish.key).or_insert(body), body, "{told:?}");
+            assert_eq!(*answers.entry(&told.spec.key).or_insert(body), body, "{told:?}");
         }
     }
 
@@ -513,9 +533,9 @@ impl Ending<'_> {
             .all()
             .filter(|told| told.answer.as_ref().is_some_and(|answer| answer.status == 422))
         {
-            let (key, prompt) = (&refused.wish.key, &refused.wish.prompt);
-            let used = |told: &Told| {
-                told.wish.key == *key && told.wish.prompt != *prompt && told.sent < refused.ended
+            let (key, prompt) = (&refused.spec.key, &refused.spec.prompt);
+            let used = |told: &Exchange| {
+                told.spec.key == *key && told.spec.prompt != *prompt && told.sent < refused.ended
             };
             assert!(key.is_some() && self.all().any(used), "{refused:?}");
         }
@@ -525,12 +545,12 @@ impl Ending<'_> {
         for (told, name) in self.delivered() {
             let image = self.images().find(|image| image.name == name).unwrap();
             let founder = self.founder(image);
-            assert_eq!(told.wish, founder.wish, "{told:?} got the image of {founder:?}");
-            if told.wish.key.is_none() && told.id != founder.id {
+            assert_eq!(told.spec, founder.spec, "{told:?} got the image of {founder:?}");
+            if told.spec.key.is_none() && told.id != founder.id {
                 // It came before it was answered, and the flight began after its founder's request was sent.
                 let apart = told.ended.saturating_duration_since(founder.sent);
                 assert!(
-                    apart >= self.story.variant_age,
+                    apart >= self.scenario.variant_age,
                     "a variant got the image of another: {told:?} {founder:?}"
                 );
             }
@@ -538,20 +558,20 @@ impl Ending<'_> {
     }
 
     fn payments_are_as_few_as_promised(&self) {
-        if self.story.weather == Weather::Storm {
+        if self.scenario.fault_level == FaultLevel::Storm {
             return;
         }
         let mut paid = BTreeMap::<_, usize>::new();
-        let wishes: BTreeSet<_> = self.all().map(|told| &told.wish).collect();
-        for wish in wishes {
-            *paid.entry((wish.key.is_some(), wish.identity())).or_default() +=
-                self.paid.get(&wish.prompt).copied().unwrap_or_default();
+        let specs: BTreeSet<_> = self.all().map(|told| &told.spec).collect();
+        for spec in specs {
+            *paid.entry((spec.key.is_some(), spec.identity())).or_default() +=
+                self.paid.get(&spec.prompt).copied().unwrap_or_default();
         }
         for ((has_key, identity), paid) in paid {
-            let requests = self.all().filter(|told| told.wish.identity() == identity).count();
-            let most = match self.story.variant_age {
+            let requests = self.all().filter(|told| told.spec.identity() == identity).count();
+            let most = match self.scenario.variant_age {
                 _ if has_key => 1,
-                Duration::ZERO if self.story.shared => 1,
+                Duration::ZERO if self.scenario.shared => 1,
                 // Each of the instances, those from afterwards too.
                 Duration::ZERO => 4,
                 _ => requests,
@@ -569,10 +589,10 @@ impl Ending<'_> {
         for image in self.images().filter(|image| !delivered.contains(&*image.name)) {
             let founder = self.founder(image);
             let answered = founder.answer.as_ref().is_some_and(|answer| answer.status == 200);
-            if self.story.weather != Weather::Storm {
+            if self.scenario.fault_level != FaultLevel::Storm {
                 assert!(!answered, "{founder:?} got another image than its own, {}", image.name);
                 assert!(
-                    founder.wish.key.is_none(),
+                    founder.spec.key.is_none(),
                     "{founder:?} paid, and nobody got {}",
                     image.name
                 );
@@ -598,7 +618,7 @@ impl Ending<'_> {
             assert!([200, 422, 503].contains(&status), "{told:?}");
         }
         for told in &self.told {
-            let same = |other: &&Told| other.wish.identity() == told.wish.identity();
+            let same = |other: &&Exchange| other.spec.identity() == told.spec.identity();
             let answers: Vec<_> = self
                 .afterwards
                 .iter()
@@ -614,9 +634,11 @@ impl Ending<'_> {
             let Some(answer) = &told.answer else { continue };
             match (answer.status, answer.text("error_code")) {
                 (200, _) | (422, _) => {}
-                (503, "IGA_OVERLOADED") => assert_ne!(self.story.max_generations, "80", "{told:?}"),
+                (503, "IGA_OVERLOADED") => {
+                    assert_ne!(self.scenario.max_generations, "80", "{told:?}")
+                }
                 (503, "IGA_VERTEXAI_API_ERROR") => {
-                    assert_ne!(self.story.answer_within, "off", "{told:?}");
+                    assert_ne!(self.scenario.answer_within, "off", "{told:?}");
                     answer.details_have("the image is not there yet");
                 }
                 _ => panic!("{told:?}"),
@@ -642,38 +664,6 @@ fn is_a_row_of_the_contract(answer: &Answer) {
         !answer.header("retry-after").is_empty(),
         "{answer:?}"
     );
-}
-
-/// Numbers that look random and follow from a seed (SplitMix64).
-struct Chance(u64);
-
-impl Chance {
-    fn new(seed: u64) -> Chance {
-        Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn fork(&mut self) -> Chance {
-        Chance(self.next())
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn ms(&mut self, most: usize) -> Duration {
-        Duration::from_millis(self.below(most) as u64)
-    }
 }
 
 const CALLERS: usize = 40;

@@ -2,4 +2,5 @@
 
 pub mod process;
 pub mod python;
+pub mod random;
 pub mod service;

@@ -167,6 +167,31 @@ pub async fn reached(emulator: &Emulator, happened: impl FnMut(&Counters) -> boo
     tokio::time::timeout(limit, emulator.reached(happened)).await.expect("it happens");
 }
 
+/// Waits for what happens after an answer, such as a receipt.
+pub async fn eventually(mut happened: impl FnMut() -> bool) {
+    let wait = async {
+        while !happened() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it happens");
+}
+
+/// What the records of keys and requests say.
+pub fn records(emulator: &Emulator) -> Vec<Value> {
+    let is_record = |object: &StoredObject| {
+        object.name.contains("/.iga/key/") || object.name.contains("/.iga/request/")
+    };
+    let records = emulator.objects().into_iter().filter(is_record);
+    records.map(|record| record.metadata["metadata"].clone()).collect()
+}
+
+/// The names of all images.
+pub fn images(emulator: &Emulator) -> Vec<String> {
+    let names = emulator.objects().into_iter().map(|object| object.name);
+    names.filter(|name| !name.contains("/.iga/")).collect()
+}
+
 /// Longer than any test.
 pub const HOUR: Duration = Duration::from_secs(3600);
 
