@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 pub struct App {
     pub config: Config,
+    pub budget: Budget,
     pub flights: Arc<Flights>,
     pub generator: Arc<Generator>,
     pub storage: Arc<Storage>,
@@ -23,11 +24,12 @@ impl App {
         // One provider for all TLS of the process; a second App, as in tests, finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Arc::new(Client::new(config.credentials.clone(), config.timing));
+        let budget = Budget::new(config.transfer_budget_bytes);
         let vertex = Vertex {
             client: Arc::clone(&client),
             endpoint: config.vertex_endpoint.clone(),
             project_id: config.project_id.clone(),
-            budget: Budget::new(config.transfer_budget_bytes),
+            budget: budget.clone(),
             first_wait: config.timing.first_retry_wait,
             call_time: CALL_TIME.min(config.generation_deadline / 2),
             labels: config.labels.clone(),
@@ -45,6 +47,6 @@ impl App {
             answer_at_the_end: config.platform == Platform::Lambda,
         };
         let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
-        Arc::new(App { config, flights, generator, storage, client })
+        Arc::new(App { config, budget, flights, generator, storage, client })
     }
 }

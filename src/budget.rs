@@ -81,18 +81,9 @@ impl Budget {
         reservation
     }
 
-    /// Reserves memory for a request, without waiting. An eighth of the budget is kept for requests; beyond it they
-    /// take only what no image waits for.
-    pub fn try_reserve(&self, bytes: usize) -> Option<Reservation> {
-        let mut state = self.lock();
-        let held = state.held_by_requests.checked_add(bytes)?;
-        let fits = state.held_by_images.saturating_add(held) <= state.total;
-        let images_wait = state.images.values().any(Holding::waits);
-        if held > state.kept_for_requests && (images_wait || !fits) {
-            return None;
-        }
-        state.held_by_requests = held;
-        Some(Reservation { budget: self.clone(), of: Holder::Request, bytes })
+    /// Memory for a request, none at first: see [`Reservation::try_grow_to`].
+    pub fn request(&self) -> Reservation {
+        Reservation { budget: self.clone(), of: Holder::Request, bytes: 0 }
     }
 
     fn image(&self, begins_with_usual: bool) -> Reservation {
@@ -111,6 +102,22 @@ impl Budget {
 }
 
 impl Reservation {
+    /// Lets a request's reservation cover `bytes`, without waiting; false if the memory is not there. An eighth of the
+    /// budget is kept for requests; beyond it they take only what no image waits for.
+    pub fn try_grow_to(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let mut state = self.budget.lock();
+        let held = state.held_by_requests.saturating_add(more);
+        let fits = state.held_by_images.saturating_add(held) <= state.total;
+        let images_wait = state.images.values().any(Holding::waits);
+        if more > 0 && held > state.kept_for_requests && (images_wait || !fits) {
+            return false;
+        }
+        state.held_by_requests = held;
+        self.bytes += more;
+        true
+    }
+
     /// Waits until the reservation covers `bytes`; returns at once if it does already.
     pub async fn grow_to(&mut self, bytes: usize) {
         if bytes > self.bytes {
@@ -247,6 +254,11 @@ mod tests {
         state.held_by_images + state.held_by_requests
     }
 
+    fn try_reserve(budget: &Budget, bytes: usize) -> Option<Reservation> {
+        let mut reservation = budget.request();
+        reservation.try_grow_to(bytes).then_some(reservation)
+    }
+
     #[tokio::test]
     async fn a_reservation_that_does_not_fit_waits_until_memory_is_given_back() {
         let budget = Budget::new(8 * MIB);
@@ -312,16 +324,16 @@ mod tests {
     #[tokio::test]
     async fn requests_never_wait_and_leave_images_their_memory() {
         let budget = Budget::new(80 * MIB);
-        let kept = budget.try_reserve(10 * MIB).expect("an eighth is kept for requests");
+        let kept = try_reserve(&budget, 10 * MIB).expect("an eighth is kept for requests");
         let _image = budget.reserve(60 * MIB).await;
-        let more = budget.try_reserve(10 * MIB).expect("it is free");
-        assert!(budget.try_reserve(1).is_none() && budget.try_reserve(usize::MAX).is_none());
+        let more = try_reserve(&budget, 10 * MIB).expect("it is free");
+        assert!(try_reserve(&budget, 1).is_none() && try_reserve(&budget, usize::MAX).is_none());
         drop(more);
         let _exceeds = budget.reserve(60 * MIB).await;
         let waiting = timeout(Duration::ZERO, budget.reserve(MIB)).await;
         assert!(waiting.is_err());
         drop(kept);
-        assert!(budget.try_reserve(10 * MIB).is_some(), "also while images wait");
+        assert!(try_reserve(&budget, 10 * MIB).is_some(), "also while images wait");
     }
 
     #[tokio::test]
@@ -416,7 +428,7 @@ mod tests {
                     let budget = budget.clone();
                     tasks.spawn(async move {
                         sleep(Duration::from_millis(arrives)).await;
-                        let reservation = budget.try_reserve(bytes);
+                        let reservation = try_reserve(&budget, bytes);
                         assert!(held(&budget) <= total + one_image);
                         sleep(SECOND).await;
                         drop(reservation);

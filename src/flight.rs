@@ -26,7 +26,7 @@ use crate::generate::{Generated, Generator, Naming, Origin};
 use crate::google::storage::{FINGERPRINT, Metadata, Storage, Upload};
 use crate::id::random_hex;
 use crate::lease::{Acquired, Callers, Lease, LeaseRequest};
-use crate::request::GenerateRequest;
+use crate::request::{GenerateRequest, Prompt};
 use crate::telemetry::metrics;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -117,6 +117,8 @@ struct FlightIndex {
 struct Flight {
     /// The id of the request that began it.
     name: String,
+    /// Shared with its callers, so that those who join hold none of their own.
+    prompt: Prompt,
     /// The holder in its records.
     holder: String,
     began: Instant,
@@ -159,7 +161,7 @@ impl Flights {
         key: Option<String>,
         origin: Origin,
         deadlines: Deadlines,
-    ) -> Result<Generated, Error> {
+    ) -> Result<(Generated, Prompt), Error> {
         if Instant::now() >= deadlines.generation {
             return Err(Kind::VertexUnavailable
                 .because("Service Unavailable: no time is left for a generation."));
@@ -176,7 +178,7 @@ impl Flights {
         if self.rules.answer_at_the_end {
             let _ = timeout_at(deadlines.answer, flight.ended()).await;
         }
-        result
+        result.map(|generated| (generated, flight.prompt.clone()))
     }
 
     /// Lets no flight begin any more and waits until `deadline` for those under way. Then cancels the rest
@@ -239,6 +241,7 @@ impl Flights {
         let store_now = Arc::new(Notify::new());
         let flight = Arc::new(Flight {
             name: origin.request_id.clone(),
+            prompt: request.prompt.clone(),
             holder: random_hex::<16>(),
             began: Instant::now(),
             joins: AtomicUsize::new(0),
@@ -681,6 +684,7 @@ mod tests {
             None => std::mem::forget(report),
         }
         Arc::new(Flight {
+            prompt: "".into(),
             name: name.to_owned(),
             holder: String::new(),
             began,

@@ -3,8 +3,7 @@
 use crate::config::Target;
 use crate::error::Error;
 use crate::google::storage::{MODEL, Metadata, Storage, Upload};
-use crate::google::vertex::{self, MayPay, Vertex};
-use crate::image::Image;
+use crate::google::vertex::{MayPay, Paid, Vertex};
 use crate::model::Family;
 use crate::request::GenerateRequest;
 use crate::targets::Targets;
@@ -45,12 +44,6 @@ pub struct Naming {
     pub metadata: Metadata,
 }
 
-/// An image that a model has made, and the model.
-pub struct Paid {
-    image: Image,
-    model: String,
-}
-
 impl Generator {
     /// `targets` holds the configured model, then its fallbacks; it is not empty.
     pub fn new(vertex: Vertex, storage: Arc<Storage>, targets: Targets) -> Generator {
@@ -64,9 +57,9 @@ impl Generator {
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Paid, Error> {
-        let vertex::Generated { image, model } = self.image(request, may_pay, deadline).await?;
-        metrics::image_paid(&model);
-        Ok(Paid { image, model })
+        let paid = self.image(request, may_pay, deadline).await?;
+        metrics::image_paid(&paid.model);
+        Ok(paid)
     }
 
     /// The upload of a paid image.
@@ -107,7 +100,7 @@ impl Generator {
         request: &GenerateRequest,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<vertex::Generated, Error> {
+    ) -> Result<Paid, Error> {
         match &request.target {
             Some(target) => self.image_from(target, request, may_pay, deadline).await,
             None => {
@@ -123,7 +116,7 @@ impl Generator {
         request: &GenerateRequest,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<vertex::Generated, Error> {
+    ) -> Result<Paid, Error> {
         if target.model.family == Family::Gemini && !request.params.add_watermark {
             tracing::info!(
                 model = target.model.id,

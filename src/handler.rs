@@ -1,6 +1,7 @@
 //! The single handler function: `POST /generate_image`.
 
 use crate::app::App;
+use crate::budget::Reservation;
 use crate::error::{Error, Kind};
 use crate::flight::Deadlines;
 use crate::generate::Origin;
@@ -35,9 +36,11 @@ pub async fn generate_image(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    let body = whole_body(body).await?;
+    let (body, memory) = whole_body(body, app.budget.request()).await?;
     check_content(&headers, &body)?;
-    let request = GenerateRequest::parse(&body, &app.config)?;
+    let mut request = GenerateRequest::parse(&body, &app.config)?;
+    drop(body);
+    request.prompt.hold(memory);
     let key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
@@ -45,30 +48,33 @@ pub async fn generate_image(
     let origin = Origin { request_id, workflow_id };
     let platform_deadline = platform_deadline.map(|Extension(PlatformDeadline(end))| end);
     let deadlines = Deadlines::new(app.config.generation_deadline, platform_deadline);
-    let prompt = request.prompt.clone();
-    let generated = app.flights.answer(request, key, origin, deadlines).await?;
+    let (generated, prompt) = app.flights.answer(request, key, origin, deadlines).await?;
     let image_url = format!("gs://{}/{}", app.config.bucket, generated.object);
     metrics::image_delivered(&image_url, &generated.model);
     let body = ResponseBody {
         image_url,
-        prompt_used: prompt,
+        prompt_used: &prompt,
         model_version: format!("vertex-ai-{}", generated.model),
     };
     Ok(response::json(200, &body))
 }
 
 #[derive(Serialize)]
-struct ResponseBody {
+struct ResponseBody<'a> {
     image_url: String,
-    prompt_used: String,
+    prompt_used: &'a str,
     model_version: String,
 }
 
-/// Reads a body of bounded size. A larger one is read on for a while and discarded, because a caller that is still
-/// sending would see a broken connection instead of the response.
-async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
+/// Reads a body of bounded size, as long as there is memory for it. A body that is refused is read on for a while and
+/// discarded, because a caller that is still sending would see a broken connection instead of the response.
+async fn whole_body(
+    mut body: Body,
+    mut memory: Reservation,
+) -> Result<(Bytes, Reservation), Error> {
     let mut held = Vec::new();
     let mut received = 0;
+    let mut is_refused = false;
     let reading = async {
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else {
@@ -78,12 +84,13 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
             };
             let chunk = frame.into_data().unwrap_or_default();
             received += chunk.len();
-            if received <= MAX_BODY_BYTES {
-                held.extend_from_slice(&chunk);
-            } else if received <= MAX_DISCARDED_BYTES {
-                held = Vec::new();
-            } else {
+            if received > MAX_DISCARDED_BYTES {
                 break;
+            }
+            is_refused |= received <= MAX_BODY_BYTES && !memory.try_grow_to(received);
+            match received > MAX_BODY_BYTES || is_refused {
+                true => held = Vec::new(),
+                false => append(&mut held, &chunk),
             }
         }
         Ok(())
@@ -92,11 +99,22 @@ async fn whole_body(mut body: Body) -> Result<Bytes, Error> {
         Ok(result) => result?,
         Err(_) => return Err(Kind::MalformedJson.because("The body did not arrive in time.")),
     }
-    match received > MAX_BODY_BYTES {
-        true => Err(Kind::PayloadTooLarge
-            .because(format!("The body must not exceed {MAX_BODY_BYTES} bytes."))),
-        false => Ok(held.into()),
+    if received > MAX_BODY_BYTES {
+        let details = format!("The body must not exceed {MAX_BODY_BYTES} bytes.");
+        return Err(Kind::PayloadTooLarge.because(details));
     }
+    if is_refused {
+        return Err(Kind::Overloaded.because("Other requests hold the memory of this instance."));
+    }
+    Ok((held.into(), memory))
+}
+
+/// Appends without allocating more than an eighth in advance.
+fn append(held: &mut Vec<u8>, chunk: &[u8]) {
+    if held.capacity() - held.len() < chunk.len() {
+        held.reserve_exact(chunk.len() + held.len() / 8);
+    }
+    held.extend_from_slice(chunk);
 }
 
 const MAX_BODY_BYTES: usize = 1 << 20;

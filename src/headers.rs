@@ -1,4 +1,4 @@
-//! What IGA reads from a request's headers.
+//! The headers that IGA reads from a request.
 
 use crate::error::{Error, Kind};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};

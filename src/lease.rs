@@ -455,7 +455,7 @@ impl Lease {
         let asked = milliseconds(metadata.get(ASKED_MS)).unwrap_or_default();
         let is_renewed = metadata.contains_key(RENEWAL);
         let is_young = age.plus(asked).is_surely_under(self.request.variant_age);
-        if !is_released && !is_renewed && is_young {
+        if !self.request.is_keyed() && !is_released && !is_renewed && is_young {
             return Ok(View::Variant);
         }
         if is_others {

@@ -1,5 +1,6 @@
 //! The body's JSON, parsed into a request that cannot be invalid.
 
+use crate::budget::Reservation;
 use crate::config::{Config, Target, parse};
 use crate::error::{Error, Kind};
 use crate::id::sha256_hex;
@@ -7,19 +8,21 @@ use crate::model::{ImageSize, MODELS, OutputMimeType, Params, PersonGeneration, 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
-/// What a caller asks for, with the defaults filled in.
+/// A caller's request, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
     /// As received.
-    pub prompt: String,
+    pub prompt: Prompt,
     /// In hex; what logs and metadata show instead of the prompt.
     pub prompt_sha256: String,
     pub params: Params,
     /// The fields that have defaults, as sent.
     pub sent_aspect_ratio: Option<String>,
     pub sent_add_watermark: Option<bool>,
-    /// What `model_id_override` names; such a request never falls back.
+    /// The model of `model_id_override`; such a request never falls back.
     pub target: Option<Target>,
 }
 
@@ -71,7 +74,7 @@ impl GenerateRequest {
         }
         let prompt_sha256 = sha256_hex(&[prompt.as_bytes()]);
         Ok(GenerateRequest {
-            prompt: prompt.to_owned(),
+            prompt: prompt.into(),
             prompt_sha256,
             params,
             sent_aspect_ratio,
@@ -108,6 +111,48 @@ impl GenerateRequest {
 
 /// To be raised when the fields of the fingerprint, or how they are written, change.
 const FINGERPRINT_VERSION: u32 = 2;
+
+/// A prompt, shared by those who need it, and the memory of the request that it came with. It is never formatted.
+#[derive(Clone)]
+pub struct Prompt {
+    text: Arc<str>,
+    memory: Option<Arc<Reservation>>,
+}
+
+impl Prompt {
+    /// Counts `memory` as in use for as long as the prompt is.
+    pub fn hold(&mut self, memory: Reservation) {
+        self.memory = Some(Arc::new(memory));
+    }
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Prompt {
+        Prompt { text: text.into(), memory: None }
+    }
+}
+
+impl Deref for Prompt {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for Prompt {
+    fn eq(&self, other: &Prompt) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Prompt {}
+
+impl fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a prompt of {} bytes", self.text.len())
+    }
+}
 
 fn prompt_missing() -> Error {
     Kind::PromptMissing.because("Missing or empty 'prompt' in request body.")
@@ -334,7 +379,7 @@ mod tests {
     fn the_prompt_is_kept_exactly_and_the_defaults_fill_the_rest() {
         let prompt = "  a \"fox\"\0 \u{1f98a}\n ";
         let request = parse(json!({"prompt": prompt, "unknown": {"a": [1]}}).to_string()).unwrap();
-        assert_eq!(request.prompt, prompt);
+        assert_eq!(&*request.prompt, prompt);
         assert_eq!(
             (request.params.aspect_ratio.as_str(), request.params.add_watermark),
             ("1:1", true)
@@ -371,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_that_is_none_is_missing() {
+    fn an_absent_empty_or_blank_prompt_is_missing() {
         for body in [
             "",
             " \n",
@@ -391,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_says_where() {
+    fn malformed_json_is_located() {
         for body in [
             "{",
             "nonsense",
@@ -410,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_object_is_an_invalid_payload() {
+    fn json_other_than_an_object_is_an_invalid_payload() {
         for body in [r#"["prompt"]"#, r#""prompt""#, "7", "null", "true"] {
             assert_eq!(error(body).0, Kind::InvalidPayload, "{body}");
         }
@@ -468,10 +513,12 @@ mod tests {
     fn the_fingerprint_tells_requests_apart() {
         let of = |body: &str| parse(body).unwrap().fingerprint();
         assert_eq!(
-            of(r#"{"prompt": "x"}"#),
-            of(r#"{"aspect_ratio": "1:1", "prompt": "x", "other": 1}"#)
+            of(r#"{"prompt": "x", "seed": 1}"#),
+            of(r#"{"seed": 1.0, "prompt": "x", "other": 1, "aspect_ratio": null}"#)
         );
         for other in [
+            r#"{"prompt": "x", "aspect_ratio": "1:1"}"#,
+            r#"{"prompt": "x", "add_watermark": true}"#,
             r#"{"prompt": "x "}"#,
             r#"{"prompt": "x", "seed": 1}"#,
             r#"{"prompt": "x", "model_id_override": "gemini-3-pro-image"}"#,

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::map_request;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -94,9 +95,15 @@ async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<V
     if !is_http && event.get("prompt").is_some() {
         return answer_directly(app, event, context).await;
     }
+    let mut event = with_readable_body(event);
+    let headers = take_odd_headers(&mut event);
     let event: LambdaRequest =
-        serde_json::from_value(with_readable_body(event)).map_err(|_| NOT_AN_EVENT.to_owned())?;
-    let service = lambda_service(app).map_request(without_stage);
+        serde_json::from_value(event).map_err(|_| NOT_AN_EVENT.to_owned())?;
+    let service = lambda_service(app).map_request(move |request| {
+        let mut request = without_stage(request);
+        request.headers_mut().extend(headers.clone());
+        request
+    });
     let Ok(response) = Adapter::from(service).oneshot(LambdaEvent::new(event, context)).await;
     serde_json::to_value(response).map_err(|error| error.to_string())
 }
@@ -121,6 +128,33 @@ fn with_readable_body(mut event: Value) -> Value {
         event["isBase64Encoded"] = Value::Bool(false);
     }
     event
+}
+
+/// Takes those headers out of an event that are not ASCII, because `lambda_http` refuses a whole event over one.
+fn take_odd_headers(event: &mut Value) -> HeaderMap {
+    let mut odd = HeaderMap::new();
+    let mut is_plain = |name: &str, value: &Value| {
+        let Some(text) = value.as_str().filter(|text| HeaderValue::from_str(text).is_err()) else {
+            return true;
+        };
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(text.as_bytes())) {
+            odd.insert(name, value);
+        }
+        false
+    };
+    for member in ["headers", "multiValueHeaders"] {
+        if let Some(headers) = event.get_mut(member).and_then(Value::as_object_mut) {
+            headers.retain(|name, value| match value {
+                Value::Array(values) => {
+                    values.retain(|value| is_plain(name, value));
+                    !values.is_empty()
+                }
+                value => is_plain(name, value),
+            });
+        }
+    }
+    odd
 }
 
 /// API Gateway names its stage as the first part of the path; IGA's routes have no stages.

@@ -26,7 +26,8 @@ impl Targets {
     /// Calls `ask` for one target after the other, past those that are gone, and returns the first result.
     ///
     /// # Errors
-    /// What the last target answered; a busy one's error and a parameter that no fallback takes come first.
+    /// If every target fails: the error of the first busy one, otherwise the parameter that no fallback takes,
+    /// otherwise the last 404.
     pub async fn ask<'a, T, F>(
         &'a self,
         params: &Params,
@@ -168,7 +169,7 @@ mod tests {
         }
     }
 
-    /// What a request gets, and which models are asked, if some of them answer with an error.
+    /// The result of a request and the targets that it asks, if some of them fail.
     async fn ask(
         targets: &Targets,
         params: &Params,

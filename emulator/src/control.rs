@@ -24,6 +24,8 @@ pub(crate) async fn handle(services: &Services, mut call: Call) -> HandlerResult
             Ok(())
         }
         ("POST", "clock") => advance_clock(services, &body),
+        ("PUT", "storage_rules") => parse(&body).map(|rules| services.objects.set_rules(rules)),
+        ("GET", "storage_rules") => return json(json!(services.objects.rules())),
         ("GET", "counters") => return json(json!(services.counters())),
         ("GET", "generations") => return json(json!(services.recorder.generations())),
         ("GET", "operations") => return json(json!(services.recorder.operations())),

@@ -224,7 +224,7 @@ impl Ridge {
     }
 }
 
-/// Text interruption into lines at one size.
+/// Text broken into lines at one size.
 struct Text {
     size: f32,
     lines: Vec<String>,

@@ -14,6 +14,7 @@ use crate::options::Options;
 use crate::recorder::{Counters, Generation, Recorded, StorageOperation};
 use crate::router;
 use crate::services::Services;
+use crate::storage_rules::StorageRules;
 
 /// A running emulator; dropping the last handle stops it.
 #[derive(Clone)]
@@ -72,6 +73,15 @@ impl Emulator {
 
     pub fn clear_faults(&self) {
         self.0.services.faults.clear();
+    }
+
+    pub fn storage_rules(&self) -> StorageRules {
+        self.0.services.objects.rules()
+    }
+
+    /// Changes what Cloud Storage permits from now on, for instance to revoke a right.
+    pub fn set_storage_rules(&self, rules: StorageRules) {
+        self.0.services.objects.set_rules(rules);
     }
 
     pub fn counters(&self) -> Counters {

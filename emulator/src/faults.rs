@@ -12,7 +12,8 @@ use crate::image::ImageSpec;
 use crate::response::{Cut, Delivery, Ending, HandlerResult, Refusal, Response};
 use crate::{rpc_error, storage_error};
 
-/// One thing that goes wrong; as JSON `{"stage": "model", "action": {"response": {"status": 503}}}`.
+/// One thing that goes wrong; as JSON `{"stage": "model", "action": {"response": {"status":
+/// 503}}}`.
 ///
 /// It acts on a request that meets all of the conditions: `matching`, `prefix`, `suffix`, `prompt`,
 /// `write`, `metadata` and `without_metadata`; those that are left out hold for every request.
@@ -47,7 +48,8 @@ pub struct Fault {
     /// How many requests it then acts on; `None` (JSON `null`) is every one.
     #[serde(default = "once")]
     pub times: Option<u32>,
-    /// Bytes let through first: of the request's body at `upload_body`, otherwise of the response's.
+    /// Bytes let through first: of the request's body at `upload_body`, otherwise of the
+    /// response's.
     #[serde(default)]
     pub after: u64,
     pub action: Action,
@@ -84,7 +86,8 @@ pub enum Stage {
     DeleteEnd,
 }
 
-/// What an upload does to the name: creates it (`ifGenerationMatch=0`, or nothing is there) or overwrites it.
+/// What an upload does to the name: creates it (`ifGenerationMatch=0`, or nothing is there) or
+/// overwrites it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Write {
@@ -96,7 +99,8 @@ pub enum Write {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Sends this response instead. An upload's body is read to its end first, so the response arrives.
+    /// Sends this response instead. An upload's body is read to its end first, so the response
+    /// arrives.
     Response(ScriptedResponse),
     /// Waits, then goes on as usual.
     Delay { ms: u64 },
@@ -104,7 +108,8 @@ pub enum Action {
     Stall,
     /// Breaks the connection with a TCP RST.
     Reset,
-    /// Closes the connection cleanly; a resumable upload's chunk is instead kept up to `after` only.
+    /// Closes the connection cleanly; a resumable upload's chunk is instead kept up to `after`
+    /// only.
     Truncate,
     /// Stores the object and reports another `crc32c` (only at `upload_end`).
     WrongChecksum,
@@ -126,7 +131,8 @@ pub struct ScriptedResponse {
     /// The image, instead of the one that the request asks for.
     #[serde(default)]
     pub image: Option<ImageSpec>,
-    /// Without it a body given here is sent at once, with `Content-Length`, and the ordinary one as usual.
+    /// Without it a body given here is sent at once, with `Content-Length`, and the ordinary one as
+    /// usual.
     #[serde(default)]
     pub delivery: Option<Delivery>,
 }
@@ -383,7 +389,8 @@ impl Faults {
         self.lock().clear();
     }
 
-    /// The first fault for this stage and subject, used up by one. Those that let the request pass count it.
+    /// The first fault for this stage and subject, used up by one. Those that let the request pass
+    /// count it.
     pub fn take(&self, stage: Stage, subject: Subject) -> Option<Fault> {
         let mut faults = self.lock();
         let mut matching = faults.iter_mut().filter(|fault| fault.acts_on(stage, &subject));

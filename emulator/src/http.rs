@@ -1,4 +1,5 @@
-//! The server: accepts connections, sends bodies as they are to be delivered, and breaks connections.
+//! The server: accepts connections, sends bodies as they are to be delivered, and breaks
+//! connections.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};

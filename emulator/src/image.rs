@@ -10,7 +10,8 @@ use crate::drawing::Drawing;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageSpec {
-    /// By default what the request asks for. GIF, WebP, AVIF and HEIC show a swatch instead of the prompt.
+    /// By default what the request asks for. GIF, WebP, AVIF and HEIC show a swatch instead of the
+    /// prompt.
     pub format: Option<ImageFormat>,
     /// Pads the image to this size; a larger one stays as it is.
     pub bytes: Option<usize>,

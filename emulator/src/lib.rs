@@ -1,8 +1,8 @@
 //! Vertex AI's image models, Cloud Storage and their access tokens, on a loopback port.
 //!
-//! The emulator follows Google's published wire formats and shares no type with the clients that are
-//! tested against it. It is strict: it refuses what Google refuses, in Google's words. Faults can be
-//! scripted, from Rust and over HTTP, and everything that happens is recorded.
+//! The emulator follows Google's published wire formats and shares no type with the clients that
+//! are tested against it. It is strict: it refuses what Google refuses, in Google's words. Faults
+//! can be scripted, from Rust and over HTTP, and everything that happens is recorded.
 //!
 //! # How it is started
 //!
@@ -25,33 +25,39 @@
 //! # }
 //! ```
 //!
-//! On its own, `iga-local emulator` starts it and prints its address. [`Options`] holds the buckets, the
-//! latency of the models, permissions that the caller lacks, retention, the limit of mutations per
-//! object, bandwidth, and more.
+//! On its own, `iga-local emulator` starts it and prints its address. [`Options`] holds the
+//! buckets, the latency of the models, permissions that the caller lacks, retention, the limit of
+//! mutations per object, bandwidth, and more.
 //!
 //! # What it serves
 //!
 //! - **Vertex AI**, `v1` and `v1beta1`: `:generateContent` and `:streamGenerateContent` for Gemini,
-//!   `:predict` for Imagen, each model with its own parameters, locations and retirement; `:countTokens`;
-//!   the list and the lookup of publisher models. Gemini's requests follow ProtoJSON: `snake_case` names,
-//!   numbers in strings, enums by number, one element for a list. Unknown fields are refused.
-//! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and ranges;
-//!   list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite, compose and delete;
-//!   buckets get, list, insert and delete; batches; `getIamPolicy`, `testIamPermissions`; preconditions and checksums.
-//! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and `:generateAccessToken`.
+//!   `:predict` for Imagen, each model with its own parameters, locations and retirement;
+//!   `:countTokens`; the list and the lookup of publisher models. Gemini's requests follow
+//!   ProtoJSON: `snake_case` names, numbers in strings, enums by number, one element for a list.
+//!   Unknown fields are refused.
+//! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and
+//!   ranges; list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite,
+//!   compose and delete; buckets get, list, insert and delete; batches; `getIamPolicy`,
+//!   `testIamPermissions`; preconditions and checksums.
+//! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and
+//!   `:generateAccessToken`.
 //!
-//! A generation counts as paid from the moment at which the model begins, whether or not the client waits.
+//! A generation counts as paid from the moment at which the model begins, whether or not the client
+//! waits.
 //!
 //! # Prompts that choose the outcome
 //!
-//! For tests by hand, a prompt that contains one of these words gets the outcome: `[blocked]` (the prompt),
-//! `[filtered]` (the image), `[empty]` (no image, no reason), `[refuse]` (text instead of an image),
-//! `[quota]` (429), `[overloaded]` (503), `[denied]` (403). Faults can do everything else.
+//! For tests by hand, a prompt that contains one of these words gets the outcome: `[blocked]` (the
+//! prompt), `[filtered]` (the image), `[empty]` (no image, no reason), `[refuse]` (text instead of
+//! an image), `[quota]` (429), `[overloaded]` (503), `[denied]` (403). Faults can do everything
+//! else.
 //!
 //! # Faults
 //!
-//! `POST /_emulator/faults` adds a [`Fault`], `DELETE /_emulator/faults` removes all. The first fault in the list
-//! that matches a request acts on it; once it has acted `times` times it is removed. A fault consists of:
+//! `POST /_emulator/faults` adds a [`Fault`], `DELETE /_emulator/faults` removes all. The first
+//! fault in the list that matches a request acts on it; once it has acted `times` times it is
+//! removed. A fault consists of:
 //!
 //! | field | meaning | default |
 //! |---|---|---|
@@ -85,8 +91,9 @@
 //! | `"truncate"` | closes the connection |
 //! | `"wrong_checksum"` | reports another `crc32c` for the stored object |
 //!
-//! At the stages that end an operation, `stall`, `reset` and `truncate` come after the operation was applied, and the
-//! client cannot know that it was. With `after` the response begins and breaks off.
+//! At the stages that end an operation, `stall`, `reset` and `truncate` come after the operation
+//! was applied, and the client cannot know that it was. With `after` the response begins and breaks
+//! off.
 //!
 //! Two generations get 429 with a header, with the body that Google sends with this status:
 //!
@@ -107,7 +114,8 @@
 //! {"stage": "upload_start", "metadata": ["image"], "times": null, "action": {"response": {"status": 403}}}
 //! ```
 //!
-//! A GET of metadata never gets a response; one delete is not applied, the next one is, both in silence:
+//! A GET of metadata never gets a response; one delete is not applied, the next one is, both in
+//! silence:
 //!
 //! ```json
 //! {"stage": "stat", "times": null, "action": "stall"}
@@ -138,32 +146,40 @@
 //!     {"inlineData": {"data": ""}}]}}]}}}}
 //! ```
 //!
-//! The JSON arrives whole, then the connection resets before the last chunk; or `Content-Length` is one too large:
+//! The JSON arrives whole, then the connection resets before the last chunk; or `Content-Length` is
+//! one too large:
 //!
 //! ```json
 //! {"stage": "response", "action": {"response": {"delivery": {"chunk_bytes": 1000, "cut": {"ending": "reset"}}}}}
 //! {"stage": "response", "action": {"response": {"delivery": {"excess_length": 1}}}}
 //! ```
 //!
+//! What Cloud Storage permits can change too: `PUT /_emulator/storage_rules`, or
+//! [`Emulator::set_storage_rules`], with [`StorageRules`] such as `{"withheld":
+//! ["storage.objects.delete"], "retention": "policy"}`.
+//!
 //! # What was recorded
 //!
-//! [`Emulator::counters`], [`Emulator::generations`] (prompt, location, model, labels, paid or not),
-//! [`Emulator::operations`] (every request to Cloud Storage with its preconditions and outcome) and
-//! [`Emulator::requests`]; from another process `GET /_emulator/counters`, `/_emulator/generations`,
-//! `/_emulator/operations`, `/_emulator/requests` and `/_emulator/objects`.
+//! [`Emulator::counters`], [`Emulator::generations`] (prompt, location, model, labels, paid or
+//! not), [`Emulator::operations`] (every request to Cloud Storage with its preconditions and
+//! outcome) and [`Emulator::requests`]; from another process `GET /_emulator/counters`,
+//! `/_emulator/generations`, `/_emulator/operations`, `/_emulator/requests` and
+//! `/_emulator/objects`.
 //!
-//! With [`Options::journal`] or `EMULATOR_JOURNAL=FILE` every request is appended to a file with its response, one
-//! JSON object a line, without `Authorization`: what a check against Google's schemas reads.
+//! With [`Options::journal`] or `EMULATOR_JOURNAL=FILE` every request is appended to a file with
+//! its response, one JSON object a line, without `Authorization`: what a check against Google's
+//! schemas reads.
 //!
-//! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with `{"advance_ms": 60000}` moves
-//! the clock behind `Date` and the objects' times.
+//! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with
+//! `{"advance_ms": 60000}` moves the clock behind `Date` and the objects' times.
 //!
 //! # What it does not do
 //!
-//! It verifies no signature, knows no IAM policy beyond the permissions that [`Options`] withholds, and keeps one
-//! version of an object. It has no XML or gRPC API, no ACLs, no notifications and no signed URLs.
-//! Of Vertex AI it has image models only: it draws a landscape with the prompt on it, edits no image, and measures neither
-//! safety nor quota. Image types other than PNG and JPEG come as a small swatch.
+//! It verifies no signature, knows no IAM policy beyond the permissions that [`Options`] withholds,
+//! and keeps one version of an object. It has no XML or gRPC API, no ACLs, no notifications and no
+//! signed URLs. Of Vertex AI it has image models only: it draws a landscape with the prompt on it,
+//! edits no image, and measures neither safety nor quota. Image types other than PNG and JPEG come
+//! as a small swatch.
 
 mod batch;
 mod body_reader;
@@ -200,6 +216,7 @@ mod single_request_upload;
 mod storage;
 mod storage_access;
 mod storage_error;
+mod storage_rules;
 mod token_endpoints;
 mod tokens;
 mod upload;
@@ -213,3 +230,4 @@ pub use objects::StoredObject;
 pub use options::{Options, Retention};
 pub use recorder::{Counters, Generation, OperationKind, Recorded, StorageOperation};
 pub use response::{Cut, Delivery, Ending};
+pub use storage_rules::StorageRules;

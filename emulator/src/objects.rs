@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::clock::rfc3339;
 use crate::options::{Options, Retention};
 use crate::preconditions::{FailedCondition, Preconditions};
+use crate::storage_rules::StorageRules;
 
 /// An object with its metadata as the JSON API shows it.
 #[derive(Clone, Debug)]
@@ -62,18 +63,8 @@ pub(crate) enum StoreError {
 pub(crate) struct Objects {
     directory: Option<PathBuf>,
     addr: SocketAddr,
-    rules: Rules,
+    rules: Mutex<StorageRules>,
     live: Mutex<LiveObjects>,
-}
-
-/// What Cloud Storage permits and shows.
-struct Rules {
-    may_overwrite: bool,
-    permission_before_precondition: bool,
-    retention: Option<Retention>,
-    mutation_interval: Option<Duration>,
-    added_metadata: BTreeMap<String, String>,
-    omit_zero_size: bool,
 }
 
 #[derive(Default)]
@@ -105,7 +96,7 @@ impl Objects {
         let objects = Self {
             directory: options.directory.clone(),
             addr,
-            rules: Rules::new(options),
+            rules: Mutex::new(options.into()),
             live: Mutex::default(),
         };
         for bucket in &options.buckets {
@@ -202,10 +193,10 @@ impl Objects {
         at: Moment,
     ) -> Result<(), StoreError> {
         let key = key(bucket, name);
-        let mut live = self.lock();
+        let (rules, mut live) = (self.rules(), self.lock());
         live.existing(&key, generation, conditions)?;
-        self.rules.check_retention()?;
-        self.rules.count_mutation(&mut live, &key, at.instant)?;
+        rules.check_retention()?;
+        rules.count_mutation(&mut live, &key, at.instant)?;
         match live.objects.remove(&key).map(|entry| entry.content) {
             Some(Content::File(path)) => fs::remove_file(path).map_err(StoreError::Io),
             Some(Content::Memory(_)) | None => Ok(()),
@@ -222,9 +213,9 @@ impl Objects {
         at: Moment,
     ) -> Result<Value, StoreError> {
         let key = key(bucket, name);
-        let mut live = self.lock();
+        let (rules, mut live) = (self.rules(), self.lock());
         live.existing(&key, None, conditions)?;
-        self.rules.count_mutation(&mut live, &key, at.instant)?;
+        rules.count_mutation(&mut live, &key, at.instant)?;
         let entry = live.objects.get_mut(&key).ok_or(StoreError::NoSuchObject)?;
         entry.metageneration += 1;
         for field in SETTABLE.iter().chain(&["contentType"]) {
@@ -248,7 +239,7 @@ impl Objects {
         name: &str,
         conditions: &Preconditions,
     ) -> Result<(), StoreError> {
-        self.rules.check_write(&self.lock(), &key(bucket, name), conditions)
+        self.rules().check_write(&self.lock(), &key(bucket, name), conditions)
     }
 
     /// Stores an object, whole or not at all; of several with `ifGenerationMatch=0` one wins.
@@ -262,11 +253,10 @@ impl Objects {
             self.directory.as_deref().map(|directory| write_partial(directory, &new.bytes));
         let partial = partial.transpose().map_err(StoreError::Io)?;
         let key = key(&new.bucket, &new.name);
-        let mut live = self.lock();
-        let accepted = self
-            .rules
+        let (rules, mut live) = (self.rules(), self.lock());
+        let accepted = rules
             .check_write(&live, &key, conditions)
-            .and_then(|()| self.rules.count_mutation(&mut live, &key, at.instant));
+            .and_then(|()| rules.count_mutation(&mut live, &key, at.instant));
         if let Err(error) = accepted {
             partial.map(fs::remove_file).transpose().map_err(StoreError::Io)?;
             return Err(error);
@@ -314,8 +304,16 @@ impl Objects {
                 resource[*field] = value.clone();
             }
         }
-        self.rules.show(&mut resource, new.bytes.is_empty());
+        self.rules().show(&mut resource, new.bytes.is_empty());
         resource
+    }
+
+    pub fn rules(&self) -> StorageRules {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_rules(&self, rules: StorageRules) {
+        *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     fn lock(&self) -> MutexGuard<'_, LiveObjects> {
@@ -323,19 +321,7 @@ impl Objects {
     }
 }
 
-impl Rules {
-    fn new(options: &Options) -> Self {
-        let is_delete = |permission: &String| permission == DELETE;
-        Self {
-            may_overwrite: !options.withheld.iter().any(is_delete),
-            permission_before_precondition: options.permission_before_precondition,
-            retention: options.retention,
-            mutation_interval: options.mutation_interval,
-            added_metadata: options.added_metadata.clone(),
-            omit_zero_size: options.omit_zero_size,
-        }
-    }
-
+impl StorageRules {
     /// Whether an upload may create or overwrite the object.
     fn check_write(
         &self,
@@ -347,7 +333,7 @@ impl Rules {
             return conditions.check(0, 0).map_err(StoreError::Precondition);
         };
         let permitted =
-            if self.may_overwrite { Ok(()) } else { Err(StoreError::Forbidden(DELETE)) };
+            if self.withhold(DELETE) { Err(StoreError::Forbidden(DELETE)) } else { Ok(()) };
         let met = conditions.check(entry.generation, entry.metageneration);
         let met = met.map_err(StoreError::Precondition);
         if self.permission_before_precondition {
@@ -369,7 +355,7 @@ impl Rules {
         key: &Key,
         now: Instant,
     ) -> Result<(), StoreError> {
-        let Some(interval) = self.mutation_interval else {
+        let Some(interval) = self.mutation_interval_ms.map(Duration::from_millis) else {
             return Ok(());
         };
         let last = live.last_mutations.get(key);

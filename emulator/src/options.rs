@@ -41,15 +41,16 @@ pub struct Options {
     pub omit_zero_size: bool,
     /// Leave out the header `Date`.
     pub omit_date: bool,
-    /// How far the emulator's clock is ahead of this machine's; `Date` and the objects' times show it.
+    /// How far the emulator's clock is ahead of this machine's; `Date` and the objects' times show
+    /// it.
     pub clock_offset_ms: i64,
     /// Bytes a second that each connection receives; `None` is unlimited.
     pub receiving_rate: Option<u64>,
     /// Bytes a second that each connection sends; `None` is unlimited.
     pub sending_rate: Option<u64>,
-    /// A file to which every request and response is appended, without `Authorization` and with long texts
-    /// cut. The default is the environment variable `EMULATOR_JOURNAL`, so that one switch
-    /// serves all emulators of a test run.
+    /// A file to which every request and response is appended, without `Authorization` and with
+    /// long texts cut. The default is the environment variable `EMULATOR_JOURNAL`, so that one
+    /// switch serves all emulators of a test run.
     pub journal: Option<PathBuf>,
 }
 

@@ -27,7 +27,8 @@ pub(crate) enum Kind {
 /// How liberal the reader is.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Dialect {
-    /// A message: also `snake_case` names, numbers in strings, enums by number, one element for a list.
+    /// A message: also `snake_case` names, numbers in strings, enums by number, one element for a
+    /// list.
     Proto,
     /// Free JSON that the service reads itself.
     Exact,

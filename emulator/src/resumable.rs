@@ -83,7 +83,8 @@ fn content_range(call: &Call) -> Result<ContentRange, Refusal> {
     range.ok_or_else(|| invalid("Failed to parse Content-Range header.").into())
 }
 
-/// Lets a fault break a chunk off; the session keeps whole units of what came before, as Google's does.
+/// Lets a fault break a chunk off; the session keeps whole units of what came before, as Google's
+/// does.
 async fn apply_within(
     services: &Services,
     call: &mut Call,

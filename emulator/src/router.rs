@@ -66,7 +66,7 @@ fn finish(services: &Services, number: usize, response: Response) -> Response {
     if response.status == StatusCode::UNAUTHORIZED {
         services.recorder.count(|counters| counters.unauthorized += 1);
     }
-    if services.options.omit_date {
+    if services.objects.rules().omit_date {
         return response;
     }
     response.with("date", http_date(services.clock.now()))
@@ -86,7 +86,8 @@ async fn route(services: &Arc<Services>, mut call: Call) -> HandlerResult {
         | (_, ["resumable", "upload", "storage", "v1", "b", bucket, "o"]) => {
             return storage::upload(services, call, bucket).await;
         }
-        (_, ["storage", "v1", "b", rest @ ..])
+        // Google's client for Node.js leaves `/storage/v1` out with STORAGE_EMULATOR_HOST.
+        (_, ["storage", "v1", "b", rest @ ..] | ["b", rest @ ..])
         | ("GET", ["download", "storage", "v1", "b", rest @ ..]) => {
             return storage::handle(services, call, rest).await;
         }

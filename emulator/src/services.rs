@@ -49,7 +49,7 @@ impl Services {
     }
 
     pub fn lacks(&self, permission: &str) -> bool {
-        self.options.withheld.iter().any(|withheld| withheld == permission)
+        self.objects.rules().withhold(permission)
     }
 }
 

@@ -109,6 +109,15 @@ impl ContentRange {
         let (first, last) = match span.split_once('-') {
             None if span == "*" => (None, None),
             None => return None,
+            // The object ends with this body, wherever that is.
+            Some((first, "*")) => {
+                let total = total.map_or(Total::ThisBody, Total::Bytes);
+                return Some(Self {
+                    first: Some(first.parse().ok()?),
+                    last: None,
+                    total: Some(total),
+                });
+            }
             Some((first, last)) => (Some(first.parse().ok()?), Some(last.parse().ok()?)),
         };
         let in_order = first <= last && (last.is_none() || total.is_none() || last < total);
@@ -162,6 +171,8 @@ mod tests {
         assert_eq!(ContentRange::parse("bytes 10-19/*"), bytes(Some(10), Some(19), None));
         assert_eq!(ContentRange::parse("bytes */10"), bytes(None, None, Some(10)));
         assert_eq!(ContentRange::parse("bytes */*"), bytes(None, None, None));
+        let to_the_end = ContentRange { first: Some(5), last: None, total: Some(Total::ThisBody) };
+        assert_eq!(ContentRange::parse("bytes 5-*/*"), Some(to_the_end));
         for wrong in ["0-9/10", "bytes 9-0/10", "bytes 0-10/10", "bytes 0/10", "bytes a-b/c", ""] {
             assert_eq!(ContentRange::parse(wrong), None, "{wrong}");
         }

@@ -1,4 +1,5 @@
-//! What every request to Cloud Storage passes: credentials, the bucket, a permission, valid parameters.
+//! What every request to Cloud Storage passes: credentials, the bucket, a permission, valid
+//! parameters.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +35,7 @@ pub(crate) fn admit_credentials(
     call: &Call,
     permission: &str,
 ) -> Result<(), Refusal> {
-    if services.options.anonymous && !call.headers.contains_key(AUTHORIZATION) {
+    if services.objects.rules().anonymous && !call.headers.contains_key(AUTHORIZATION) {
         return Ok(());
     }
     services.tokens.admit(&call.headers).map_err(|denied| unauthorized(denied, permission).into())

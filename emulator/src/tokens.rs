@@ -41,7 +41,8 @@ impl Tokens {
         self.lock().values_mut().for_each(|end| *end = Instant::now());
     }
 
-    /// Accepts a token that was issued here, and a JWT of a service account (its signature unverified).
+    /// Accepts a token that was issued here, and a JWT of a service account (its signature
+    /// unverified).
     pub fn admit(&self, headers: &HeaderMap) -> Result<(), Denied> {
         let header = headers.get(header::AUTHORIZATION).ok_or(Denied::Missing)?;
         let token = header.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));

@@ -1,4 +1,5 @@
-//! Vertex AI's image models: `:generateContent`, `:streamGenerateContent`, `:predict`, `:countTokens`.
+//! Vertex AI's image models: `:generateContent`, `:streamGenerateContent`, `:predict`,
+//! `:countTokens`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -129,7 +130,8 @@ fn count_tokens(
     Ok(Response::json(StatusCode::OK, &body))
 }
 
-/// Turns a response into the stream of its parts: server-sent events, or without `alt=sse` an array.
+/// Turns a response into the stream of its parts: server-sent events, or without `alt=sse` an
+/// array.
 fn stream(call: &Call, response: Response) -> Response {
     let Ok(whole) = serde_json::from_slice::<Value>(&response.body) else {
         return response;

@@ -1,4 +1,5 @@
-//! The function on a developer's machine: one event, or the whole service, against the embedded emulator.
+//! The function on a developer's machine: one event, or the whole service, against the embedded
+//! emulator.
 
 use clap::{Args, Parser, Subcommand};
 use iga::app::App;
@@ -20,7 +21,8 @@ use std::time::Duration;
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Use the real clouds, with the settings of the environment and `.env`, instead of the emulator.
+    /// Use the real clouds, with the settings of the environment and `.env`, instead of the
+    /// emulator.
     #[arg(long, global = true)]
     google: bool,
     /// The folder in which the emulator stores objects, as DIR/BUCKET/OBJECT.
@@ -40,7 +42,8 @@ enum Command {
 
 #[derive(Args)]
 struct Invoke {
-    /// File with an event: of a function URL, API Gateway or a load balancer, or a direct invocation.
+    /// File with an event: of a function URL, API Gateway or a load balancer, or a direct
+    /// invocation.
     event: Option<PathBuf>,
     /// Send this prompt instead of an event from a file.
     #[arg(long, conflicts_with = "event")]
@@ -64,7 +67,8 @@ struct EmulatorArgs {
     /// A retired model to serve all the same; may be given several times.
     #[arg(long, value_name = "MODEL")]
     revive: Vec<String>,
-    /// Let Cloud Storage accept requests without credentials, as clients send them with STORAGE_EMULATOR_HOST.
+    /// Let Cloud Storage accept requests without credentials, as clients send them with
+    /// STORAGE_EMULATOR_HOST.
     #[arg(long)]
     anonymous: bool,
     /// Refuse a second change of an object within a second, as Cloud Storage does.
@@ -99,7 +103,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keeps libraries, which read these variables themselves, from other metadata servers and from proxies.
+/// Keeps libraries, which read these variables themselves, from other metadata servers and from
+/// proxies.
 fn stay_on_this_machine() {
     // SAFETY: no other thread runs yet.
     unsafe {

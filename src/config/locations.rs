@@ -49,7 +49,7 @@ pub fn resolve(first: &Target, entries: &[Entry]) -> Resolved {
     resolved
 }
 
-/// The configured location, and those that an operator who names it allows as well.
+/// The configured location, and the locations that it implies.
 pub fn implied(configured: &str) -> Vec<&str> {
     match configured {
         "" => vec![],
@@ -59,8 +59,7 @@ pub fn implied(configured: &str) -> Vec<&str> {
     }
 }
 
-/// The first allowed location that serves the model; all of them where the table does not say; the
-/// configured one for a retired model, whose 404 is the same everywhere.
+/// The first allowed location that serves the model. A model that the table lacks is asked in all of them.
 fn targets(model: &'static Model, allowed: &[&str]) -> Vec<Target> {
     let served = allowed.iter().filter(|location| model.may_be_served_in(location));
     let at_most = if model.is_in_the_table() { 1 } else { allowed.len() };

@@ -51,7 +51,7 @@ pub struct Config {
     pub log_format: LogFormat,
     pub max_connections: usize,
     pub timing: Timing,
-    /// What the operator should know before the first request.
+    /// For the operator, before the first request.
     pub warnings: Vec<Warning>,
 }
 
@@ -136,7 +136,7 @@ pub struct Credentials {
     pub has_metadata_server: bool,
 }
 
-/// What the process runs on.
+/// The platform that the process runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Platform {
     CloudRun,
@@ -148,7 +148,7 @@ pub enum Platform {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
-/// What is wrong with one setting.
+/// A setting that is missing or invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub setting: &'static Setting,
@@ -269,7 +269,7 @@ impl Config {
         (config, read.problems)
     }
 
-    /// What is asked for an image, in this order.
+    /// The configured model and its fallbacks, in the order in which they are asked.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.model).chain(&self.fallbacks)
     }
@@ -327,10 +327,10 @@ impl Config {
     }
 }
 
-/// Where a service with these settings answers on this machine. No other setting is looked at.
+/// The address of a service with these settings, for a client on this machine. Reads the port and the host only.
 ///
 /// # Errors
-/// A sentence, where the port or the host is no such thing.
+/// A sentence that says why the port or the host is not valid.
 pub fn own_address(variable: Variables) -> Result<SocketAddr, String> {
     let mut read = Reader { variable, problems: Vec::new() };
     let (host, port) = (read.host(), read.port());
@@ -340,7 +340,7 @@ pub fn own_address(variable: Variables) -> Result<SocketAddr, String> {
     }
 }
 
-/// Where one connects to, to reach a listener of this machine.
+/// The address by which a client on this machine reaches a listener.
 pub fn reachable(mut listener: SocketAddr) -> SocketAddr {
     match listener.ip() {
         IpAddr::V4(host) if host.is_unspecified() => listener.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -365,7 +365,7 @@ impl Reader<'_> {
         self.parse(&settings::PORT, |text| parse::number(text, 0..=u16::MAX))
     }
 
-    /// The value that is set, else the table's. After a problem the value is arbitrary.
+    /// The value that is set, otherwise the table's. After a problem the value is arbitrary.
     fn parse<T: Default>(
         &mut self,
         setting: &'static Setting,
@@ -475,12 +475,12 @@ fn platform(variable: Variables) -> Platform {
     }
 }
 
-/// What the platform calls this service or function.
+/// The name of this service or function on its platform.
 pub fn service_name(variable: Variables) -> Option<String> {
     variable("K_SERVICE").or_else(|| variable("AWS_LAMBDA_FUNCTION_NAME"))
 }
 
-/// The variable that sets the port: the one that is set, else IGA's own.
+/// The variable that sets the port, or IGA's own if none is set.
 pub fn port_name(variable: Variables) -> &'static str {
     let read = Reader { variable, problems: Vec::new() };
     read.find(&settings::PORT).map_or("IGA_PORT", |(name, _)| name)
@@ -490,7 +490,7 @@ const QUOTED: &str = "must not be in quotes, which docker's --env-file keeps as 
 const IGA_PORT: &str = settings::PORT.names[1];
 const GCLOUD_FILE: &str = ".config/gcloud/application_default_credentials.json";
 
-/// Where Cloud Storage is, unless a setting says otherwise.
+/// The address of Cloud Storage, unless a setting replaces it.
 pub const GOOGLES_STORAGE: &str = "https://storage.googleapis.com";
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub struct Setting {
     pub may_be_empty: bool,
 }
 
-/// What a setting is when its variables are not set.
+/// The value of a setting whose variables are not set.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Preset {
     Required,
@@ -219,7 +219,7 @@ pub const MAX_CONNECTIONS: Setting = setting(
 pub const HTTPS_PROXY: Setting = setting(
     &["HTTPS_PROXY", "https_proxy"],
     Preset::Unset,
-    "proxy for everything sent over https: an `http://` URL, with user and password if it wants them",
+    "proxy for everything sent over https: an `http://` URL, with user and password if it needs them",
 );
 
 pub const HTTP_PROXY: Setting = setting(

@@ -5,12 +5,12 @@ use super::{Config, Target, Variables};
 use crate::model::Model;
 use std::fmt;
 
-/// Something that the operator should know before the first request.
+/// A hint for the operator, before the first request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// A sentence that begins with the name of a variable.
     pub text: String,
-    /// What to change, where that is one variable.
+    /// The change that ends it, where one variable is enough.
     pub fix: Option<Fix>,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Everything about the values of the settings; `left_out` are the fallbacks without a location.
+/// All warnings about values; `left_out` are the fallbacks without an allowed location.
 pub fn find(config: &Config, variable: Variables, left_out: &[&Model]) -> Vec<Warning> {
     let mut warnings = Vec::new();
     warnings.extend(variable(IMAGE_DIR).map(|_| deprecated()));
@@ -85,7 +85,7 @@ fn unknown_models(config: &Config) -> Vec<Warning> {
     warnings
 }
 
-/// The configured model is asked in the configured location, whatever the table says.
+/// IGA asks the configured model in the configured location even if the table lacks that location.
 fn not_served(config: &Config) -> Option<Warning> {
     let (model, location) = (config.model.model, &config.model.location);
     (!model.may_be_served_in(location)).then(|| {
@@ -154,7 +154,7 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<Warning
         .collect()
 }
 
-/// What Kubernetes sets a variable `IGA_PORT` to in every pod beside a service named iga.
+/// Kubernetes sets `IGA_PORT` to such an address in every pod of a namespace with a service named iga.
 pub fn is_service_link(text: &str) -> bool {
     ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme))
 }

@@ -773,16 +773,15 @@ fn no_answer(error: SendError) -> StorageError {
 async fn refusal(response: Response<Incoming>, deadline: Instant) -> StorageError {
     let (status, headers) = (response.status(), response.headers().clone());
     let google = GoogleError::parse(&body(response, deadline).await);
-    let mut error = Kind::FileSave.because(message_of(status, &google));
+    let mut error = file_save(&message_of(status, &google));
     error.retry_after = google.retry_after(&headers);
-    let is_rate_limit = google.has_reason("rateLimitExceeded");
+    let is_busy = google.has_reason("rateLimitExceeded");
     if let Some(body) = google.body {
         error = error.caused_by(body);
     }
     match status.as_u16() {
-        403 if is_rate_limit => StorageError::Unavailable(error),
-        403 => StorageError::Forbidden(error),
-        408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
+        403 if !is_busy => StorageError::Forbidden(error),
+        403 | 408 | 429 | 500 | 502 | 503 | 504 => StorageError::Unavailable(error),
         _ => StorageError::Refused(error),
     }
 }

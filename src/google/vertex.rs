@@ -38,8 +38,8 @@ pub struct Vertex {
 /// How long the fastest image takes.
 pub const CALL_TIME: Duration = Duration::from_secs(5);
 
-/// A generated image.
-pub struct Generated {
+/// An image that a model has made.
+pub struct Paid {
     pub image: Image,
     /// The id of the model that made it: the requested one, unless the response names another.
     pub model: String,
@@ -78,16 +78,17 @@ impl Vertex {
         params: &Params,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Generated, Error> {
+    ) -> Result<Paid, Error> {
         let url = self.url(target);
-        let body = Bytes::from(target.model.family.body(prompt, params, &self.labels));
+        // Built for each try, so that it is held only while it is sent.
+        let body = || Bytes::from(target.model.family.body(prompt, params, &self.labels));
         let last_start = deadline.checked_sub(self.call_time).unwrap_or(deadline);
         let may_begin: MayPay<'_> = &|| match Instant::now() < last_start {
             true => may_pay(),
             false => Err(no_time_left()),
         };
         retry::until(last_start, self.first_wait, |attempt| {
-            let (url, body) = (&url, body.clone());
+            let (url, body) = (&url, &body);
             async move {
                 let start = Instant::now();
                 let result = self.attempt(target, url, body, may_begin, deadline).await;
@@ -118,10 +119,11 @@ impl Vertex {
         deadline: Instant,
     ) -> Result<(), (ProbeError, Error)> {
         let body = Bytes::from_static(target.model.family.body_without_prompt());
-        let response = match self.post(&self.url(target), &body, &|| Ok(()), deadline).await {
-            Ok(response) => response,
-            Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
-        };
+        let response =
+            match self.post(&self.url(target), || body.clone(), &|| Ok(()), deadline).await {
+                Ok(response) => response,
+                Err(error) => return Err((ProbeError::Unreachable, send_failure(error).error)),
+            };
         let status = response.status().as_u16();
         if status == 200 {
             return Ok(());
@@ -146,11 +148,11 @@ impl Vertex {
         &self,
         target: &Target,
         url: &str,
-        body: Bytes,
+        body: impl Fn() -> Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
-    ) -> Result<Generated, Failure> {
-        let response = self.post(url, &body, may_pay, deadline).await.map_err(send_failure)?;
+    ) -> Result<Paid, Failure> {
+        let response = self.post(url, body, may_pay, deadline).await.map_err(send_failure)?;
         match response.status() {
             StatusCode::OK => self.read(target, response.into_body(), deadline).await,
             _ => Err(response_failure(target, response, deadline).await),
@@ -160,7 +162,7 @@ impl Vertex {
     async fn post(
         &self,
         url: &str,
-        body: &Bytes,
+        body: impl Fn() -> Bytes,
         may_pay: MayPay<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, SendError> {
@@ -173,7 +175,7 @@ impl Vertex {
             if let Some(request_type) = self.request_type {
                 request = request.header("x-vertex-ai-llm-request-type", request_type.as_str());
             }
-            Ok::<_, SendError>(request.body(text(body.clone()))?)
+            Ok::<_, SendError>(request.body(text(body()))?)
         };
         self.client.send(deadline, remaining, request).await
     }
@@ -184,7 +186,7 @@ impl Vertex {
         target: &Target,
         mut body: Incoming,
         deadline: Instant,
-    ) -> Result<Generated, Failure> {
+    ) -> Result<Paid, Failure> {
         let reserve = async {
             match body.size_hint().exact() {
                 Some(json_bytes) => {
@@ -258,7 +260,7 @@ fn choose(
     target: &Target,
     mut extracted: Extracted,
     mut reservation: Reservation,
-) -> Result<Generated, Failure> {
+) -> Result<Paid, Failure> {
     let skeleton = &extracted.skeleton;
     let outcome = target.model.family.outcome(skeleton);
     if let (false, Some(failure)) = (matches!(outcome, Outcome::Image(_)), told(skeleton, target)) {
@@ -273,7 +275,7 @@ fn choose(
             match Image::new(blob, reservation) {
                 Some(image) => {
                     let model = model_of(skeleton, target.model.id);
-                    return Ok(Generated { image, model });
+                    return Ok(Paid { image, model });
                 }
                 None => Kind::EmptyImage.because(Unusable::Empty.to_string()),
             }

@@ -27,7 +27,7 @@ pub struct Model {
     served_in: &'static [&'static str],
 }
 
-/// What a model of the table takes.
+/// The parameters that a model of the table takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limits {
     ratios: &'static [&'static str],
@@ -45,7 +45,7 @@ pub enum Family {
     Gemini,
 }
 
-/// What a request asks of the model. Each value is valid in itself; [`Model::check`] tells whether a
+/// The parameters of a request. Each value is valid in itself; [`Model::check`] tells whether a
 /// given model takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
@@ -198,7 +198,7 @@ impl Model {
         ))
     }
 
-    /// What to do about a 404 for this model in `location`.
+    /// Advice about a 404 for this model in `location`.
     pub fn not_served_hint(&self, location: &str) -> String {
         self.not_served_hint_after(location, &[(self.id, location)])
     }

@@ -1,4 +1,4 @@
-//! What callers get wrong, by accident or otherwise: a clear error, nothing asked of anyone, nothing lost.
+//! Invalid requests: each gets a clear error and reaches neither the model nor the bucket.
 
 use crate::support::service::{CURRENT, PROMPT, Service, answer};
 use serde_json::json;
@@ -26,7 +26,7 @@ async fn a_missing_prompt_is_the_contracts_first_row() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_json_object_say_so() {
+async fn a_body_other_than_a_json_object_is_named_as_such() {
     let service = Service::start().await;
     let malformed = service.post_text("{\"prompt\":\n \"x\",}").await;
     malformed.is_error(400, "IGA_MALFORMED_JSON").details_have("line 2 column 6");
@@ -96,7 +96,7 @@ async fn a_compressed_body_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_cut_off_half_way_harms_nobody() {
+async fn a_body_cut_off_half_way_is_a_400_and_the_next_request_is_served() {
     let service = Service::with(CURRENT).await;
     let address = service.url.strip_prefix("http://").unwrap();
     let mut socket = TcpStream::connect(address).await.unwrap();

@@ -135,7 +135,7 @@ async fn other_routes_and_methods_are_refused() {
     }
 }
 
-/// What the model does, and the line of the contract that comes of it.
+/// Lets the model fail, and returns the response.
 async fn when_the_model_says(status: u16, body: &str) -> (Answer, Service) {
     let service = Service::current().await;
     service.model_answers(status, body);

@@ -3,7 +3,7 @@
 use crate::support::service::{BUCKET, config, emulator};
 use iga::app::App;
 use iga::runtime;
-use iga_emulator::Emulator;
+use iga_emulator::{Emulator, StoredObject};
 use serde_json::{Value, json};
 
 const FUNCTION_URL: &str = include_str!("../../events/generate_image.json");
@@ -21,6 +21,13 @@ async fn invoke(event: &str) -> (Value, Emulator) {
 fn body(answer: &Value) -> Value {
     assert_eq!(answer["isBase64Encoded"], false);
     serde_json::from_str(answer["body"].as_str().unwrap()).unwrap()
+}
+
+/// The object that a response names.
+fn stored(emulator: &Emulator, body: &Value) -> StoredObject {
+    let url = body["image_url"].as_str().unwrap();
+    let name = url.strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
+    emulator.object(BUCKET, name).expect("the object is stored")
 }
 
 fn header<'a>(answer: &'a Value, name: &str) -> &'a Value {
@@ -45,8 +52,7 @@ async fn events_of_every_shape_get_their_image() {
         assert!(header(&answer, "x-request-id").as_str().unwrap().starts_with("iga_req_"));
         let body = body(&answer);
         assert_eq!(body["prompt_used"], prompt);
-        let object = &emulator.objects()[0];
-        assert_eq!(body["image_url"], format!("gs://{BUCKET}/{}", object.name));
+        stored(&emulator, &body);
     }
 }
 
@@ -104,12 +110,38 @@ async fn a_stage_is_not_part_of_the_path() {
 }
 
 #[tokio::test]
+async fn a_header_that_is_not_ascii_is_kept_and_one_that_cannot_be_is_dropped() {
+    for (id, kept) in [("Zürich", json!("Z%C3%BCrich")), ("a\nb", Value::Null)] {
+        for (event, headers) in [
+            (FUNCTION_URL, &["headers"][..]),
+            (REST, &["headers", "multiValueHeaders"]),
+            (LOAD_BALANCER, &["multiValueHeaders"]),
+        ] {
+            let mut event: Value = serde_json::from_str(event).unwrap();
+            for name in ["x-workflow-id", "X-Workflow-ID"] {
+                for member in ["headers", "multiValueHeaders"] {
+                    if let Some(headers) = event.get_mut(member) {
+                        headers.as_object_mut().unwrap().remove(name);
+                    }
+                }
+            }
+            for member in headers {
+                let value = if *member == "headers" { json!(id) } else { json!([id]) };
+                event[member]["X-Workflow-ID"] = value;
+            }
+            let (answer, emulator) = invoke(&event.to_string()).await;
+            assert_eq!(answer["statusCode"], 200, "{event}: {answer}");
+            let object = stored(&emulator, &body(&answer));
+            assert_eq!(object.metadata["metadata"]["workflow_id"], kept, "{event}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_direct_invocation_gets_the_response_body_itself() {
     let (answer, emulator) = invoke(DIRECT).await;
     assert_eq!(answer["prompt_used"], "A tram in the fog, early morning");
-    let object = &emulator.objects()[0];
-    assert_eq!(answer["image_url"], format!("gs://{BUCKET}/{}", object.name));
-    assert_eq!(object.metadata["metadata"]["aspect_ratio"], "16:9");
+    assert_eq!(stored(&emulator, &answer).metadata["metadata"]["aspect_ratio"], "16:9");
     assert_eq!(answer.as_object().unwrap().len(), 3);
     for (payload, code) in [
         (json!({"prompt": ""}), "IGA_BAD_REQUEST_PROMPT_MISSING"),

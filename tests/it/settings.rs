@@ -1,4 +1,4 @@
-//! What the process says about its settings when it starts.
+//! Messages and warnings about settings when the process starts.
 
 use crate::support::process::command;
 use crate::support::service::emulator;
@@ -21,7 +21,7 @@ async fn start(command: &mut Command) -> Vec<Value> {
     logged
 }
 
-/// What a process that cannot start says.
+/// The message of a process that cannot start.
 async fn refusal(command: &mut Command) -> String {
     let output = command.output().await.unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));

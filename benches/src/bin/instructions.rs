@@ -28,15 +28,15 @@ async fn main() {
 }
 
 async fn extract_and_upload(response: &Bytes, budget: &Budget) -> usize {
-    let mut share = budget.reserve(IMAGE_BYTES).await;
-    let mut lift = ImageExtractor::new(Limits::DEFAULT, Family::Imagen.best_so_far());
+    let mut reservation = budget.reserve(IMAGE_BYTES).await;
+    let mut extractor = ImageExtractor::new(Limits::DEFAULT, Family::Imagen.best_so_far());
     for chunk in response.chunks(BUFFER_BYTES) {
-        lift.feed(chunk).expect("the response is valid");
-        share.grow_to(lift.held_bytes()).await;
+        extractor.feed(chunk).expect("the response is valid");
+        reservation.grow_to(extractor.held_bytes()).await;
     }
-    let mut lifted = lift.finish().expect("the response is complete");
-    let blob = lifted.images.remove(0).expect("the image was kept");
-    let image = Image::new(blob, share).expect("the image begins like a PNG");
+    let mut extracted = extractor.finish().expect("the response is complete");
+    let blob = extracted.images.remove(0).expect("the image was kept");
+    let image = Image::new(blob, reservation).expect("the image begins like a PNG");
     let resource = json!({"name": "image.png"});
     let mut body = Multipart::new(&resource, image.format.content_type(), &image.blob);
     let mut sent = 0;

@@ -160,6 +160,8 @@ async fn buckets_can_be_listed_made_and_deleted() {
         let delete = setup.request(Method::DELETE, &format!("/storage/v1/b/{bucket}"));
         assert_eq!(send(delete).await.0, expected, "{bucket}");
     }
+    let short = setup.request(Method::GET, &format!("/b/{BUCKET}"));
+    assert_eq!(send(short).await.1["name"], BUCKET, "as the client for Node.js asks");
     let policy = format!("/storage/v1/b/{BUCKET}/iam");
     assert_eq!(send(setup.request(Method::GET, &policy)).await.1["kind"], "storage#policy");
     let (status, body) =

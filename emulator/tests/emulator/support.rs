@@ -29,8 +29,11 @@ impl Setup {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = Options { buckets: vec![BUCKET.to_owned()], ..options };
         let emulator = Emulator::start(options).await.expect("a free port");
-        let client =
-            Client::builder().no_proxy().build().expect("a client without TLS roots in use");
+        let client = Client::builder()
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .build()
+            .expect("a client without TLS roots in use");
         let mut setup = Self { emulator, client, token: String::new() };
         setup.token = setup.fresh_token().await;
         setup

@@ -27,12 +27,12 @@ async fn multipart_is_parsed_strictly() {
     assert_eq!(setup.emulator.object(BUCKET, "m.png").expect("it is there").bytes, "hello world");
     let recorded = setup.emulator.requests().pop().expect("requests");
     assert_eq!(recorded.body, metadata.to_string(), "the metadata is entry, the media is not");
-    for interruption in [
+    for malformed in [
         whole.replace("--XYZ--", "--XYZ"),
         whole.replace("\r\n", "\n"),
         whole.replace("/json", "/xml"),
     ] {
-        assert_eq!(send(upload(interruption)).await.0, 400);
+        assert_eq!(send(upload(malformed)).await.0, 400);
     }
     let (status, body) = send(upload(whole.replace("hello", "hallo"))).await;
     assert_eq!((status, &body["error"]["errors"][0]["reason"]), (400, &json!("invalid")));
