@@ -333,7 +333,7 @@ const GOOGLE: &[(&str, &str)] = &[
     ("GCS_BUCKET_NAME", "your-bucket"),
 ];
 
-/// Settings of the machine or of the container, which `.env` does not pass on. Docker's own configuration sets proxies.
+/// Settings of the machine or of the container, which `.env` does not pass on.
 const NOT_PASSED_ON: &[&str] = &[
     "PORT",
     "IGA_PORT",
@@ -341,14 +341,6 @@ const NOT_PASSED_ON: &[&str] = &[
     "STORAGE_EMULATOR_HOST",
     "IGA_VERTEXAI_ENDPOINT",
     "GCE_METADATA_HOST",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-    "NO_PROXY",
-    "no_proxy",
 ];
 
 #[test]
