@@ -539,7 +539,7 @@ fn has_bare_images(dockerfile: &str) -> bool {
         base.starts_with("gcr.io/distroless/static-")
             && base.split(' ').next().unwrap().ends_with(":nonroot")
             && steps.lines().filter(|step| !step.is_empty()).all(|step| {
-                ["COPY --from=build", "EXPOSE ", "ENTRYPOINT [\"/iga"]
+                ["COPY --from=build", "LABEL ", "EXPOSE ", "ENTRYPOINT [\"/iga"]
                     .iter()
                     .any(|allowed| step.starts_with(allowed))
             })
@@ -562,7 +562,7 @@ const EXPOSURES: &[(&str, &str, &str)] = &[
     ("service.yaml", "serviceAccountName: iga@", "serviceAccountName: iga-build@"),
     ("cloudbuild.yaml", "serviceAccount: projects", "# serviceAccount: projects"),
     ("cloudbuild.yaml", " --quiet", " --quiet --allow-unauthenticated"),
-    ("cloudbuild.yaml", "  - id: deploy\n", "  - id: deploy\n    waitFor: ['-']\n"),
+    ("cloudbuild.yaml", "  - id: traffic\n", "  - id: traffic\n    waitFor: ['-']\n"),
     ("template.yaml", "AuthType: AWS_IAM", "AuthType: NONE"),
     ("template.yaml", "      Role: !GetAtt IgaRole.Arn\n", ""),
     ("template.yaml", "Service: lambda.amazonaws.com", "Service: ec2.amazonaws.com"),
