@@ -474,10 +474,10 @@ impl Frame {
         self.holds_image |= holds_image;
         let value = if self.reads { value } else { Value::Null };
         match (&mut self.value, self.key.take()) {
-            (Value::Object(members), Some(key)) => {
-                if (self.reads || !is_full) && (may_replace || !members.contains_key(&key)) {
-                    members.insert(key, value);
-                }
+            (Value::Object(members), Some(key))
+                if (self.reads || !is_full) && (may_replace || !members.contains_key(&key)) =>
+            {
+                members.insert(key, value);
             }
             (Value::Array(elements), _) => {
                 if self.replaces_last {

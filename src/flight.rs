@@ -210,33 +210,47 @@ impl Flights {
         };
         let mut index = lock(&self.index);
         let under_way = index.flights_of(&join_key, self.rules.retry_window);
-        if let Some(flight) = self.rules.joinable(&join_key, under_way) {
-            flight.joins.fetch_add(1, Ordering::Relaxed);
-            metrics::joined(&flight.name, matches!(join_key, JoinKey::Key { .. }));
-            return Ok(Waiting::on(flight));
+        let joinable = self.rules.joinable(&join_key, under_way).cloned();
+        if let Some(flight) = &joinable
+            && !self.may_be_owed_elsewhere(&join_key, flight)
+        {
+            return Ok(flight.join(&join_key));
         }
         let is_young =
             |flight: &&Arc<Flight>| flight.began.elapsed() < self.rules.timing.variant_age;
         let variants = under_way.iter().filter(is_young).map(|flight| flight.holder.clone());
         let variants = variants.collect();
-        let flight = self.begin(request, &join_key, variants, origin, deadline)?;
+        let flight = self.begin(request, join_key.clone(), variants, joinable, origin, deadline)?;
         let waiting = Waiting::on(&flight);
         index.flights.entry(join_key).or_default().push(flight);
         Ok(waiting)
     }
 
+    /// Whether another instance may owe the image of an equal request, while this flight owes none.
+    fn may_be_owed_elsewhere(&self, join_key: &JoinKey, flight: &Flight) -> bool {
+        match join_key {
+            JoinKey::Key { .. } => false,
+            JoinKey::Equal { .. } => self.rules.shared_retries && !flight.is_owed(),
+        }
+    }
+
     fn begin(
         self: &Arc<Self>,
         request: GenerateRequest,
-        join_key: &JoinKey,
+        join_key: JoinKey,
         variants: Vec<String>,
+        joinable: Option<Arc<Flight>>,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Arc<Flight>, Error> {
         if self.tasks.is_closed() {
             return Err(Kind::Overloaded.because("This instance is stopping."));
         }
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| overloaded())?;
+        let permit = match joinable {
+            // It will hardly pay.
+            Some(_) => None,
+            None => Some(self.permit()?),
+        };
         let (report, progress) = watch::channel(Progress::Running);
         let store_now = Arc::new(Notify::new());
         let flight = Arc::new(Flight {
@@ -251,11 +265,13 @@ impl Flights {
         });
         let stem = format!("{}_{}", origin.request_id, random_hex::<4>());
         let lease_request =
-            self.lease_request(join_key, variants, flight.holder.clone(), stem.clone(), deadline);
+            self.lease_request(&join_key, variants, flight.holder.clone(), stem.clone(), deadline);
         let callers = flight.callers.subscribe();
         let task = FlightTask {
             flights: Arc::clone(self),
-            permit: Some(permit),
+            permit,
+            joinable,
+            join_key,
             lease: lease_request
                 .map(|request| Lease::new(Arc::clone(&self.storage), request, callers.clone())),
             callers,
@@ -269,6 +285,10 @@ impl Flights {
         };
         self.tasks.spawn(task.run().in_current_span());
         Ok(flight)
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| overloaded())
     }
 
     /// The lease to take before paying, if one is to be taken.
@@ -352,16 +372,25 @@ impl Rules {
                 let old_enough = under_way
                     .iter()
                     .filter(|flight| flight.began.elapsed() >= self.timing.variant_age);
-                old_enough.min_by_key(|flight| {
-                    let is_owed = flight.callers.borrow().are_gone_untold();
-                    (!is_owed, flight.joins.load(Ordering::Relaxed))
-                })
+                old_enough
+                    .min_by_key(|flight| (!flight.is_owed(), flight.joins.load(Ordering::Relaxed)))
             }
         }
     }
 }
 
 impl Flight {
+    fn join(self: &Arc<Self>, join_key: &JoinKey) -> Waiting {
+        self.joins.fetch_add(1, Ordering::Relaxed);
+        metrics::joined(&self.name, matches!(join_key, JoinKey::Key { .. }));
+        Waiting::on(self)
+    }
+
+    /// No caller has its image, and none waits for it.
+    fn is_owed(&self) -> bool {
+        self.callers.borrow().are_gone_untold()
+    }
+
     fn is_remembered(&self, retry_window: Option<Duration>) -> bool {
         let has_ended = self.progress.has_changed().is_err();
         match &*self.progress.borrow() {
@@ -417,6 +446,9 @@ struct FlightTask {
     flights: Arc<Flights>,
     /// Given back when the image is stored, or is paid and cannot be stored for the moment.
     permit: Option<OwnedSemaphorePermit>,
+    /// A flight of this instance to join, unless another instance owes an image.
+    joinable: Option<Arc<Flight>>,
+    join_key: JoinKey,
     lease: Option<Lease>,
     callers: watch::Receiver<Callers>,
     request: GenerateRequest,
@@ -475,6 +507,15 @@ impl FlightTask {
     /// Acquires the lease, pays, and stores what was paid for; or finds that another instance does. After the
     /// callers have their image, writes the receipt.
     async fn generate_once(&mut self) -> Result<(), Error> {
+        if let Some(flight) = self.joinable.take() {
+            let has_claim = match &mut self.lease {
+                Some(lease) => timeout(JOIN_TIME, lease.claim_owed()).await.unwrap_or(false),
+                None => false,
+            };
+            if !has_claim {
+                return self.join(&flight).await;
+            }
+        }
         let storage = Arc::clone(&self.flights.storage);
         let (paid, _admission) = loop {
             if let Some(lease) = &mut self.lease {
@@ -500,6 +541,9 @@ impl FlightTask {
                         continue;
                     }
                 }
+            }
+            if self.permit.is_none() {
+                self.permit = Some(self.flights.permit()?);
             }
             let admission = during(&mut self.lease, storage.admit(self.deadline)).await?;
             let has_lost = AtomicBool::new(false);
@@ -537,6 +581,17 @@ impl FlightTask {
         if let Some(lease) = &mut self.lease {
             lease.complete(&generated).await;
         }
+        Ok(())
+    }
+
+    /// Gets the image from another flight of this instance.
+    async fn join(&mut self, flight: &Arc<Flight>) -> Result<(), Error> {
+        let waiting = flight.join(&self.join_key);
+        let generated = tokio::select! {
+            generated = waiting.outcome() => generated?,
+            _ = self.callers.wait_for(|callers| callers.waiting == 0) => return Err(abandoned()),
+        };
+        self.stored(generated);
         Ok(())
     }
 
@@ -672,6 +727,9 @@ const STORE_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 
 /// What is left for giving a lease back before the platform ends a request.
 const RELEASE_MARGIN: Duration = Duration::from_secs(3);
+
+/// How long records are looked at before a flight of this instance is joined.
+const JOIN_TIME: Duration = Duration::from_secs(4);
 
 /// How long a cancelled flight may take to give its lease back.
 const STOP_TIME: Duration = Duration::from_secs(1);

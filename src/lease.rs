@@ -168,6 +168,21 @@ enum View {
     Image(Generated, Duration, Record),
 }
 
+/// What the records of a request come to.
+struct Scan {
+    /// What comes first among running leases and images.
+    first: Option<(usize, View)>,
+    /// The first place for our lease.
+    free: Option<Place>,
+    mine: Option<(usize, Record)>,
+}
+
+enum ScanError {
+    /// The records may not be read, or not be made.
+    NoRecords(Error),
+    Other(Error),
+}
+
 enum Choice {
     /// Our own write, whose answer was lost, turns out to have been made.
     Held,
@@ -328,59 +343,34 @@ impl Lease {
         Ok(true)
     }
 
-    /// Looks at the records in their order and decides what to do about the first that matters.
+    /// Claims an image that another instance owes, for a caller that could otherwise join a flight of this one.
+    pub async fn claim_owed(&mut self) -> bool {
+        let Ok(Scan {
+            first: Some((slot, View::Running(record) | View::Image(_, _, record))), ..
+        }) = self.scan().await
+        else {
+            return false;
+        };
+        let aged = self.age(&record).lower_bound();
+        is_owed(&record) && self.claim(slot, &record, record.metadata.clone(), aged).await
+    }
+
+    /// Decides what to do about the records as they are.
     async fn choose(&mut self) -> Result<Choice, Error> {
-        let mut free = None;
-        let mut first: Option<(usize, View)> = None;
-        for slot in 0..SLOTS {
-            let name = self.request.slot_name(slot);
-            let record = match self.seen.take_if(|_| slot == self.slot) {
-                Some(seen) => Some(seen),
-                None => match self.storage.read_record(&name, self.request.deadline).await {
-                    Ok(record) => record,
-                    Err(StorageError::Forbidden(error)) => return self.without_records(error),
-                    Err(error) => return Err(error.into()),
-                },
-            };
-            let Some(record) = record else {
-                if let Some(error) = self.create_refused.take() {
-                    return self.without_records(error);
-                }
-                free.get_or_insert(Place { slot, if_generation: None, stem: None });
-                break;
-            };
-            if self.is_mine(&record) {
-                if record.metadata.get(ATTEMPT) == Some(&self.attempt) {
-                    self.slot = slot;
-                    self.hold(record.generation, self.taken_at);
-                    return Ok(Choice::Held);
-                }
-                let stem = record.metadata.get(IMAGE).cloned();
-                return Ok(Choice::Write(Place {
-                    slot,
-                    if_generation: Some(record.generation),
-                    stem,
-                }));
+        let Scan { first, free, mine } = match self.scan().await {
+            Ok(scan) => scan,
+            Err(ScanError::NoRecords(error)) => return self.without_records(error),
+            Err(ScanError::Other(error)) => return Err(error),
+        };
+        if let Some((slot, record)) = mine {
+            if record.metadata.get(ATTEMPT) == Some(&self.attempt) {
+                self.slot = slot;
+                self.hold(record.generation, self.taken_at);
+                return Ok(Choice::Held);
             }
-            match self.judge(slot, record).await? {
-                View::Variant | View::Fixed => continue,
-                View::Free(place) => drop(free.get_or_insert(place)),
-                view @ (View::Running(_) | View::Image(..)) => {
-                    let is_first = match &first {
-                        None => true,
-                        Some((other, _)) if self.claim == Some(*other) => false,
-                        Some((_, other)) => {
-                            self.claim == Some(slot) || view.precedence() < other.precedence()
-                        }
-                    };
-                    if is_first {
-                        first = Some((slot, view));
-                    }
-                }
-            }
-            if self.request.is_keyed() {
-                break;
-            }
+            let stem = record.metadata.get(IMAGE).cloned();
+            let if_generation = Some(record.generation);
+            return Ok(Choice::Write(Place { slot, if_generation, stem }));
         }
         match (first, free) {
             (Some((slot, View::Running(record))), _) => {
@@ -407,6 +397,54 @@ impl Lease {
                     .because("All records of this request are in use, and none may be replaced."),
             ),
         }
+    }
+
+    /// Looks at the records in their order, up to the first that is missing; with a key, up to the first that
+    /// counts.
+    async fn scan(&mut self) -> Result<Scan, ScanError> {
+        let mut scan = Scan { first: None, free: None, mine: None };
+        for slot in 0..SLOTS {
+            let name = self.request.slot_name(slot);
+            let record = match self.seen.take_if(|_| slot == self.slot) {
+                Some(seen) => Some(seen),
+                None => match self.storage.read_record(&name, self.request.deadline).await {
+                    Ok(record) => record,
+                    Err(StorageError::Forbidden(error)) => return Err(ScanError::NoRecords(error)),
+                    Err(error) => return Err(ScanError::Other(error.into())),
+                },
+            };
+            let Some(record) = record else {
+                if let Some(error) = self.create_refused.take() {
+                    return Err(ScanError::NoRecords(error));
+                }
+                scan.free.get_or_insert(Place { slot, if_generation: None, stem: None });
+                break;
+            };
+            if self.is_mine(&record) {
+                scan.mine = Some((slot, record));
+                break;
+            }
+            match self.judge(slot, record).await.map_err(ScanError::Other)? {
+                View::Variant | View::Fixed => continue,
+                View::Free(place) => drop(scan.free.get_or_insert(place)),
+                view @ (View::Running(_) | View::Image(..)) => {
+                    let is_first = match &scan.first {
+                        None => true,
+                        Some((other, _)) if self.claim == Some(*other) => false,
+                        Some((_, other)) => {
+                            self.claim == Some(slot) || view.precedence() < other.precedence()
+                        }
+                    };
+                    if is_first {
+                        scan.first = Some((slot, view));
+                    }
+                }
+            }
+            if self.request.is_keyed() {
+                break;
+            }
+        }
+        Ok(scan)
     }
 
     /// A key must not be paid for without a record; a request without a key may.
@@ -538,6 +576,10 @@ impl Lease {
         metadata.insert(AGED_MS.to_owned(), aged.as_millis().to_string());
         metadata.insert(RENEWAL.to_owned(), random_hex::<8>());
         metadata.insert(OWED.to_owned(), yes_or_no(owed));
+        match owed {
+            true => drop(metadata.remove(CLAIMANT)),
+            false => drop(metadata.insert(CLAIMANT.to_owned(), self.request.holder.clone())),
+        }
         let (name, deadline) =
             (self.request.slot_name(slot), Instant::now() + self.request.record_try);
         let generation = Some(record.generation.as_str());
@@ -799,7 +841,7 @@ impl Lease {
     /// Goes on from a record of ours that another write has changed.
     fn adopt(&mut self, record: Record) {
         let owed = is_owed(&record);
-        self.is_claimed_elsewhere = self.owed && !owed;
+        self.is_claimed_elsewhere = !owed && record.metadata.contains_key(CLAIMANT);
         (self.owed, self.generation, self.is_unsure) = (owed, Some(record.generation), false);
     }
 
@@ -892,6 +934,7 @@ const IMAGE: &str = "image";
 const RENEWAL: &str = "renewal";
 const LIFE_MS: &str = "life_ms";
 const OWED: &str = "owed";
+const CLAIMANT: &str = "claimant";
 const AGED_MS: &str = "aged_ms";
 const RELEASED: &str = "released";
 const OBJECT: &str = "object";

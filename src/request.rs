@@ -521,9 +521,25 @@ mod tests {
             r#"{"prompt": "x", "add_watermark": true}"#,
             r#"{"prompt": "x "}"#,
             r#"{"prompt": "x", "seed": 1}"#,
+            r#"{"prompt": "x", "negative_prompt": "1"}"#,
             r#"{"prompt": "x", "model_id_override": "gemini-3-pro-image"}"#,
         ] {
             assert_ne!(of(other), of(r#"{"prompt": "x"}"#));
         }
+    }
+
+    #[test]
+    fn the_fingerprint_does_not_depend_on_the_defaults() {
+        let mut other = config();
+        other.default_aspect_ratio = "16:9".to_owned();
+        other.add_watermark = !other.add_watermark;
+        let body = br#"{"prompt": "x", "seed": 7}"#;
+        let of = |config: &Config| GenerateRequest::parse(body, config).unwrap().fingerprint();
+        assert_eq!(of(&config()), of(&other));
+        // All revisions of this service must compute the same.
+        assert_eq!(
+            of(&config()),
+            "2:0d6921adb4baa90ba1c618b51e1a04592c4ae0535b24e5e5533090cef0260a0d"
+        );
     }
 }

@@ -21,8 +21,10 @@ use tracing::Instrument;
 pub struct Uploads {
     state: Mutex<State>,
     /// The result of the write under way that decides for all who wait; None until it is there.
-    probe: Mutex<Option<watch::Receiver<Option<Result<(), Error>>>>>,
+    probe: Mutex<Option<Verdict>>,
 }
+
+type Verdict = watch::Receiver<Option<Result<(), Error>>>;
 
 #[derive(Default)]
 enum State {

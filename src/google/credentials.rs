@@ -267,7 +267,7 @@ impl CredentialStore {
 
 const METADATA_HOST: &str = "metadata.google.internal";
 
-/// What the log and the doctor are told beyond the caller's details: paths, hosts, pools, advice.
+/// For the log and the doctor only, beyond the caller's details: paths, hosts, pools, advice.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct ForOperator(String);
@@ -363,7 +363,7 @@ const STEPS: &[&str] = &[
     "failed to parse service account private key",
 ];
 
-/// What the texts of the library and of the operating system say, and what is told of it.
+/// Phrases of the library and of the operating system, and what is shown in their place.
 const REASONS: &[(&str, &str)] = &[
     (NO_SUCH_HOST, "the host's name cannot be resolved"),
     ("Connection refused", "connection refused"),

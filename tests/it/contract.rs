@@ -1,6 +1,6 @@
 //! One row for each line of the wire contract.
 
-use crate::support::service::{Answer, BUCKET, PROMPT, Service, answer, reached};
+use crate::support::service::{Answer, BUCKET, PROMPT, Service, answer, images, reached};
 use iga::error::Kind;
 use iga_emulator::{Action, Stage};
 use serde_json::json;
@@ -140,7 +140,7 @@ async fn when_the_model_says(status: u16, body: &str) -> (Answer, Service) {
     let service = Service::current().await;
     service.model_answers(status, body);
     let answer = service.prompt().await;
-    assert_eq!(service.emulator.counters().objects, 0);
+    assert_eq!(images(&service.emulator).len(), 0);
     (answer, service)
 }
 
@@ -310,7 +310,10 @@ async fn a_token_that_expired_is_replaced_once() {
     service.emulator.expire_tokens();
     service.prompt().await.is_image();
     let counters = service.emulator.counters();
-    assert_eq!((counters.unauthorized, counters.paid_generations, counters.objects), (1, 2, 2));
+    assert_eq!(
+        (counters.unauthorized, counters.paid_generations, images(&service.emulator).len()),
+        (1, 2, 2)
+    );
 }
 
 #[tokio::test]
@@ -325,7 +328,7 @@ async fn the_deadline_ends_a_silent_model() {
         answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
         assert!(answer.headers.contains_key("retry-after"));
     }
-    assert_eq!(service.emulator.counters().objects, 0);
+    assert_eq!(images(&service.emulator).len(), 0);
 }
 
 #[tokio::test]
@@ -339,7 +342,7 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
             assert!(answer.status >= 500, "{answer:?}");
             assert_eq!(answer.text("error_code"), "IGA_VERTEXAI_API_ERROR");
             let counters = service.emulator.counters();
-            assert_eq!((counters.paid_generations, counters.objects), (1, 0));
+            assert_eq!((counters.paid_generations, images(&service.emulator).len()), (1, 0));
         }
     }
 }

@@ -2,16 +2,15 @@
 
 use crate::support::process::Process;
 use crate::support::python::{Outcome, ask};
-use crate::support::service::{BUCKET, CURRENT, PROMPT, emulator};
+use crate::support::service::{BUCKET, CURRENT, PROMPT, emulator, only_image};
 use iga::retry::TRIES;
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use std::time::Duration;
 
 #[track_caller]
 fn is_stored(outcome: &Outcome, emulator: &Emulator) {
-    let objects = emulator.objects();
-    assert_eq!(objects.len(), 1, "{:?}", outcome.complaints);
-    let uri = format!("gs://{BUCKET}/{}", objects[0].name);
+    let image = only_image(emulator);
+    let uri = format!("gs://{BUCKET}/{}", image.name);
     assert_eq!(outcome.image_url.as_ref(), Some(&uri), "{:?}", outcome.complaints);
 }
 

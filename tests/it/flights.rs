@@ -1,9 +1,10 @@
 //! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
 
 use crate::support::service::{
-    self, Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, eventually, reached,
+    self, Answer, BUCKET, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, emulator_with,
+    eventually, reached,
 };
-use iga_emulator::{Action, Counters, Fault, Stage};
+use iga_emulator::{Action, Counters, Fault, Options, Stage};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -393,4 +394,170 @@ async fn joins_are_welcome_when_there_is_no_room_for_more() {
     service.post(json!({"prompt": "another"})).await.is_error(503, "IGA_OVERLOADED");
     assert_eq!(service.prompt().await.is_image().body, first.await.unwrap().body);
     service.post(json!({"prompt": "another"})).await.is_image();
+}
+
+#[tokio::test]
+async fn a_stored_image_is_told_whatever_becomes_of_its_receipt() {
+    for action in [Action::Stall, Action::status(503), Action::status(403)] {
+        let (one, other) = two(CURRENT).await;
+        let receipt = Fault::new(Stage::UploadStart, action.clone()).matching("/.iga/key/");
+        one.emulator.script(receipt.with_metadata("object").always());
+        let first = with_key(&one, "k").await;
+        first.is_image();
+        // The lease is there, and names the image: the other instance finds it once the lease is old.
+        one.emulator.advance_clock(HOUR + Duration::from_secs(2));
+        assert_eq!(with_key(&other, "k").await.body, first.body, "{action:?}");
+        assert_eq!((one.emulator.counters().paid_generations, images(&one)), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_without_an_answer_is_sent_again_and_costs_nothing() {
+    let emulator = emulator().await;
+    let mut one_config = config(&emulator, CURRENT);
+    one_config.timing.lease_life = Duration::from_millis(1500);
+    one_config.timing.record_try = Duration::from_millis(150);
+    let one = Service::run(emulator.clone(), one_config).await;
+    let renewal = Fault::new(Stage::UploadEnd, Action::Stall).matching("/.iga/key/");
+    emulator.script(renewal.with_metadata("renewal").times(2));
+    holds_the_model(&one, 2500);
+    with_key(&one, "k").await.is_image();
+    eventually(|| are_receipts(&one, 1)).await;
+    assert_eq!((emulator.counters().paid_generations, images(&one)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_lost_lease_is_not_paid_for() {
+    let emulator = emulator().await;
+    let mut config = config(&emulator, CURRENT);
+    config.timing.lease_life = Duration::from_millis(600);
+    config.timing.record_try = Duration::from_millis(500);
+    let one = Service::run(emulator.clone(), config).await;
+    // The model is busy at first; before it is asked again, no renewal has had an answer for longer than the
+    // lease lives, and another instance has paid.
+    let renewal = Fault::new(Stage::UploadStart, Action::Stall).matching("/.iga/key/");
+    emulator.script(renewal.with_metadata("renewal").always());
+    let busy = Action::status(429).header("retry-after", "5");
+    one.fault(Stage::Model, busy);
+    let waiting = send(&one, Some("k"), prompt());
+    model_called(&one, 1).await;
+    let other = Service::on(emulator.clone(), CURRENT).await;
+    emulator.advance_clock(HOUR + Duration::from_secs(2));
+    let first = with_key(&other, "k").await;
+    emulator.clear_faults();
+    assert_eq!(waiting.await.unwrap().body, first.is_image().body);
+    assert_eq!((emulator.counters().paid_generations, images(&one)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_receipt_answers_only_while_its_image_is_there() {
+    let (one, other) = two(CURRENT).await;
+    let first = with_key(&one, "k").await;
+    eventually(|| are_receipts(&one, 1)).await;
+    let name = first.text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
+    one.emulator.script(Fault::new(Stage::Stat, Action::status(404)).matching(name).always());
+    let second = with_key(&other, "k").await;
+    assert_ne!(second.is_image().body, first.body);
+    assert_eq!(one.emulator.counters().paid_generations, 2);
+}
+
+#[tokio::test]
+async fn a_retry_in_doubt_on_another_instance_is_a_retry() {
+    for omit_date in [false, true] {
+        let options = Options { omit_date, ..Options::default() };
+        let emulator = emulator_with(options).await;
+        let instance = async || {
+            let mut config = config(&emulator, SHARED);
+            config.timing.variant_age = iga::config::Timing::DEFAULT.variant_age;
+            Service::run(emulator.clone(), config).await
+        };
+        let (one, other) = (instance().await, instance().await);
+        holds_the_model(&one, 1500);
+        let first = send(&one, None, prompt());
+        model_called(&one, 1).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let retry = other.prompt().await;
+        assert_eq!(retry.is_image().body, first.await.unwrap().body, "{omit_date}");
+        assert_eq!(emulator.counters().paid_generations, 1);
+    }
+}
+
+#[tokio::test]
+async fn the_retry_of_a_variant_gets_the_image_that_is_owed() {
+    for elsewhere in [false, true] {
+        let emulator = emulator().await;
+        let mut config = config(&emulator, SHARED);
+        config.timing.variant_age = Duration::from_millis(300);
+        let one = Service::run(emulator.clone(), config.clone()).await;
+        let other = Service::run(emulator.clone(), config).await;
+        // Tokens and connections are there, so that the variants come at once.
+        for service in [&one, &other] {
+            service.post(json!({"prompt": "another"})).await.is_image();
+        }
+        holds_the_model(&one, 2500);
+        holds_the_model(&one, 2500);
+        let calls = emulator.counters().model_calls;
+        let stays = send(&one, None, prompt());
+        let leaves = send(&one, None, prompt());
+        model_called(&one, calls + 2).await;
+        leaves.abort();
+        let is_owed = |record: &Value| record["owed"] == "yes";
+        eventually(|| records(&one).iter().any(is_owed)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let retry = if elsewhere { other.prompt().await } else { one.prompt().await };
+        let stayed = stays.await.unwrap();
+        assert_ne!(retry.is_image().body, stayed.is_image().body, "{elsewhere}");
+        assert_eq!(emulator.counters().model_calls, calls + 2);
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_given_back_in_spite_of_two_failures() {
+    for action in [Action::status(503), Action::status(429), Action::Reset] {
+        let service = Service::current().await;
+        let release = Fault::new(Stage::UploadStart, action).matching("/.iga/key/");
+        service.emulator.script(release.with_metadata("released").times(2));
+        service.fault(Stage::Model, Action::status(500));
+        with_key(&service, "k").await.is_error(500, "IGA_VERTEXAI_API_ERROR");
+        eventually(|| are_released(&service, 1)).await;
+        with_key(&service, "k").await.is_image();
+    }
+}
+
+#[tokio::test]
+async fn one_mutation_a_second_holds_nothing_up() {
+    let mutation_interval = Some(Duration::from_millis(300));
+    let emulator = emulator_with(Options { mutation_interval, ..Options::default() }).await;
+    let mut config = config(&emulator, CURRENT);
+    config.timing.record_spacing = Duration::from_millis(320);
+    let service = Service::run(emulator, config).await;
+    service.fault(Stage::Model, Action::status(500));
+    with_key(&service, "k").await.is_error(500, "IGA_VERTEXAI_API_ERROR");
+    eventually(|| are_released(&service, 1)).await;
+    with_key(&service, "other").await.is_image();
+    eventually(|| records(&service).iter().any(|record| record["object"].is_string())).await;
+    assert_eq!(service.emulator.counters().uploads_refused, 0);
+}
+
+#[tokio::test]
+async fn an_account_that_may_not_read_or_overwrite_gets_what_can_be_promised() {
+    let (get, delete) = ("storage.objects.get", "storage.objects.delete");
+    for (withheld, key_again) in [(vec![get], 500), (vec![delete], 200), (vec![get, delete], 500)] {
+        let withheld = withheld.into_iter().map(str::to_owned).collect();
+        let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
+        let one = Service::on(emulator.clone(), CURRENT).await;
+        let first = with_key(&one, "k").await;
+        first.is_image();
+        emulator.advance_clock(HOUR + Duration::from_secs(2));
+        let other = Service::on(emulator.clone(), CURRENT).await;
+        let again = with_key(&other, "k").await;
+        assert_eq!(again.status, key_again, "{again:?}");
+        match key_again {
+            200 => assert_eq!(again.body, first.body),
+            _ => drop(again.details_have("storage.objects.get")),
+        }
+        let shared = Service::on(emulator.clone(), SHARED).await;
+        shared.prompt().await.is_image();
+        assert_eq!(emulator.counters().paid_generations, 2);
+    }
 }

@@ -9,6 +9,7 @@ mod deployment;
 mod docs;
 mod doctor;
 mod flights;
+mod fuzz;
 mod health;
 mod lambda;
 mod load;

@@ -1,7 +1,7 @@
 //! Both families of models: the requests, the chosen image, refusals and retirement.
 
 use crate::support::service::{
-    Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with,
+    Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with, images,
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -215,7 +215,11 @@ async fn a_response_is_complete_when_its_json_is() {
             service.prompt().await.is_image();
         }
         let counters = service.emulator.counters();
-        assert_eq!((counters.paid_generations, counters.objects), (2, 2), "{delivery:?}");
+        assert_eq!(
+            (counters.paid_generations, images(&service.emulator).len()),
+            (2, 2),
+            "{delivery:?}"
+        );
     }
 }
 
@@ -231,7 +235,11 @@ async fn a_response_cut_within_its_json_is_lost_and_says_so() {
             answer.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("broke off after");
             answer.details_have("it is lost");
             let counters = service.emulator.counters();
-            assert_eq!((counters.model_calls, counters.objects), (1, 0), "{delivery:?}");
+            assert_eq!(
+                (counters.model_calls, images(&service.emulator).len()),
+                (1, 0),
+                "{delivery:?}"
+            );
         }
     }
 }
@@ -314,7 +322,7 @@ async fn a_draft_is_never_stored_when_the_final_image_was_filtered() {
         .await
         .is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY")
         .details_have("IMAGE_SAFETY");
-    assert_eq!(service.emulator.counters().objects, 0);
+    assert_eq!(images(&service.emulator).len(), 0);
 }
 
 #[tokio::test]
@@ -515,7 +523,7 @@ async fn images_beyond_the_budget_wait_for_each_other() {
     for request in requests {
         request.await.unwrap().is_image();
     }
-    assert_eq!(service.emulator.counters().objects, 6);
+    assert_eq!(images(&service.emulator).len(), 6);
 }
 
 fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
@@ -533,7 +541,7 @@ async fn an_image_beyond_the_limit_is_a_clear_error() {
         .await
         .is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES")
         .details_have("an image of more than 67108864 bytes");
-    assert_eq!(service.emulator.counters().objects, 0);
+    assert_eq!(images(&service.emulator).len(), 0);
 }
 
 #[tokio::test]

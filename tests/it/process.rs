@@ -1,7 +1,9 @@
 //! The built binary as a process: start, log lines, signals.
 
 use crate::support::process::{Process, command, post};
-use crate::support::service::{CURRENT, PROMPT, answer, emulator, emulator_with, reached};
+use crate::support::service::{
+    CURRENT, PROMPT, answer, emulator, emulator_with, images, only_image, reached,
+};
 use iga_emulator::Options;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -207,7 +209,7 @@ async fn at_debug_level_every_metric_has_a_line() {
     assert_eq!(metric("iga_generate_image_latency_ms"), json!({"status": "success"}));
     let call = json!({"model": "gemini-nano-banana-2.1", "attempt": 1, "outcome": "ok"});
     assert_eq!(metric("iga_vertexai_call_latency_ms"), call);
-    let size = emulator.objects()[0].bytes.len();
+    let size = only_image(&emulator).bytes.len();
     assert_eq!(metric("iga_gcs_upload_latency_ms"), json!({"bytes": size}));
     let model = json!({"model": "gemini-nano-banana-2.1"});
     assert_eq!(metric("iga_paid_generation_count"), model);
@@ -284,7 +286,7 @@ async fn a_stop_signal_lets_the_work_finish() {
         request.await.unwrap().is_image();
         let (status, _) = process.end().await;
         assert!(status.success(), "{signal}: {status}");
-        assert_eq!(emulator.counters().objects, 1);
+        assert_eq!(images(&emulator).len(), 1);
     }
 }
 

@@ -376,9 +376,10 @@ impl World {
     fn images_of(&self, wish: &Wish) -> Vec<String> {
         let prompt = iga::id::sha256_hex(&[wish.prompt.as_bytes()]);
         let state = self.state();
-        let images = state.objects.iter().filter(|(_, object)| {
-            object.resource["metadata"]["prompt_sha256"] == Value::from(prompt.clone())
-        });
+        let images = state
+            .objects
+            .iter()
+            .filter(|(_, object)| object.resource["metadata"]["prompt_sha256"] == prompt);
         images.map(|(name, _)| name.clone()).collect()
     }
 

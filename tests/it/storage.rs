@@ -1,7 +1,12 @@
 //! Cloud Storage: put once, confirmed whole, tried again while that can help.
 
-use crate::support::service::{BUCKET, CURRENT, Service, emulator_with};
-use iga_emulator::{Action, Emulator, Fault, Options, Stage};
+use crate::support::service::{
+    BUCKET, CURRENT, PROMPT, Service, answer, config, emulator, emulator_with, eventually, images,
+    reached, records,
+};
+use iga_emulator::{Action, Emulator, Fault, Options, Recorded, Stage};
+use serde_json::{Value, json};
+use std::time::Duration;
 
 #[tokio::test]
 async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server() {
@@ -11,7 +16,7 @@ async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server()
         .emulator
         .requests()
         .into_iter()
-        .find(|request| request.path.starts_with("/upload/"))
+        .find(|request| request.path.starts_with("/upload/") && request.query.contains("iga_req_"))
         .unwrap();
     assert!(
         upload.query.contains("uploadType=multipart")
@@ -40,10 +45,14 @@ async fn trouble_that_passes_costs_tries_and_no_second_image() {
         (Stage::UploadEnd, Action::WrongChecksum),
     ] {
         let service = Service::current().await;
-        service.emulator.script(Fault::new(stage, action.clone()));
+        service.emulator.script(Fault::new(stage, action.clone()).matching("/iga_req_"));
         service.prompt().await.is_image();
         let counters = service.emulator.counters();
-        assert_eq!((counters.paid_generations, counters.objects), (1, 1), "{stage:?} {action:?}");
+        assert_eq!(
+            (counters.paid_generations, images(&service.emulator).len()),
+            (1, 1),
+            "{stage:?} {action:?}"
+        );
         let lost_answer = stage == Stage::UploadEnd;
         assert_eq!(
             counters.uploads_refused,
@@ -72,27 +81,29 @@ async fn trouble_that_stays_is_the_contracts_row() {
             "HTTP 403 from Cloud Storage: Denied.",
         ),
     ] {
-        let service = Service::current().await;
-        service.emulator.script(Fault::new(Stage::UploadStart, action).always());
+        let service = with_deadline("1").await;
+        let fault = Fault::new(Stage::UploadStart, action).matching("/iga_req_");
+        service.emulator.script(fault.always());
         let answer = service.prompt().await;
         answer.is_error(500, "IGA_FILE_SAVE_ERROR").details_have(words);
         assert_eq!(answer.text("message"), "Could not save generated image.");
         let counters = service.emulator.counters();
-        assert_eq!((counters.paid_generations, counters.objects), (1, 0));
+        assert_eq!((counters.paid_generations, images(&service.emulator).len()), (1, 0));
     }
 }
 
 #[tokio::test]
 async fn a_silent_storage_ends_with_the_deadline() {
-    let service =
-        Service::with(&[CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "0.5")]].concat()).await;
-    service.emulator.script(Fault::new(Stage::UploadBody, Action::Stall).always());
+    let service = with_deadline("0.5").await;
+    service
+        .emulator
+        .script(Fault::new(Stage::UploadBody, Action::Stall).matching("/iga_req_").always());
     service
         .prompt()
         .await
         .is_error(500, "IGA_FILE_SAVE_ERROR")
         .details_have("did not answer in time");
-    assert_eq!(service.emulator.counters().objects, 0);
+    assert_eq!(images(&service.emulator).len(), 0);
 }
 
 #[tokio::test]
@@ -122,17 +133,134 @@ async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
     assert_eq!(service.emulator.counters().model_calls, 0);
 }
 
+/// Inserts of the object by which a process tries whether the bucket takes objects.
+fn probes(service: &Service) -> usize {
+    let is_probe = |request: &Recorded| {
+        request.path.starts_with("/upload/") && request.query.contains("writable")
+    };
+    service.emulator.requests().into_iter().filter(is_probe).count()
+}
+
+async fn with_deadline(seconds: &str) -> Service {
+    let deadline = &[("IGA_GENERATION_DEADLINE_SECONDS", seconds)];
+    Service::with(&[CURRENT, deadline].concat()).await
+}
+
 #[tokio::test]
-async fn the_bucket_is_asked_about_once_in_a_process() {
+async fn the_bucket_is_tried_once_in_a_process() {
     let service = Service::current().await;
     service.prompt().await.is_image();
     service.prompt().await.is_image();
-    let asked = service
-        .emulator
-        .requests()
-        .into_iter()
-        .filter(|request| request.path.ends_with("/iam/testPermissions"));
-    assert_eq!(asked.count(), 1);
+    assert_eq!(probes(&service), 1);
+    let next = Service::on(service.emulator.clone(), CURRENT).await;
+    next.prompt().await.is_image();
+    assert_eq!(probes(&service), 2, "412 proves as much");
+}
+
+#[tokio::test]
+async fn what_permissions_are_said_to_be_makes_no_difference() {
+    for said in [Action::status(403), Action::response_with(200, "application/json", "{}")] {
+        let service = Service::current().await;
+        service.emulator.script(Fault::new(Stage::Permissions, said).always());
+        service.prompt().await.is_image();
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_may_not_be_overwritten_is_no_refusal() {
+    let withheld = vec!["storage.objects.delete".to_owned()];
+    let options = Options { withheld, permission_before_precondition: true, ..Options::default() };
+    let emulator = emulator_with(options).await;
+    for probes_so_far in [1, 3] {
+        let service = Service::on(emulator.clone(), CURRENT).await;
+        service.prompt().await.is_image();
+        assert_eq!(probes(&service), probes_so_far, "the second under a random name");
+    }
+}
+
+#[tokio::test]
+async fn all_callers_share_one_attempt_to_write() {
+    let emulator = emulator().await;
+    let mut config = config(&emulator, CURRENT);
+    config.timing.record_try = Duration::from_millis(200);
+    let service = Service::run(emulator, config).await;
+    let silence = Fault::new(Stage::UploadStart, Action::Stall).matching("writable");
+    service.emulator.script(silence.times(3));
+    let callers: Vec<_> = (0..10)
+        .map(|number| {
+            let request = service.request().header("content-type", "application/json");
+            let body = json!({"prompt": format!("Image {number}")}).to_string();
+            tokio::spawn(answer(request.body(body)))
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap().is_error(500, "IGA_FILE_SAVE_ERROR");
+    }
+    assert_eq!((probes(&service), service.emulator.counters().model_calls), (3, 0));
+    service.prompt().await.is_image();
+}
+
+#[tokio::test]
+async fn an_outage_costs_what_was_under_way() {
+    let service = with_deadline("3").await;
+    let outage = Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_");
+    service.emulator.script(outage.always());
+    service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR");
+    // One at a time tries; its image waits for the outage's end, and all others are refused unpaid.
+    let trial = {
+        let request = service.request().header("content-type", "application/json");
+        tokio::spawn(answer(request.body(json!({"prompt": "trial"}).to_string())))
+    };
+    reached(&service.emulator, |counters| counters.paid_generations == 2).await;
+    for number in 0..5 {
+        let refused = service.post(json!({"prompt": format!("Image {number}")})).await;
+        refused.is_error(500, "IGA_FILE_SAVE_ERROR").details_have("nothing was paid");
+    }
+    assert_eq!(service.emulator.counters().paid_generations, 2);
+    service.emulator.clear_faults();
+    trial.await.unwrap().is_image();
+    service.post(json!({"prompt": "again"})).await.is_image();
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_recognised_where_looking_is_forbidden() {
+    for (withheld, first) in [
+        (vec!["storage.objects.get", "storage.objects.delete", "storage.objects.list"], true),
+        (vec!["storage.objects.get", "storage.objects.list"], false),
+    ] {
+        let options = Options {
+            withheld: withheld.iter().map(|permission| (*permission).to_owned()).collect(),
+            permission_before_precondition: first,
+            ..Options::default()
+        };
+        let service = Service::on(emulator_with(options).await, CURRENT).await;
+        let lost = Fault::new(Stage::UploadEnd, Action::Reset).matching("/iga_req_");
+        service.emulator.script(lost);
+        service.prompt().await.is_image();
+        assert_eq!(images(&service.emulator).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_says_less_and_adds_more_is_understood() {
+    let added_metadata = [("added-by".to_owned(), "the server".to_owned())].into();
+    let options = Options { omit_zero_size: true, added_metadata, ..Options::default() };
+    let service = Service::on(emulator_with(options).await, CURRENT).await;
+    service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/.iga/key/"));
+    let send = || {
+        let request = service.request().header("content-type", "application/json");
+        let body = json!({"prompt": PROMPT}).to_string();
+        answer(request.header("idempotency-key", "k").body(body))
+    };
+    let first = send().await;
+    let is_receipt = |record: &Value| record["object"].is_string();
+    eventually(|| records(&service.emulator).iter().any(is_receipt)).await;
+    let other = Service::on(service.emulator.clone(), CURRENT).await;
+    let request = other.request().header("content-type", "application/json");
+    let body = json!({"prompt": PROMPT}).to_string();
+    let again = answer(request.header("idempotency-key", "k").body(body)).await;
+    assert_eq!(again.body, first.is_image().body);
+    assert_eq!(service.emulator.counters().paid_generations, 1);
 }
 
 #[tokio::test]
@@ -150,7 +278,7 @@ async fn the_prefix_may_be_the_root() {
 async fn a_lost_answer_is_recognised_under_any_prefix() {
     let service =
         Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a+b/ü?&%/x")]].concat()).await;
-    service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset));
+    service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/iga_req_"));
     service.prompt().await.is_image();
-    assert_eq!(service.emulator.counters().objects, 1);
+    assert_eq!(images(&service.emulator).len(), 1);
 }

@@ -97,11 +97,9 @@ impl Service {
         self.post(json!({"prompt": PROMPT})).await
     }
 
-    /// The only object there is.
+    /// The only image there is.
     pub fn only_object(&self) -> StoredObject {
-        let mut objects = self.emulator.objects();
-        assert_eq!(objects.len(), 1);
-        objects.remove(0)
+        only_image(&self.emulator)
     }
 
     /// The requests for a generation, as they came in.
@@ -186,10 +184,17 @@ pub fn records(emulator: &Emulator) -> Vec<Value> {
     records.map(|record| record.metadata["metadata"].clone()).collect()
 }
 
+/// The only image there is.
+pub fn only_image(emulator: &Emulator) -> StoredObject {
+    let names = images(emulator);
+    assert_eq!(names.len(), 1, "{names:?}");
+    emulator.object(BUCKET, &names[0]).unwrap()
+}
+
 /// The names of all images.
 pub fn images(emulator: &Emulator) -> Vec<String> {
     let names = emulator.objects().into_iter().map(|object| object.name);
-    names.filter(|name| !name.contains("/.iga/")).collect()
+    names.filter(|name| !name.contains(".iga/")).collect()
 }
 
 /// Longer than any test.
