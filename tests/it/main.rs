@@ -17,6 +17,7 @@ mod locations;
 mod matrix;
 mod models;
 mod openapi;
+mod operations;
 mod process;
 mod queue;
 mod random;
