@@ -121,7 +121,6 @@ pub const ALL: &[&str] = &[
     UPLOAD_LATENCY,
     UPLOAD_FAILURES,
     LOST,
-    LOST,
     JOINED,
     LEASE_WAIT,
     DELIVERED,
@@ -142,4 +141,3 @@ const DELIVERED: &str = "iga_delivered_image_count";
 const UNDELIVERED: &str = "iga_undelivered_image_count";
 pub const REQUESTS: &str = "iga_generate_image_request_count";
 pub const DROPPED_LINES: &str = "iga_dropped_log_lines_count";
-const LOST: &str = "iga_lost_image_count";
