@@ -31,5 +31,7 @@ ENTRYPOINT ["/iga-local"]
 
 FROM gcr.io/distroless/static-debian13:nonroot
 COPY --from=build /build/target/*-musl/release/iga /
+LABEL org.opencontainers.image.title="IGA" org.opencontainers.image.licenses="Apache-2.0"
+LABEL org.opencontainers.image.description="HTTP function: an image by Vertex AI, stored in Cloud Storage"
 EXPOSE 5007
 ENTRYPOINT ["/iga"]

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Admits one role of an AWS account to Google Cloud without a key: the role can call Vertex AI and store images in one bucket.
-# Usage: scripts/setup-aws.sh --project ID --bucket NAME --account NUMBER [--role iga-lambda] [--bucket-location US] [--print]
-# --project and --bucket are Google's, --account and --role are AWS's; --print only shows the commands. It keeps what
-# exists, so it can run again. It writes google-credentials.json, which holds no secret.
+# Usage: scripts/setup-aws.sh --project ID --bucket NAME --account NUMBER [--role iga-lambda] [--bucket-location US]
+#        [--prefix images/iga/] [--print] [--help]
+# --project, --bucket and --prefix are Google's, --account and --role are AWS's; --print only shows the commands. It keeps
+# what exists, so it can run again. It writes google-credentials.json, which holds no secret.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
 
-project='' bucket='' account='' role=iga-lambda bucket_location=US print=''
+project='' bucket='' account='' role=iga-lambda bucket_location=US prefix=images/iga/ print=''
 problems=()
 
 main() {
@@ -27,6 +28,7 @@ main() {
         gcloud storage buckets create "gs://$bucket" "--project=$project" "--location=$bucket_location" \
         --uniform-bucket-level-access --public-access-prevention
     check_bucket
+    lifecycle
     bind
     run gcloud iam workload-identity-pools create-cred-config \
         "projects/$number/locations/global/workloadIdentityPools/iga-aws/providers/$role" --aws --output-file=google-credentials.json
@@ -75,6 +77,28 @@ check_bucket() {
     fi
 }
 
+# Receipts and forgotten leases go after a week. The command replaces all rules, so a bucket with others is left alone.
+lifecycle() {
+    local rules file=rule.json
+    rules='{"rule": [{"action": {"type": "Delete"}, "condition": {"age": 7, "matchesPrefix": ["'$prefix'.iga/"]}}]}'
+    if [ -n "$print" ]; then
+        echo "echo '$rules' > $file"
+    else
+        case $(gcloud storage buckets describe "gs://$bucket" '--format=value(lifecycle_config)') in
+            '') ;;
+            *"$prefix.iga/"*) return ;;
+            *)
+                echo "gs://$bucket has lifecycle rules of its own. Add this one: $rules" >&2
+                return
+                ;;
+        esac
+        file=$(mktemp)
+        echo "$rules" >"$file"
+    fi
+    run gcloud storage buckets update "gs://$bucket" "--lifecycle-file=$file"
+    [ -n "$print" ] || rm "$file"
+}
+
 bind() {
     local role_of_bucket
     run gcloud projects add-iam-policy-binding "$project" "--member=$member" "--role=projects/$project/roles/igaModels" \
@@ -118,8 +142,12 @@ quoted() {
 read_arguments() {
     while [ $# -gt 0 ]; do
         case $1 in
+            --help)
+                sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+                exit
+                ;;
             --print) print=yes ;;
-            --project | --bucket | --account | --role | --bucket-location)
+            --project | --bucket | --account | --role | --bucket-location | --prefix)
                 [ $# -gt 1 ] || give_up "A value is missing after $1."
                 local name=${1#--}
                 printf -v "${name//-/_}" %s "$2"
@@ -137,6 +165,8 @@ check_arguments() {
     demand account '^[0-9]{12}$' 'the AWS account: aws sts get-caller-identity --query Account --output text'
     # It is also the provider's id, and Google limits the ARN of a session to 127 characters.
     demand role '^[a-z][a-z0-9-]{3,22}$' 'the role of the function, 4 to 23 lower case letters, digits and hyphens'
+    prefix=$(sed 's#^/*##; s#/*$##; s#.$#&/#' <<<"$prefix") # as IGA reads it
+    [ -z "$prefix" ] || demand prefix '^([A-Za-z0-9_-][A-Za-z0-9._-]*/)*$' 'the folder of the images in the bucket'
     demand bucket_location '^[A-Za-z0-9-]+$' 'the location of a bucket that must be created'
     [ ${#problems[@]} -eq 0 ] || give_up "$(printf '%s\n' "${problems[@]}")"
 }

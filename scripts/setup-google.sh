@@ -1,30 +1,19 @@
 #!/usr/bin/env bash
 # Prepares a Google Cloud project: APIs, image repository, accounts with the roles that they need and no more, buckets.
-# Usage: scripts/setup-google.sh [--print] [PROJECT REGION BUCKET]; without them it reads the variables of these names.
-# It keeps what exists, so it can run again. --print shows the commands for an empty project and runs none.
+# Usage: scripts/setup-google.sh [--project ID] [--region NAME] [--bucket NAME] [--prefix images/iga/] [--print] [--help]
+# An option that is missing is read from PROJECT, REGION, BUCKET or IGA_GCS_IMAGE_PREFIX. It keeps what exists, so it can
+# run again. --print shows the commands for an empty project and runs none.
 set -euo pipefail
 
-print=
-if [ "${1:-}" = --print ]; then
-    print=yes
-    shift
-fi
-project=${1:-${PROJECT:-}}
-region=${2:-${REGION:-}}
-bucket=${3:-${BUCKET:-}}
-# As IGA reads it: no slash in front, one at the end, or nothing.
-prefix=$(sed 's#^/*##; s#/*$##; s#.$#&/#' <<<"${IGA_GCS_IMAGE_PREFIX-images/iga/}")
-
-sources=run-sources-$project-$region # `gcloud run deploy --source` uploads to it
-runtime=iga@$project.iam.gserviceaccount.com
-builder=iga-build@$project.iam.gserviceaccount.com
-new=
+print='' project=${PROJECT:-} region=${REGION:-} bucket=${BUCKET:-} prefix=${IGA_GCS_IMAGE_PREFIX-images/iga/}
+problems=() new=''
 
 main() {
-    [ -n "$project" ] || give_up 'The project is missing: pass PROJECT REGION BUCKET, or set PROJECT.'
-    [ -n "$region" ] || give_up 'The region is missing, such as us-central1: pass PROJECT REGION BUCKET, or set REGION.'
-    [ -n "$bucket" ] || give_up 'The bucket for the images is missing: pass PROJECT REGION BUCKET, or set BUCKET.'
-    case $bucket in */*) give_up "The bucket must be a name alone, without gs:// and slashes: $bucket" ;; esac
+    read_arguments "$@"
+    check_arguments
+    sources=run-sources-$project-$region # `gcloud run deploy --source` uploads to it
+    runtime=iga@$project.iam.gserviceaccount.com
+    builder=iga-build@$project.iam.gserviceaccount.com
     [ -n "$print" ] || command -v gcloud >/dev/null || give_up 'gcloud is missing: https://cloud.google.com/sdk/docs/install'
 
     run gcloud services enable run.googleapis.com aiplatform.googleapis.com storage.googleapis.com \
@@ -107,6 +96,42 @@ lifecycle() {
     [ -n "$print" ] || rm "$file"
 }
 
+read_arguments() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --help)
+                sed -n '2,/^set/s/^# //p' "$0"
+                exit
+                ;;
+            --print) print=yes ;;
+            --project | --region | --bucket | --prefix)
+                [ $# -gt 1 ] || give_up "A value is missing after $1."
+                printf -v "${1#--}" %s "$2"
+                shift
+                ;;
+            *) give_up "$1 is not an option. $(sed -n 's/^# Usage/Usage/p' "$0")" ;;
+        esac
+        shift
+    done
+}
+
+check_arguments() {
+    demand project '^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$' 'the Google Cloud project that pays for the images'
+    demand region '^[a-z]+-[a-z]+[0-9]+$' 'the region of the service, such as us-central1'
+    demand bucket '^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$' 'the Cloud Storage bucket that takes the images, without gs://'
+    prefix=$(sed 's#^/*##; s#/*$##; s#.$#&/#' <<<"$prefix") # as IGA reads it: one slash at its end, or empty
+    [ -z "$prefix" ] || demand prefix '^([A-Za-z0-9_-][A-Za-z0-9._-]*/)*$' 'the folder of the images in the bucket'
+    [ ${#problems[@]} -eq 0 ] || give_up "$(printf '%s\n' "${problems[@]}")"
+}
+
+demand() { # NAME PATTERN MEANING
+    if [ -z "${!1}" ]; then
+        problems+=("--$1 is missing: $3.")
+    elif [[ ! ${!1} =~ $2 ]]; then
+        problems+=("--$1 cannot be ${!1}: it is $3.")
+    fi
+}
+
 has() {
     [ -z "$print" ] && "$@" >/dev/null 2>&1
 }
@@ -138,4 +163,4 @@ give_up() {
     exit 1
 }
 
-main
+main "$@"

@@ -274,7 +274,11 @@ impl ImageExtractor {
     }
 
     fn value_ends(&mut self, value: Value, holds_image: bool) -> State {
-        self.skeleton_bytes += VALUE_BYTES + value.as_str().map_or(0, str::len);
+        self.skeleton_bytes += match &value {
+            Value::Object(_) => OBJECT_BYTES,
+            Value::String(text) => VALUE_BYTES + text.len(),
+            _ => VALUE_BYTES,
+        };
         let is_full = self.is_full();
         match self.open.last_mut() {
             None => {
@@ -723,8 +727,10 @@ const MAX_TEXT_BYTES_WHEN_FULL: usize = 256;
 /// An API error's details are the deepest values that are read.
 const MAX_DEPTH: usize = 12;
 
-/// About what a value of the skeleton takes beside its text.
+/// About the memory of a value beside its text and members.
 const VALUE_BYTES: usize = 64;
+/// An object has room for eleven members from the first one on.
+const OBJECT_BYTES: usize = 700;
 
 #[cfg(test)]
 mod tests {

@@ -599,6 +599,10 @@ impl FlightTask {
     fn stored(&mut self, generated: Generated) {
         self.stage = Stage::Stored;
         drop(self.permit.take());
+        if self.callers.borrow().are_gone_untold() {
+            let image_url = format!("gs://{}/{}", self.flights.storage.bucket(), generated.object);
+            metrics::image_undelivered(&image_url, &generated.model);
+        }
         self.report.send_replace(Progress::Stored(generated, Instant::now()));
     }
 

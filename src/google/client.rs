@@ -1,4 +1,4 @@
-//! The one way in which a request is sent to Google's services, with the credential that both share.
+//! Sends requests to Google's services, with the credential that all of them share.
 
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
@@ -18,10 +18,10 @@ pub struct Client {
     pub credentials: CredentialStore,
 }
 
-/// Why a request got no answer.
+/// Why a request got no response.
 #[derive(Debug)]
 pub enum SendError {
-    /// Nothing was sent, said in the caller's words: no client, no access token, no valid request.
+    /// Nothing was sent: no client, no access token, or no valid request.
     Unsent(Error),
     Http(legacy::Error),
     /// The deadline passed first.
@@ -86,7 +86,7 @@ impl Client {
         }
     }
 
-    /// The service account that the metadata server speaks for, if there is one and it answers.
+    /// The service account of the metadata server, if one responds.
     pub async fn metadata_email(&self, deadline: Instant) -> Option<String> {
         let host = self.credentials.metadata_host();
         let url =
@@ -96,7 +96,7 @@ impl Client {
             .send_unsigned(Via::Pool, deadline, request)
             .await
             .ok()
-            .filter(|answer| answer.status().is_success())?;
+            .filter(|response| response.status().is_success())?;
         let email =
             timeout_at(deadline, Limited::new(response.into_body(), MAX_EMAIL_BYTES).collect())
                 .await

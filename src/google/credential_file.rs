@@ -1,4 +1,4 @@
-//! Credentials files: what they are, whether they can work, and what is told of them: kinds and names, never secrets
+//! Credentials files: which kind they are, whether they can work, and their names, but never their secrets
 //! ("Application Default Credentials", "Workload Identity Federation").
 
 use ring::rsa::KeyPair;
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_is_told_with_its_names_and_without_its_secrets() {
+    fn every_type_is_named_without_its_secrets() {
         for kind in CredentialKind::TYPES {
             let file = json!({"type": kind, "client_email": "a@b", "private_key": "SECRET", "refresh_token": "SECRET",
                 "service_account_impersonation_url": "https://x/v1/projects/-/serviceAccounts/c@d:generateAccessToken"});
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_google_cannot_sign_with_is_told_without_its_text() {
+    fn an_unusable_private_key_is_explained_without_its_text() {
         let good = include_str!("../../tests/it/test_key.pem");
         for key in [good.to_owned(), good.replace('\n', "\r\n"), format!("\n{good}\n")] {
             assert!(CredentialFile::parse(account(&key).to_string().as_bytes()).is_ok());
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_work_is_told_without_its_text() {
+    fn an_unusable_file_is_explained_without_its_text() {
         let user = json!({"type": "authorized_user", "client_id": "SECRET", "client_secret": "SECRET",
             "refresh_token": "SECRET"});
         let with = |name: &str, value: Value| {
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_federated_identity_is_told_by_its_cloud() {
+    fn a_federated_identity_is_named_by_its_cloud() {
         let azure = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=x";
         for (source, told) in [
             (json!({"environment_id": "aws1", "url": "http://169.254.169.254/latest"}), "AWS"),

@@ -12,9 +12,13 @@ use google_cloud_auth::credentials::{
 use google_cloud_auth::errors::CredentialsError;
 use http::HeaderMap;
 use std::fmt;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use tokio::time::{Instant, timeout_at};
 
 /// Application Default Credentials, built on first use.
@@ -108,15 +112,16 @@ impl CredentialStore {
         let credential = self.credential().map_err(Failure::never)?;
         let limit = within(deadline, self.timing.token_try);
         let eviction = EvictOnDrop { store: self, credential: &credential };
-        let error = match timeout_at(limit, credential.headers(http::Extensions::new())).await {
-            Ok(Ok(CacheableResource::New { data, .. })) => {
+        let headers = unwinding(credential.headers(http::Extensions::new()));
+        let error = match timeout_at(limit, headers).await.map_err(|_| TokenFailure::timeout()) {
+            Ok(Some(Ok(CacheableResource::New { data, .. }))) => {
                 std::mem::forget(eviction);
                 self.has_worked.store(true, Ordering::Relaxed);
                 return Ok(Authorization { headers: data, credential });
             }
-            Ok(Ok(CacheableResource::NotModified)) => TokenFailure::default(),
-            Ok(Err(error)) => TokenFailure::of(&error),
-            Err(_) => TokenFailure::timeout(),
+            Ok(Some(Err(error))) => TokenFailure::of(&error),
+            Ok(Some(Ok(CacheableResource::NotModified)) | None) => TokenFailure::of_the_library(),
+            Err(failure) => failure,
         };
         Err(self.failure(error))
     }
@@ -267,7 +272,20 @@ impl CredentialStore {
 
 const METADATA_HOST: &str = "metadata.google.internal";
 
-/// What the log and the doctor are told beyond the caller's details: paths, hosts, pools, advice.
+/// The result of a future; `None` if it panics.
+async fn unwinding<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        let poll = AssertUnwindSafe(|| future.as_mut().poll(context));
+        match catch_unwind(poll) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+/// For the log and the doctor only, beyond the caller's details: paths, hosts, pools, advice.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct ForOperator(String);
@@ -276,7 +294,7 @@ struct ForOperator(String);
 ///
 /// Its texts hold whatever a token endpoint sends, which may be what was sent to it. Only fixed phrases, the HTTP
 /// status and words that look like error codes are taken from them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct TokenFailure {
     text: String,
     is_transient: bool,
@@ -286,6 +304,12 @@ struct TokenFailure {
 impl TokenFailure {
     fn timeout() -> TokenFailure {
         let text = "no response in time".to_owned();
+        TokenFailure { text, is_transient: true, is_unknown_host: false }
+    }
+
+    /// A panic, for example because no file can be opened for a moment.
+    fn of_the_library() -> TokenFailure {
+        let text = "Google's library failed".to_owned();
         TokenFailure { text, is_transient: true, is_unknown_host: false }
     }
 
@@ -363,7 +387,7 @@ const STEPS: &[&str] = &[
     "failed to parse service account private key",
 ];
 
-/// What the texts of the library and of the operating system say, and what is told of it.
+/// Phrases of the library and of the operating system, and what is shown in their place.
 const REASONS: &[(&str, &str)] = &[
     (NO_SUCH_HOST, "the host's name cannot be resolved"),
     ("Connection refused", "connection refused"),

@@ -1,4 +1,4 @@
-//! The HTTP client for all that goes out: one pool of connections, one way to trust, bounded buffers.
+//! The HTTP client for all requests to Google: pools of connections, certificates, proxies, bounded buffers.
 
 use bytes::Bytes;
 use http::uri::Scheme;
@@ -50,8 +50,8 @@ pub enum Via {
 /// What is sent: a small text at once, or an image's chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// The client cannot be built. All else about it being fixed, the machine lacks what TLS needs; Google's
-/// credentials library would panic there.
+/// The client cannot be built because the machine lacks CA certificates. Google's credentials library would
+/// panic there.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "IGA cannot start: this machine has no usable CA certificates, so no TLS connection can be trusted. Install \
@@ -61,7 +61,7 @@ pub struct NoClient(#[source] rustls::Error);
 
 impl HttpClient {
     /// # Errors
-    /// Where the machine lacks what TLS needs.
+    /// If the machine lacks CA certificates.
     pub fn build(&self) -> Result<(), NoClient> {
         self.pools().map(|_| ())
     }
@@ -97,10 +97,10 @@ pub fn text(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed_unsync()
 }
 
-/// The next chunk of a body; None at its end.
+/// The next chunk of a body; `None` at its end.
 ///
 /// # Errors
-/// Where the connection broke.
+/// If the connection broke.
 pub async fn next_chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
     while let Some(frame) = body.frame().await {
         if let Ok(chunk) = frame?.into_data() {
@@ -124,8 +124,8 @@ impl Pools {
     }
 }
 
-/// Opens connections: to the host itself or, for https, through the proxy that the environment names for it
-/// (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+/// Opens connections: directly, or for https through the proxy of the environment (`HTTPS_PROXY`, `ALL_PROXY`,
+/// `NO_PROXY`).
 #[derive(Clone)]
 struct Connector {
     tcp: HttpConnector,
@@ -141,7 +141,7 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        // A model takes its time, and what lies between forgets connections on which nothing is said.
+        // A model can take a minute; NATs and firewalls in between drop idle connections sooner.
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
@@ -179,7 +179,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// What one connection reads at once, and the most that it holds for somebody who does not read on.
+/// What one connection reads at once, and the most that it holds while its body is not read.
 pub const BUFFER_BYTES: usize = 32 * 1024;
 
 /// TCP, the proxy and TLS together.

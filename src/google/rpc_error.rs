@@ -105,7 +105,7 @@ impl GoogleError {
     pub fn text(&self, http_status: u16) -> String {
         let mut text = match self.message.trim() {
             "" => format!("HTTP {http_status} without an explanation."),
-            message => message.to_owned(),
+            message => message.chars().take(MAX_TOLD_CHARS).collect(),
         };
         let codes = support_codes(&self.debug).map(|codes| format!("Support codes: {codes}"));
         for more in self.violations.iter().cloned().chain(codes) {
@@ -253,6 +253,8 @@ fn on_one_line(text: &str, max_chars: usize) -> String {
 /// No longer wait is told or waited for.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// Leaves room in the details of an error for what follows the message.
+const MAX_TOLD_CHARS: usize = 600;
 const MAX_MESSAGE_CHARS: usize = 300;
 const MAX_LOGGED_CHARS: usize = 500;
 
@@ -331,6 +333,8 @@ mod tests {
             assert_eq!(google.text(503), told);
             assert_eq!(google.body.is_some(), !body.is_empty());
         }
+        let long = json!({"error": {"message": "x".repeat(5000), "details": [{"reason": "WHY"}]}});
+        assert!(parse(long).text(400).ends_with("x [WHY]"));
         let google = GoogleError::parse(&[b'x'; 10_000]);
         assert_eq!(google.text(500).len(), MAX_MESSAGE_CHARS);
         assert_eq!(google.body.unwrap().to_string().len(), MAX_LOGGED_CHARS);

@@ -153,6 +153,10 @@ impl Storage {
         }
     }
 
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
     /// Empty, or ending in a slash.
     pub fn prefix(&self) -> &str {
         &self.prefix

@@ -9,7 +9,7 @@ use crate::google::http::{next_chunk, text};
 use crate::google::rpc_error::{GoogleError, support_codes};
 use crate::image::Image;
 use crate::model::{Outcome, Params, elements};
-use crate::retry::{self, Failure};
+use crate::retry::{self, Failure, within};
 use crate::telemetry::metrics;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -398,6 +398,7 @@ async fn response_failure(
 async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleError {
     let mut incoming = response.into_body();
     let mut body = Vec::new();
+    let deadline = within(deadline, ERROR_TIME);
     while body.len() < MAX_ERROR_BYTES {
         match timeout_at(deadline, next_chunk(&mut incoming)).await {
             Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
@@ -523,6 +524,8 @@ const SAFETY_WORDS: &[&str] = &[
 
 const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
 
+/// How long and how far the body of an error is read.
+const ERROR_TIME: Duration = Duration::from_secs(2);
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 const MAX_MODEL_ID_BYTES: usize = 100;
 

@@ -83,7 +83,9 @@ fn refusal(skeleton: &Value) -> Outcome {
     }
     texts.retain(|text| !text.is_empty());
     texts.dedup();
-    let words = texts.join(" ");
+    let chars_each = MAX_REFUSAL_CHARS / texts.len().max(1);
+    let cut = |text: &String| text.chars().take(chars_each).collect::<String>();
+    let words = texts.iter().map(cut).collect::<Vec<_>>().join(" ");
     if is_blocked {
         return Outcome::Blocked(words);
     }
@@ -130,6 +132,9 @@ fn reason_and_text(reason: &str, text: &str) -> String {
 /// What the reasons for a filter are called, with and without `IMAGE_`; new ones come in the same words.
 const FILTERS: [&str; 7] =
     ["SAFETY", "RECITATION", "BLOCK", "PROHIBITED", "SPII", "MODEL_ARMOR", "JAILBREAK"];
+
+/// All candidates share the details of an error.
+const MAX_REFUSAL_CHARS: usize = 900;
 
 /// The end of an enum's name for "not set".
 const UNSPECIFIED: &str = "UNSPECIFIED";
@@ -250,6 +255,17 @@ mod tests {
                 assert_eq!(outcome(&response), Outcome::Image(0), "{response}");
             }
         }
+    }
+
+    #[test]
+    fn a_long_text_leaves_room_for_the_other_candidates() {
+        let long = "x".repeat(2000);
+        let response = format!(
+            r#"{{"candidates": [{{"finishReason": "STOP", "finishMessage": "{long}"}},
+            {{"finishReason": "IMAGE_SAFETY", "finishMessage": "Filtered."}}]}}"#
+        );
+        let Outcome::Blocked(words) = outcome(&response) else { panic!("it is blocked") };
+        assert!(words.len() <= 900 && words.ends_with(" IMAGE_SAFETY: Filtered."), "{words}");
     }
 
     #[test]

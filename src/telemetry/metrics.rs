@@ -71,7 +71,7 @@ pub fn image_paid(model: &str) {
 
 /// `iga_lost_image_count`: a paid image could not be stored in time.
 pub fn image_lost(reason: &str) {
-    info!(metric_name = "iga_lost_image_count", value = 1, tags.reason = reason, "paid image lost");
+    info!(metric_name = LOST, value = 1, tags.reason = reason, "paid image lost");
 }
 
 /// `iga_joined_count`: a request that is answered by another's generation.
@@ -94,6 +94,17 @@ pub fn image_delivered(image_url: &str, model: &str) {
     debug!(metric_name = DELIVERED, value = 1, "image delivered");
 }
 
+/// `iga_undelivered_image_count`: a paid image is stored after every caller of it has left. A retry can still get it.
+pub fn image_undelivered(image_url: &str, model: &str) {
+    info!(
+        metric_name = UNDELIVERED,
+        value = 1,
+        tags.model = model,
+        image_url,
+        "image stored after its callers left"
+    );
+}
+
 fn milliseconds(latency: Duration) -> u64 {
     u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)
 }
@@ -113,6 +124,7 @@ pub const ALL: &[&str] = &[
     JOINED,
     LEASE_WAIT,
     DELIVERED,
+    UNDELIVERED,
     DROPPED_LINES,
 ];
 
@@ -126,5 +138,6 @@ const LOST: &str = "iga_lost_image_count";
 const JOINED: &str = "iga_joined_count";
 const LEASE_WAIT: &str = "iga_lease_wait_ms";
 const DELIVERED: &str = "iga_delivered_image_count";
+const UNDELIVERED: &str = "iga_undelivered_image_count";
 pub const REQUESTS: &str = "iga_generate_image_request_count";
 pub const DROPPED_LINES: &str = "iga_dropped_log_lines_count";

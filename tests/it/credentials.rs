@@ -37,7 +37,7 @@ async fn service_with(emulator: Emulator, file: &Value) -> (Service, TempDir) {
     (Service::on(emulator, &settings).await, folder)
 }
 
-/// What the log and the doctor are told of a token that this file does not yield.
+/// What the log and the doctor say when this file yields no token.
 async fn causes(service: &Service, folder: &TempDir) -> String {
     let path = folder.path().join("credentials.json");
     let path = [("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap())];

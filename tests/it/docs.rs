@@ -76,3 +76,16 @@ fn every_dependency_has_its_reason() {
         }
     }
 }
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let page = include_str!("../../docs/threat-model.md");
+    let named: Vec<_> = page.split('`').filter_map(|text| text.split_once("::")).collect();
+    assert!(named.len() >= 20, "{named:?}");
+    for (module, test) in named {
+        let path = format!("{}/tests/it/{module}.rs", env!("CARGO_MANIFEST_DIR"));
+        let source = std::fs::read_to_string(&path).expect(&path);
+        let exists = test == "*" || source.contains(&format!("fn {test}("));
+        assert!(exists, "{module}::{test}");
+    }
+}

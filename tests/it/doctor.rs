@@ -270,7 +270,7 @@ async fn an_env_file_that_cannot_be_read_is_a_finding() {
 }
 
 #[tokio::test]
-async fn a_credentials_file_that_is_none_is_a_finding() {
+async fn an_unusable_credentials_file_is_a_finding() {
     let emulator = emulator().await;
     let unset = "unset GOOGLE_APPLICATION_CREDENTIALS; gcloud auth application-default login";
     for (file, words) in [
@@ -294,7 +294,7 @@ async fn a_credentials_file_that_is_none_is_a_finding() {
 }
 
 #[tokio::test]
-async fn gclouds_own_file_that_is_none_is_a_finding() {
+async fn an_unusable_file_of_gcloud_is_a_finding() {
     let (emulator, deployment) = (emulator().await, TempDir::new().unwrap());
     let folder = deployment.path().join(".config/gcloud");
     std::fs::create_dir_all(&folder).unwrap();
@@ -308,7 +308,7 @@ async fn gclouds_own_file_that_is_none_is_a_finding() {
 }
 
 #[tokio::test]
-async fn every_kind_of_credentials_file_is_told_without_its_secrets() {
+async fn every_kind_of_credentials_file_is_named_without_its_secrets() {
     let emulator = emulator().await;
     let url = emulator.url();
     let email = "iga@test-project.iam.gserviceaccount.com";
@@ -365,7 +365,7 @@ const LAMBDA: &[(&str, &str)] = &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")];
 #[tokio::test]
 async fn a_federation_file_for_another_cloud_is_a_finding() {
     let emulator = emulator().await;
-    // Nobody listens there, as nobody does at the metadata servers' address on another cloud.
+    // A port without a listener, like the address of a metadata server on another cloud.
     let metadata = "http://127.0.0.1:1/latest/meta-data";
     let aws = json!({"environment_id": "aws1", "region_url": metadata, "url": metadata});
     let azure = json!({"url": "http://127.0.0.1:1/metadata/identity/oauth2/token", "headers": {"Metadata": "True"}});
@@ -458,7 +458,7 @@ async fn a_federated_identity_that_google_does_not_let_in_is_a_finding() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_to_be_had_is_a_finding() {
+async fn a_missing_token_is_a_finding() {
     let sign_in = "gcloud auth application-default login";
     for status in [401, 403, 404, 500, 503] {
         let findings =
@@ -616,13 +616,14 @@ async fn a_location_that_does_not_exist_is_a_finding() {
 
 #[tokio::test]
 async fn a_bucket_that_does_not_exist_is_a_finding() {
-    let findings = doctor(&emulator().await, &[("GCS_BUCKET_NAME", "nobodys")]).await;
-    let remedy = "gcloud storage buckets create gs://nobodys --project test-project --location us";
-    findings.fail("bucket", "gs://nobodys: The specified bucket does not exist.", remedy);
+    let findings = doctor(&emulator().await, &[("GCS_BUCKET_NAME", "missing-bucket")]).await;
+    let remedy =
+        "gcloud storage buckets create gs://missing-bucket --project test-project --location us";
+    findings.fail("bucket", "gs://missing-bucket: The specified bucket does not exist.", remedy);
 }
 
 #[tokio::test]
-async fn permissions_that_lack_are_a_finding_and_nothing_is_written() {
+async fn missing_permissions_are_a_finding_and_nothing_is_written() {
     let [create, get, delete] =
         ["storage.objects.create", "storage.objects.get", "storage.objects.delete"];
     let shared = [("IGA_SHARED_RETRIES", "True")];
@@ -657,7 +658,7 @@ async fn an_upload_that_is_refused_after_all_is_a_finding() {
 }
 
 #[tokio::test]
-async fn an_object_whose_creation_was_not_confirmed_is_taken_away() {
+async fn an_object_whose_creation_was_not_confirmed_is_deleted() {
     let findings = doctor_after(Fault::new(Stage::UploadEnd, Action::status(403))).await;
     findings.fail("bucket", "no object could be created", "");
 }
@@ -752,11 +753,11 @@ async fn a_clock_that_is_wrong_is_a_finding() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_by_a_stranger_is_a_finding() {
+async fn a_port_in_use_by_another_process_is_a_finding() {
     let emulator = emulator().await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    // Whoever calls is hung up on.
+    // Closes each connection at once.
     std::thread::spawn(move || listener.incoming().for_each(drop));
     for (name, others) in [("PORT", None), ("IGA_PORT", Some("PORT"))] {
         let mut command = command(&emulator, &[CURRENT, &[(name, &port.to_string())]].concat());

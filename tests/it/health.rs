@@ -58,7 +58,7 @@ fn a_response_other_than_200_is_a_sentence() {
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = port_of(&listener);
-        let stranger = std::thread::spawn(move || {
+        let server = std::thread::spawn(move || {
             let (mut socket, _) = listener.accept().unwrap();
             // Read first: what is unread when a socket closes makes it a reset.
             let _ = std::io::Read::read(&mut socket, &mut [0; 1024]);
@@ -69,7 +69,7 @@ fn a_response_other_than_200_is_a_sentence() {
             code == Some(1) && text.contains(words) && text.contains("instead of 200"),
             "{text}"
         );
-        stranger.join().unwrap();
+        server.join().unwrap();
     }
 }
 
@@ -87,7 +87,7 @@ fn an_invalid_port_is_unhealthy_and_not_dockers_reserved_code() {
 }
 
 #[test]
-fn help_and_version_are_told_and_other_words_are_refused() {
+fn help_and_version_are_printed_and_other_words_are_refused() {
     for words in [["--help"], ["-h"]] {
         let output = iga(&words, "");
         assert!(output.status.success() && output.stdout.starts_with(b"Usage: iga"));

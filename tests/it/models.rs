@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga_emulator::{Action, Cut, Delivery, Ending, Fault, Options, Stage};
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
 fn bytes(image: &str) -> Vec<u8> {
@@ -242,6 +243,18 @@ async fn a_response_cut_within_its_json_is_lost_and_says_so() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn an_error_whose_body_falls_silent_is_told_long_before_the_deadline() {
+    let service = Service::current().await;
+    let body = r#"{"error": {"message": "Permission denied on x."}}"#;
+    let cut = Some(Cut::after_body(Ending::Stall));
+    let delivery = Delivery { excess_length: 1, cut, ..Delivery::default() };
+    let error = Action::response_with(403, "application/json", body).delivery(delivery);
+    service.fault(Stage::Model, error);
+    let answer = tokio::time::timeout(Duration::from_secs(60), service.prompt()).await.unwrap();
+    answer.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED").details_have("Permission denied on x.");
 }
 
 #[tokio::test]

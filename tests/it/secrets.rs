@@ -331,6 +331,25 @@ async fn a_token_response_that_makes_no_sense_is_not_shown() {
 }
 
 #[tokio::test]
+async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
+    let emulator = emulator().await;
+    // The library does not expect a token that has expired.
+    let body = json!({"accessToken": SECRET, "expireTime": "2001-01-01T00:00:00Z"}).to_string();
+    let expired = Action::response_with(200, "application/json", body);
+    let fault = Fault::new(Stage::Token, expired).matching(":generateAccessToken");
+    emulator.script(fault.always());
+    let file = json!({"type": "impersonated_service_account",
+        "source_credentials": user(&format!("{}/token", emulator.url())),
+        "service_account_impersonation_url": format!("{}/v1/projects/-/serviceAccounts/a@b:generateAccessToken", emulator.url())});
+    let text = file_is_kept("panic", &emulator, &file.to_string(), &[]).await;
+    for words in
+        ["message withheld", "Google's library failed", "Service Unavailable: no access token"]
+    {
+        assert!(text.contains(words), "{words}:\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_that_is_refused_is_not_shown() {
     for stage in [Stage::Model, Stage::UploadStart, Stage::Read, Stage::Delete] {
         for status in [401, 403] {
