@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-/// Somebody else's Cloud Storage, with one empty bucket; ends when dropped.
+/// A Cloud Storage of another author, with one empty bucket; ends when dropped.
 struct ThirdParty {
     process: Child,
     address: SocketAddr,
