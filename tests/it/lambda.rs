@@ -169,6 +169,15 @@ async fn a_body_that_is_not_the_base64_it_claims_to_be_is_a_400() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_no_host_is_a_sentence_and_no_panic() {
+    let app = App::new(config(&emulator().await, CURRENT));
+    let event = json!({"version": "2.0", "rawPath": "/health", "headers": {"host": "1.2.3.4.5"},
+        "requestContext": {"domainName": "1.2.3.4.5", "http": {"method": "GET", "path": "/health"}}});
+    let refused = runtime::invoke(app, &event.to_string()).await.unwrap_err();
+    assert!(refused.contains("host"), "{refused}");
+}
+
+#[tokio::test]
 async fn another_event_gets_a_sentence_that_names_those_that_are_taken() {
     let emulator = emulator().await;
     for event in [
