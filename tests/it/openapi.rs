@@ -1,5 +1,6 @@
 //! `openapi.yaml` says what the code does: fields, allowed values, headers, limits, error codes.
 
+use crate::support::service::Service;
 use iga::error::Kind;
 use iga::model::{ImageSize, OutputMimeType, RATIOS};
 use serde_norway::Value;
@@ -77,4 +78,21 @@ fn allowed_values_are_those_of_the_code() {
 fn the_version_is_the_packages() {
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(at(&document(), "info version").as_str(), Some(version));
+}
+
+/// Without `positive_data_acceptance`: a schema cannot say which model takes which parameter.
+#[tokio::test]
+#[ignore = "needs Schemathesis"]
+async fn the_service_keeps_to_the_document() {
+    let service = Service::start().await;
+    let program = std::env::var_os("IGA_TEST_SCHEMATHESIS").unwrap_or("st".into());
+    let output = tokio::process::Command::new(program)
+        .args(["run", "openapi.yaml", "--url", &service.url])
+        .args(["--exclude-checks", "positive_data_acceptance", "--suppress-health-check", "all"])
+        .args(["--generation-deterministic", "--max-examples", "60"])
+        .envs([("NO_PROXY", "127.0.0.1"), ("NO_COLOR", "1")])
+        .output()
+        .await
+        .expect("Schemathesis can be started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
