@@ -1,4 +1,4 @@
-//! The tables of the docs say what the code does.
+//! The README and the pages of docs/ match the code, and their links work.
 
 use iga::config::Timing;
 use iga::config::settings::{Preset, SETTINGS, Setting};
@@ -52,7 +52,7 @@ fn every_metric_is_in_the_table() {
 }
 
 #[test]
-fn the_times_in_the_text_are_the_codes() {
+fn the_times_in_the_text_match_the_code() {
     let lease_life = Timing::DEFAULT.lease_life.as_secs();
     has(
         RELIABILITY,

@@ -2,7 +2,7 @@
 //!
 //! The table stands in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
 
-use crate::support::service::{CURRENT, PROMPT, Service, answer, config, emulator};
+use crate::support::service::{CURRENT, PROMPT, Service, config, emulator, fetch};
 use iga::telemetry;
 use iga_emulator::{Action, Fault, Stage, StoredObject};
 use serde_json::{Value, json};
@@ -145,7 +145,7 @@ fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fau
             .request()
             .header("content-type", "application/json")
             .header("idempotency-key", "k");
-        let answer = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
+        let answer = fetch(request.body(json!({"prompt": PROMPT}).to_string())).await;
         service.emulator.clear_faults();
         let objects = service.emulator.objects();
         let (records, images): (Vec<_>, Vec<_>) =
