@@ -317,8 +317,9 @@ impl Lease {
         (self.owed, self.is_claimed_elsewhere) = (false, false);
         self.taken_at = Instant::now();
         self.attempt = random_hex::<8>();
-        // A lease that is taken over is a retry's, however young.
-        let renewal = place.stem.is_some().then(random_hex::<8>);
+        // A lease that is taken over is a retry's, however young, and not a variant's.
+        let is_retry = place.stem.is_some() && !self.request.is_keyed();
+        let renewal = is_retry.then(random_hex::<8>);
         let (name, metadata) = (self.name(), self.lease_metadata(false, renewal));
         let generation = place.if_generation.as_deref();
         let written =

@@ -565,3 +565,46 @@ async fn an_account_without_read_or_overwrite_keeps_the_documented_promises() {
         assert_eq!(emulator.counters().paid_generations, 2);
     }
 }
+
+/// Stops while Cloud Storage is silent, and while the request waits for another instance.
+#[tokio::test]
+async fn a_stop_signal_keeps_stored_images_and_releases_unfinished_leases() {
+    let receipt_hangs = async {
+        let emulator = emulator().await;
+        let config = config(&emulator, CURRENT);
+        let (service, stop) = Service::run_until_stopped(emulator, config).await;
+        let receipt = Fault::new(Stage::UploadStart, Action::Stall).matching("/.iga/key/");
+        service.emulator.script(receipt.with_metadata("object").always());
+        with_key(&service, "k").await.is_image();
+        stop.now().await;
+        let records = records(&service);
+        assert!(records.len() == 1 && records[0]["life_ms"].is_string(), "{records:?}");
+    };
+    let lease_hangs = async {
+        let emulator = emulator().await;
+        let mut config = config(&emulator, CURRENT);
+        config.timing.record_try = Duration::from_secs(60);
+        let (service, stop) = Service::run_until_stopped(emulator, config).await;
+        service.emulator.script(Fault::new(Stage::UploadEnd, Action::Stall).matching("/.iga/key/"));
+        let waiting = send(&service, Some("k"), prompt());
+        reached(&service.emulator, |counters| counters.uploads_completed > 0).await;
+        stop.now().await;
+        waiting.await.unwrap().is_error(503, "IGA_OVERLOADED");
+        assert!(are_released(&service, 1), "{:?}", records(&service));
+    };
+    let other_is_waited_for = async {
+        let holder = Service::current().await;
+        holder.fault(Stage::Model, Action::Stall);
+        let _held = send(&holder, Some("k"), prompt());
+        model_called(&holder, 1).await;
+        let config = config(&holder.emulator, CURRENT);
+        let (service, stop) = Service::run_until_stopped(holder.emulator.clone(), config).await;
+        let before = records(&holder);
+        let waiting = send(&service, Some("k"), prompt());
+        reached(&service.emulator, |counters| counters.metadata_gets > 1).await;
+        stop.now().await;
+        waiting.await.unwrap().is_error(503, "IGA_OVERLOADED");
+        assert_eq!(records(&holder), before);
+    };
+    tokio::join!(receipt_hangs, lease_hangs, other_is_waited_for);
+}

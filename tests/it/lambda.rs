@@ -1,10 +1,11 @@
 //! AWS Lambda: every supported event gets its response, through the code that the Lambda runtime calls.
 
-use crate::support::service::{BUCKET, config, emulator};
+use crate::support::service::{BUCKET, CURRENT, config, emulator, records};
 use iga::app::App;
 use iga::runtime;
-use iga_emulator::{Emulator, StoredObject};
+use iga_emulator::{Action, Emulator, Fault, Stage, StoredObject};
 use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const FUNCTION_URL: &str = include_str!("../../events/generate_image.json");
 const BASE64: &str = include_str!("../../events/generate_image_base64.json");
@@ -200,4 +201,20 @@ async fn the_functions_own_timeout_is_a_deadline() {
     let response = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();
     assert_eq!(response["statusCode"], 503, "{response}");
     assert_eq!(emulator.counters().paid_generations, 0);
+}
+
+#[tokio::test]
+async fn the_response_comes_after_the_lease_is_released() {
+    let emulator = emulator().await;
+    let settings = &[CURRENT, &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")]].concat();
+    let app = App::new(config(&emulator, settings));
+    emulator.script(Fault::new(Stage::Model, Action::Stall));
+    let mut event: Value = serde_json::from_str(FUNCTION_URL).unwrap();
+    event["headers"]["idempotency-key"] = json!("k");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let response = runtime::invoke_until(app, &event.to_string(), now + 4000).await.unwrap();
+    assert_eq!(response["statusCode"], 503, "{response}");
+    // Lambda freezes a function that has responded, so the release must come first.
+    let records = records(&emulator);
+    assert!(records.len() == 1 && records[0]["released"].is_string(), "{records:?}");
 }

@@ -119,10 +119,8 @@ async fn the_doctor_leaves_nothing_behind_in_another_cloud_storage() {
     let settings = [CURRENT, &[("STORAGE_EMULATOR_HOST", &url)]].concat();
     let output = command(&emulator, &settings).arg("doctor").output().await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        output.status.success() && text.contains("created in gs://test-images/images/iga/.iga/"),
-        "{text}"
-    );
+    // This emulator does not know preconditions, by which instances agree.
+    assert!(text.contains("FAIL  bucket") && text.contains("ignores ifGenerationMatch"), "{text}");
     let all =
         Client::builder().no_proxy().build().unwrap().get(format!("{url}/storage/v1/b/{BUCKET}/o"));
     let all: Value =
