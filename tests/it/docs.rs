@@ -125,8 +125,8 @@ fn read(path: &Path) -> String {
 /// The anchors that GitHub gives to the headings of a page.
 fn anchors(page: &str) -> Vec<String> {
     let outside_of_code = page.split("```").step_by(2).flat_map(str::lines);
-    let headings =
-        outside_of_code.filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let headings = outside_of_code.filter_map(|line| line.strip_prefix('#'));
+    let headings = headings.filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
     let is_kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
     let anchor = |heading: &str| heading.to_lowercase().chars().filter(is_kept).collect::<String>();
     headings.map(|heading| anchor(heading).replace(' ', "-")).collect()
