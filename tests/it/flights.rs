@@ -283,7 +283,8 @@ async fn coordination_costs_the_operations_that_the_docs_state() {
     assert_eq!(storage_operations(&one, &before), [1, 0, 0], "without a key");
     let before = one.emulator.counters();
     with_key(&one, "k").await.is_image();
-    eventually(|| are_receipts(&one, 1)).await;
+    let written = before.uploads_completed + 3;
+    reached(&one.emulator, |counters| counters.uploads_completed >= written).await;
     assert_eq!(storage_operations(&one, &before), [3, 0, 0], "with a key");
     let before = one.emulator.counters();
     with_key(&Service::on(one.emulator.clone(), CURRENT).await, "k").await.is_image();

@@ -169,6 +169,15 @@ async fn a_body_of_invalid_base64_is_400() {
 }
 
 #[tokio::test]
+async fn an_event_with_an_invalid_host_is_an_error_and_not_a_panic() {
+    let app = App::new(config(&emulator().await, CURRENT));
+    let event = json!({"version": "2.0", "rawPath": "/health", "headers": {"host": "1.2.3.4.5"},
+        "requestContext": {"domainName": "1.2.3.4.5", "http": {"method": "GET", "path": "/health"}}});
+    let refused = runtime::invoke(app, &event.to_string()).await.unwrap_err();
+    assert!(refused.contains("host"), "{refused}");
+}
+
+#[tokio::test]
 async fn an_unsupported_event_gets_an_error_that_names_the_supported_ones() {
     let emulator = emulator().await;
     for event in [
