@@ -560,7 +560,7 @@ fn alerts_and_charts_name_metrics_and_outcomes_that_exist() {
             }
         }
     }
-    assert!(asked.into_iter().eq(metrics), "no alert and no chart uses a metric");
+    assert!(asked.into_iter().eq(metrics), "an alert or a chart uses each metric");
     // The threshold of the alert on instances follows from service.yaml.
     let most = yaml("service.yaml")["spec"]["template"]["metadata"]["annotations"]
         ["autoscaling.knative.dev/maxScale"]

@@ -182,7 +182,7 @@ async fn a_full_queue_is_processed_in_spite_of_faults_and_each_task_is_paid_once
         assert_eq!(paid, 1, "task {number}");
     }
     let refused = u64::from(REFUSED.iter().sum::<u32>());
-    assert_eq!(emulator.counters().model_calls, TASKS + refused, "and none is still under way");
+    assert_eq!(emulator.counters().model_calls, TASKS + refused, "no other generation is running");
     assert_eq!(images(&emulator) as u64, TASKS);
 }
 

@@ -101,7 +101,7 @@ async fn an_image_slower_than_all_tries_is_paid_once_and_not_delivered() {
         assert_eq!(
             outcome.complaints.len(),
             4,
-            "three tries and the end: {:?}",
+            "three tries and the last line: {:?}",
             outcome.complaints
         );
         assert_eq!((emulator.counters().paid_generations, images(&emulator).len()), (1, 1));
