@@ -38,7 +38,7 @@ def main(iga, iga_local):
 
 
 def environment(service):
-    """What the container has when nothing is set outside: of ${NAME:-default} the default, a bare name not at all."""
+    """The container's environment if nothing is set outside: the default of ${NAME:-default}, and no bare name."""
     found = {name: value for name, value in service["environment"].items() if value is not None}
     return {name: value.split(":-")[-1].rstrip("}") if "${" in value else value for name, value in found.items()}
 

@@ -102,7 +102,7 @@ def recorded(files, *command, exists=""):
 
 
 def commands_of_pages(files):
-    """What the shell blocks of the README and of docs/ ask of gcloud, the setup scripts included."""
+    """The gcloud commands of the shell blocks in the README and docs/, including those of the setup scripts."""
     pages = [files / "README.md", *files.glob("docs/*.md")]
     blocks = [block for page in pages for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", page.read_text())]
     blocks = [block for block in blocks if re.search(r"gcloud|scripts/setup", block)]
@@ -157,7 +157,7 @@ AWS_ROLE = f"arn:aws:sts::{ACCOUNT}:assumed-role/iga-lambda"
 
 
 def check_setup_google(files):
-    """scripts/setup-google.sh: the service and builds get the roles that they need, and no more."""
+    """scripts/setup-google.sh: the service and builds get only the roles that they need."""
     iga, build = (f"serviceAccount:{name}@example-1.iam.gserviceaccount.com" for name in ["iga", "iga-build"])
     commands = commands_of_setup(files, ["scripts/setup-google.sh"])
     same(grants(commands), {iga: SERVICE, build: BUILDS})

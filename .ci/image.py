@@ -24,7 +24,7 @@ def main(directory):
         found, names = stages(files), context(files)
         for rest in [rest for steps in found.values() for step, rest in steps if step == "COPY"]:
             copied(rest, names)
-        # What an engine has in its cache when only the sources have changed: compiled crates.
+        # An engine has the compiled crates in its cache when only the sources have changed.
         subprocess.run(["find", root, *"-mindepth 2 -maxdepth 2 ! -name target -exec rm -rf {} +".split()], check=True)
         *_, dependencies, ours = perform(found["build"], root, files, names)
     assert ours == {"iga"}, f"after an edit of the sources cargo compiles {sorted(ours)}, not iga alone"
@@ -58,7 +58,7 @@ def context(files):
 
 
 def copied(rest, names):
-    """What a COPY takes from the context: destinations by name."""
+    """The destinations of the files that a COPY takes from the context, by name."""
     *sources, to = [word for word in shlex.split(rest) if not word.startswith("--")]
     found = {}
     for source in sources if "--from=" not in rest else []:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares the instructions that an image of 8 MiB costs, by callgrind's count, with benches/instructions.txt."""
+"""Compares the instructions for an image of 8 MiB, counted by callgrind, with benches/instructions.txt."""
 
 import platform
 import re

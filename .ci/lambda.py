@@ -68,7 +68,7 @@ def event(name):
 
 
 def template_environment(settings, package, task, emulator):
-    """The template's, with the emulator as Google, its token service included, and `task` as /var/task."""
+    """The template's environment, with the emulator as Google and its token service, and `task` as /var/task."""
     federation = json.loads((package / "google-credentials.json").read_text())
     federation["token_url"] = f"{emulator.url}/v1/token"
     (task / "google-credentials.json").write_text(json.dumps(federation))
@@ -89,7 +89,7 @@ class Function:
         function = {"NAME": "iga", "VERSION": "$LATEST", "MEMORY_SIZE": "512", "TIMEOUT": "60"}
         environment = {f"AWS_LAMBDA_FUNCTION_{name}": value for name, value in function.items()} | environment
         environment |= {"PATH": os.environ["PATH"], "HOME": str(task.parent), "NO_PROXY": "127.0.0.1"}
-        # AWS's emulator is a file of the package of the SAM command line.
+        # AWS's emulator is part of the package of the SAM command line.
         machine = platform.machine().replace("aarch64", "arm64")
         (file,) = TOOLS.glob(f"sam-venv/lib/python3*/site-packages/samcli/local/rapid/aws-lambda-rie-{machine}")
         rie = Path(shutil.copy(file, task.parent))

@@ -1,4 +1,4 @@
-"""Runs the static binary in a directory that holds what the shipped image holds and nothing more.
+"""Runs the static binary in a directory that holds only the files of the shipped image.
 
 Usage: static.py IGA IGA_LOCAL, as root
 """

@@ -355,7 +355,7 @@ def scale_load(results):
     memory = results["memory"]
     in_transfer = statistics.median(memory["in_transfer mib"]["iga"])
     in_flight = statistics.median(memory["in_flight mib"]["iga"])
-    lines = [["", "mean", "peak"], ["---", "---", "---"]]
+    lines = [["figure", "mean", "peak"], ["---", "---", "---"]]
     mean = A_DAY / DAY_SECONDS
     rates = [mean, mean * PEAK]
     flying = [rate * MODEL_SECONDS for rate in rates]
@@ -382,7 +382,7 @@ def scale_cost():
     writes_with_key = 3 + MODEL_SECONDS // 4
     kept_gib = A_DAY * IMAGE_MIB / 1024
     lines = [
-        ["", "quantity", "price", "USD a day"],
+        ["item", "quantity", "price", "USD a day"],
         ["---"] * 4,
         priced(
             "Cloud Run, 1 vCPU and 512 MiB while busy",

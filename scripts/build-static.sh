@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds what is shipped: `iga` as one static file for Linux, without the emulator; or `iga-local`, with it; or a
+# Builds the shipped binary, `iga` as one static file for Linux without the emulator; or `iga-local`, with it; or a
 # program of benches/. Usage: scripts/build-static.sh [x86_64|aarch64 [PROGRAM]]. The last line on stdout is its path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,8 +39,8 @@ has_std() {
     command -v cargo rustc >/dev/null && compgen -G "$(rustc --print target-libdir --target "$triple")/libstd-*.rlib" >/dev/null
 }
 
-# By default mimalloc reserves 1 GiB at a start, and its records of that cost 40 page faults. This makes it reserve
-# smaller parts as it needs them.
+# By default mimalloc reserves 1 GiB at start-up, and tracking that costs 40 page faults. This makes it reserve
+# smaller parts on demand.
 allocator=-DMI_DEFAULT_ARENA_RESERVE=65536 # KiB
 
 # The C parts of `ring` and mimalloc use only what glibc and musl both provide, so a compiler for glibc works too.
@@ -84,7 +84,7 @@ build_with_debian() {
         musl-gcc -O2 -fPIC -x c -c - -o "$parts/fprintf_chk.o"
     cp "$libunwind" "$parts/libunwind.a"
     ar rs "$parts/libunwind.a" "$parts/fprintf_chk.o"
-    # With its path, because cargo would take the rustc of the PATH, which can be rustup's.
+    # Name its path, because cargo would otherwise use the rustc on the PATH, which may be rustup's.
     RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CC_x86_64_unknown_linux_musl=musl-gcc \
         RUSTFLAGS="-L native=$parts -C link-arg=-lgcc" /usr/bin/cargo "${build[@]}" -Z build-std=std,panic_abort
 }

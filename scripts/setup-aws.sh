@@ -46,7 +46,7 @@ number_of_the_project() {
     fi
 }
 
-# Each role has a provider of its own, which admits only that role. It is updated too, because the account can be new.
+# Each role has its own provider, which admits only that role. An existing one is updated, because the account may differ.
 create_provider() {
     local sessions="arn:aws:sts::$account:assumed-role/$role" conditions
     conditions=("--account-id=$account" "--attribute-condition=attribute.aws_role == '$sessions'")
@@ -69,15 +69,15 @@ create_role() { # NAME PERMISSIONS
 
 # Google admits federated members only to buckets with uniform access.
 check_bucket() {
-    local mend=(gcloud storage buckets update "gs://$bucket" --uniform-bucket-level-access)
+    local fix=(gcloud storage buckets update "gs://$bucket" --uniform-bucket-level-access)
     if [ -n "$print" ]; then
-        echo "# An existing bucket needs this too, which ends its ACLs: $(quoted "${mend[@]}")"
+        echo "# An existing bucket needs this too, which ends its ACLs: $(quoted "${fix[@]}")"
     elif [ "$(gcloud storage buckets describe "gs://$bucket" '--format=value(uniform_bucket_level_access)')" != True ]; then
-        give_up "gs://$bucket has ACLs and admits no federated member. If the ACLs are not needed: $(quoted "${mend[@]}")"
+        give_up "gs://$bucket has ACLs and admits no federated member. If the ACLs are not needed: $(quoted "${fix[@]}")"
     fi
 }
 
-# Receipts and forgotten leases go after a week. The command replaces all rules, so a bucket with others is left alone.
+# Deletes receipts and abandoned leases after a week. The command replaces all rules, so it skips a bucket with other rules.
 lifecycle() {
     local rules file=rule.json
     rules='{"rule": [{"action": {"type": "Delete"}, "condition": {"age": 7, "matchesPrefix": ["'$prefix'.iga/"]}}]}'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares a Google Cloud project: APIs, image repository, accounts with the roles that they need and no more, buckets.
+# Prepares a Google Cloud project: APIs, image repository, accounts with only the roles that they need, buckets.
 # Usage: scripts/setup-google.sh [--project ID] [--region NAME] [--bucket NAME] [--prefix images/iga/] [--print] [--help]
 # An option that is missing is read from PROJECT, REGION, BUCKET or IGA_GCS_IMAGE_PREFIX. It keeps what exists, so it can
 # run again. --print shows the commands for an empty project and runs none.
@@ -23,7 +23,7 @@ main() {
         run gcloud artifacts repositories create iga --repository-format=docker --location="$region" --project="$project"
 
     # The service calls models, creates objects, and reads and deletes receipts and leases. Without the permission to list,
-    # Cloud Storage answers 403 instead of 404 for a missing object.
+    # Cloud Storage returns 403 instead of 404 for a missing object.
     account iga 'IGA'
     role igaModels aiplatform.endpoints.predict
     role igaObjects storage.objects.delete,storage.objects.get,storage.objects.list
@@ -74,7 +74,7 @@ on_bucket() { # BUCKET ACCOUNT ROLE
     grant gcloud storage buckets add-iam-policy-binding "gs://$1" --member="serviceAccount:$2" --role="$3" --condition=None
 }
 
-# Receipts and forgotten leases go after a week. The command replaces all rules, so a bucket with others is left alone.
+# Deletes receipts and abandoned leases after a week. The command replaces all rules, so it skips a bucket with other rules.
 lifecycle() {
     local rules file=rule.json
     rules='{"rule": [{"action": {"type": "Delete"}, "condition": {"age": 7, "matchesPrefix": ["'$prefix'.iga/"]}}]}'

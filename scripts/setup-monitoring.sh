@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what monitoring/ holds in a Google Cloud project: metrics of the log, alerts and a dashboard.
+# Installs the contents of monitoring/ in a Google Cloud project: log-based metrics, alerts and a dashboard.
 # Usage: scripts/setup-monitoring.sh --project ID [--channel NAME] [--print] [--help]
-# It can run again: it updates metrics, and keeps alerts and dashboards that exist. --channel is what new alerts notify, a
-# name that `gcloud beta monitoring channels list` shows. --print shows the commands for an empty project and runs none.
+# It can run again: it updates metrics, and keeps alerts and dashboards that exist. New alerts notify --channel,
+# a name that `gcloud beta monitoring channels list` shows. --print shows the commands for an empty project and runs none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1

@@ -1,12 +1,12 @@
 //! Invalid requests: each gets a clear error and reaches neither the model nor the bucket.
 
-use crate::support::service::{CURRENT, PROMPT, Service, answer};
+use crate::support::service::{CURRENT, PROMPT, Service, fetch};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn a_missing_prompt_is_the_contracts_first_row() {
+async fn a_missing_prompt_is_400() {
     let service = Service::start().await;
     for body in [
         "",
@@ -21,12 +21,12 @@ async fn a_missing_prompt_is_the_contracts_first_row() {
         assert_eq!(refused.text("message"), "Prompt is required for image generation.");
         assert_eq!(refused.text("details"), "Missing or empty 'prompt' in request body.");
     }
-    answer(service.request()).await.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
+    fetch(service.request()).await.is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
     assert_eq!(service.emulator.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn a_body_other_than_a_json_object_is_named_as_such() {
+async fn a_body_that_is_not_a_json_object_is_400() {
     let service = Service::start().await;
     let malformed = service.post_text("{\"prompt\":\n \"x\",}").await;
     malformed.is_error(400, "IGA_MALFORMED_JSON").details_have("line 2 column 6");
@@ -37,7 +37,7 @@ async fn a_body_other_than_a_json_object_is_named_as_such() {
 }
 
 #[tokio::test]
-async fn deep_nesting_is_an_error_or_ignored() {
+async fn deep_nesting_is_malformed_json() {
     let service = Service::start().await;
     let deep = "[".repeat(500_000);
     service.post_text(deep.clone()).await.is_error(400, "IGA_MALFORMED_JSON");
@@ -45,7 +45,7 @@ async fn deep_nesting_is_an_error_or_ignored() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_gets_its_answer() {
+async fn a_body_that_is_too_large_is_413() {
     let service = Service::start().await;
     let large = json!({"prompt": "x".repeat(2 << 20)}).to_string();
     let refused = service.post_text(large).await;
@@ -55,30 +55,30 @@ async fn a_body_that_is_too_large_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_very_long_prompt_is_taken() {
+async fn a_very_long_prompt_is_accepted() {
     let service = Service::with(CURRENT).await;
     let prompt = "\u{1f98a} a fox. ".repeat(10_000);
-    let answer = service.post(json!({"prompt": prompt})).await;
-    assert_eq!(answer.is_image().text("prompt_used"), prompt);
+    let response = service.post(json!({"prompt": prompt})).await;
+    assert_eq!(response.is_image().text("prompt_used"), prompt);
 }
 
 #[tokio::test]
-async fn only_json_is_taken() {
+async fn only_json_is_accepted() {
     let service = Service::start().await;
     let body = json!({"prompt": PROMPT}).to_string();
     for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"] {
         let refused =
-            answer(service.request().header("content-type", content_type).body(body.clone())).await;
+            fetch(service.request().header("content-type", content_type).body(body.clone())).await;
         refused.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE").details_have(content_type);
         assert_eq!(refused.text("message"), "Content-Type must be application/json.");
     }
-    answer(service.request().body(body.clone())).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
+    fetch(service.request().body(body.clone())).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
     for content_type in ["Application/JSON; charset=utf-8", "application/vnd.cpoa+json"] {
         let taken = service.request().header("content-type", content_type);
-        answer(taken.body(json!({"prompt": content_type}).to_string())).await.is_image();
+        fetch(taken.body(json!({"prompt": content_type}).to_string())).await.is_image();
     }
     let octets = service.request().header("content-type", "application/octet-stream");
-    answer(octets.body(body)).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
+    fetch(octets.body(body)).await.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE");
 }
 
 #[tokio::test]
@@ -87,16 +87,16 @@ async fn a_compressed_body_is_refused() {
     for coding in ["gzip", "br", "identity, gzip"] {
         let request = service.request().header("content-type", "application/json");
         let request = request.header("content-encoding", coding);
-        let refused = answer(request.body(&b"\x1f\x8b\x08\0"[..])).await;
+        let refused = fetch(request.body(&b"\x1f\x8b\x08\0"[..])).await;
         refused.is_error(415, "IGA_UNSUPPORTED_MEDIA_TYPE").details_have(coding);
     }
     let request = service.request().header("content-type", "application/json");
     let request = request.header("content-encoding", "identity");
-    answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
+    fetch(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
 }
 
 #[tokio::test]
-async fn a_body_cut_off_half_way_is_a_400_and_the_next_request_is_served() {
+async fn a_truncated_body_is_400_and_the_next_request_is_served() {
     let service = Service::with(CURRENT).await;
     let address = service.url.strip_prefix("http://").unwrap();
     let mut socket = TcpStream::connect(address).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_body_cut_off_half_way_is_a_400_and_the_next_request_is_served() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_cannot_be_is_refused_before_anything_is_paid() {
+async fn an_invalid_parameter_is_400_and_nothing_is_paid() {
     let service = Service::with(&[
         ("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-3-pro-image"),
         ("IGA_VERTEXAI_LOCATION", "global"),

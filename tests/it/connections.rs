@@ -1,8 +1,8 @@
-//! Connections of silent, slow and wrong clients, and a log that is not read.
+//! Connections: silent, slow and invalid clients, their limits, their log lines, and an unread log.
 
 use crate::support::process::{Process, command, post};
 use crate::support::service::{
-    CURRENT, PROMPT, Service, answer, client, config, emulator, emulator_with, reached,
+    CURRENT, PROMPT, Service, client, config, emulator, emulator_with, fetch, reached,
 };
 use iga_emulator::Options;
 use serde_json::{Value, json};
@@ -15,11 +15,11 @@ async fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(service.url.trim_start_matches("http://")).await.unwrap()
 }
 
-/// What comes until the service closes the connection, and how long that takes on the paused clock.
+/// The bytes received until the service closes the connection, and the time that takes on the paused clock.
 async fn until_closed(mut stream: TcpStream) -> (String, Duration) {
     let start = Instant::now();
     let mut received = Vec::new();
-    // A reset is an end as well.
+    // A reset also ends the connection.
     let _ = stream.read_to_end(&mut received).await;
     (String::from_utf8(received).unwrap(), start.elapsed())
 }
@@ -52,7 +52,7 @@ async fn an_idle_connection_is_kept_longer_than_a_load_balancer_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_missing_or_no_host_is_400() {
+async fn a_missing_or_invalid_host_is_400() {
     let service = Service::start().await;
     for hosts in ["", "Host: \r\n", "Host: a b\r\n", "Host: a\r\nHost: b\r\n", "Host: u@h\r\n"] {
         let head = format!("GET /health HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
@@ -83,7 +83,7 @@ async fn connections_beyond_the_limit_wait_and_are_served() {
         .write_all(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    // One of those held is served while the third waits; then it makes room.
+    // The held connections are served while the third one waits; each then makes room.
     let [first, second] = held;
     for mut stream in [first, second] {
         stream
@@ -98,7 +98,7 @@ async fn connections_beyond_the_limit_wait_and_are_served() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_is_in_the_log() {
+async fn a_caller_that_leaves_is_logged_as_499() {
     let latency = Duration::from_secs(2);
     let emulator = emulator_with(Options { latency, ..Options::default() }).await;
     let settings = [CURRENT, &[("IGA_DEBUG_MODE", "False")]].concat();
@@ -126,8 +126,8 @@ async fn a_successful_request_writes_one_short_line_at_info_level() {
         .header("x-workflow-id", "a-workflow-of-the-podcast-7f3c")
         .header("idempotency-key", "k")
         .header("user-agent", "python-requests/2.32.3");
-    let answered = answer(request).await;
-    let id = answered.is_image().header("x-request-id").to_owned();
+    let response = fetch(request).await;
+    let id = response.is_image().header("x-request-id").to_owned();
     process.signal("TERM");
     let (_, lines) = process.end().await;
     let of_request: Vec<_> = lines.iter().filter(|line| line["request_id"] == *id).collect();
@@ -135,7 +135,7 @@ async fn a_successful_request_writes_one_short_line_at_info_level() {
     assert!(of_request.len() == 1 && bytes <= 1500, "{bytes} bytes: {of_request:#?}");
     let line = of_request[0];
     assert_eq!((&line["paid"], &line["joined"]), (&json!(true), &json!(false)));
-    assert_eq!(line["image_url"], answered.body["image_url"]);
+    assert_eq!(line["image_url"], response.body["image_url"]);
     assert_eq!(line["metric_name"], json!("iga_generate_image_request_count"));
     for stage in ["token_ms", "model_ms", "upload_ms", "image_bytes"] {
         assert!(line[stage].is_u64(), "{stage}: {line}");
@@ -148,12 +148,12 @@ async fn a_successful_request_writes_one_short_line_at_info_level() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_not_read_stops_neither_requests_nor_the_end() {
+async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     let emulator = emulator().await;
     let mut command = command(&emulator, CURRENT);
     let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    // The first line tells the address; after it nothing is read.
+    // Read up to the line with the address, and nothing after it.
     let mut start = Vec::new();
     let url = loop {
         start.push(stdout.read_u8().await.unwrap());
@@ -165,12 +165,12 @@ async fn a_log_that_is_not_read_stops_neither_requests_nor_the_end() {
         }
     };
     let http = client();
-    // Each writes about a kilobyte of error text; the pipe and the queue together hold less than this.
+    // Each request logs about 1 KB; the pipe and the queue together hold less than all of them.
     for _ in 0..40 {
         let requests =
-            (0..100).map(|_| answer(http.get(format!("{url}/nothing/{}", "x".repeat(200)))));
-        for answered in futures(requests).await {
-            answered.is_error(404, "IGA_NOT_FOUND");
+            (0..100).map(|_| fetch(http.get(format!("{url}/nothing/{}", "x".repeat(200)))));
+        for response in futures(requests).await {
+            response.is_error(404, "IGA_NOT_FOUND");
         }
     }
     let pid = child.id().unwrap().to_string();

@@ -1,6 +1,6 @@
-//! One row for each line of the wire contract.
+//! The HTTP contract: routes, headers, the response to a prompt, and the error for each failure of the model.
 
-use crate::support::service::{Answer, BUCKET, PROMPT, Service, answer, images, reached};
+use crate::support::service::{BUCKET, PROMPT, Response, Service, fetch, images, reached};
 use iga::error::Kind;
 use iga_emulator::{Action, Stage};
 use serde_json::json;
@@ -8,17 +8,17 @@ use serde_json::json;
 #[tokio::test]
 async fn a_prompt_becomes_a_stored_image_and_three_fields() {
     let service = Service::start().await;
-    let answer = service.prompt().await;
-    answer.is_image();
-    assert_eq!(answer.text("prompt_used"), PROMPT);
-    assert_eq!(answer.text("model_version"), "vertex-ai-gemini-nano-banana-2.1");
-    let id = answer.header("x-request-id");
+    let response = service.prompt().await;
+    response.is_image();
+    assert_eq!(response.text("prompt_used"), PROMPT);
+    assert_eq!(response.text("model_version"), "vertex-ai-gemini-nano-banana-2.1");
+    let id = response.header("x-request-id");
     let start = format!("gs://{BUCKET}/images/iga/{id}_");
-    let end = answer.text("image_url").strip_prefix(&start).expect("the id names the object");
+    let end = response.text("image_url").strip_prefix(&start).expect("the id names the object");
     assert!(end.len() == "5e6f7a8b.png".len() && end.ends_with(".png"), "{end}");
 
     let object = service.only_object();
-    assert_eq!(answer.text("image_url"), format!("gs://{BUCKET}/{}", object.name));
+    assert_eq!(response.text("image_url"), format!("gs://{BUCKET}/{}", object.name));
     assert!(object.bytes.starts_with(b"\x89PNG"));
     assert_eq!(object.metadata["contentType"], "image/png");
     let metadata = &object.metadata["metadata"];
@@ -39,7 +39,7 @@ async fn the_workflow_id_goes_to_the_metadata() {
         .request()
         .header("x-workflow-id", "wf-7")
         .header("content-type", "application/json");
-    answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
+    fetch(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
     assert_eq!(service.only_object().metadata["metadata"]["workflow_id"], "wf-7");
 }
 
@@ -55,20 +55,20 @@ async fn a_workflow_id_in_any_alphabet_is_escaped_in_the_metadata() {
             .request()
             .header("x-workflow-id", id)
             .header("content-type", "application/json");
-        answer(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
+        fetch(request.body(json!({"prompt": PROMPT}).to_string())).await.is_image();
         assert_eq!(service.only_object().metadata["metadata"]["workflow_id"], escaped);
     }
 }
 
 #[tokio::test]
-async fn cloud_tasks_sends_its_own_type_and_its_name_is_the_key() {
+async fn a_cloud_task_may_be_an_octet_stream_and_its_name_is_the_key() {
     let service = Service::current().await;
     let task = |name: &'static str| {
         let request = service.request().header("content-type", "application/octet-stream");
         request.header("x-cloudtasks-taskname", name).body(json!({"prompt": PROMPT}).to_string())
     };
-    let first = answer(task("task-1")).await;
-    let again = answer(task("task-1")).await;
+    let first = fetch(task("task-1")).await;
+    let again = fetch(task("task-1")).await;
     assert_eq!(first.is_image().text("image_url"), again.is_image().text("image_url"));
     assert_eq!(service.emulator.counters().paid_generations, 1);
 }
@@ -78,33 +78,33 @@ async fn two_different_keys_are_refused() {
     let service = Service::current().await;
     let request = service.request().header("content-type", "application/json");
     let request = request.header("idempotency-key", "a").header("x-idempotency-key", "b");
-    let refused = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
+    let refused = fetch(request.body(json!({"prompt": PROMPT}).to_string())).await;
     refused.is_error(400, "IGA_INVALID_IDEMPOTENCY_KEY").details_have("two different keys");
     assert_eq!(service.emulator.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn a_prompt_is_sent_on_and_echoed_exactly() {
+async fn a_prompt_is_forwarded_and_echoed_exactly() {
     let service = Service::current().await;
     let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";
-    let answer = service.post(json!({"prompt": prompt, "unknown": [1, {"x": null}]})).await;
-    assert_eq!(answer.is_image().text("prompt_used"), prompt);
+    let response = service.post(json!({"prompt": prompt, "unknown": [1, {"x": null}]})).await;
+    assert_eq!(response.is_image().text("prompt_used"), prompt);
     let sent: serde_json::Value =
         serde_json::from_slice(&service.model_requests()[0].body).unwrap();
     assert_eq!(sent["contents"][0]["parts"][0]["text"], prompt);
 }
 
 #[tokio::test]
-async fn health_and_index_answer_get_and_head() {
+async fn health_and_index_respond_to_get_and_head() {
     let service = Service::start().await;
-    let health = answer(service.http.get(format!("{}/health", service.url))).await;
+    let health = fetch(service.http.get(format!("{}/health", service.url))).await;
     assert_eq!((health.status, &health.body), (200, &json!({"status": "ok"})));
-    let index = answer(service.http.get(format!("{}/", service.url))).await;
+    let index = fetch(service.http.get(format!("{}/", service.url))).await;
     assert_eq!((index.status, index.text("service")), (200, "iga"));
     assert_eq!(index.text("version"), env!("CARGO_PKG_VERSION"));
     assert_eq!(index.body["routes"], json!(["POST /generate_image", "GET /health", "GET /"]));
     for path in ["/", "/health"] {
-        let head = answer(service.http.head(format!("{}{path}", service.url))).await;
+        let head = fetch(service.http.head(format!("{}{path}", service.url))).await;
         assert_eq!(head.status, 200);
         assert!(head.header("x-request-id").starts_with("iga_req_"));
     }
@@ -116,16 +116,16 @@ async fn other_routes_and_methods_are_refused() {
     let service = Service::start().await;
     let url = |path: &str| format!("{}{path}", service.url);
     for path in ["/nothing", "/generate_image/", "/healthz", "//"] {
-        let refused = answer(service.http.get(url(path))).await;
+        let refused = fetch(service.http.get(url(path))).await;
         refused.is_error(404, "IGA_NOT_FOUND");
         assert_eq!(refused.text("message"), "No such endpoint.");
         assert!(refused.header("x-request-id").starts_with("iga_req_"));
     }
     for (refused, allow) in [
-        (answer(service.http.get(url("/generate_image"))).await, "POST"),
-        (answer(service.http.put(url("/generate_image")).body("{}")).await, "POST"),
-        (answer(service.http.post(url("/health"))).await, "GET, HEAD"),
-        (answer(service.http.delete(url("/"))).await, "GET, HEAD"),
+        (fetch(service.http.get(url("/generate_image"))).await, "POST"),
+        (fetch(service.http.put(url("/generate_image")).body("{}")).await, "POST"),
+        (fetch(service.http.post(url("/health"))).await, "GET, HEAD"),
+        (fetch(service.http.delete(url("/"))).await, "GET, HEAD"),
     ] {
         refused.is_error(405, "IGA_METHOD_NOT_ALLOWED");
         assert_eq!(
@@ -135,13 +135,13 @@ async fn other_routes_and_methods_are_refused() {
     }
 }
 
-/// Lets the model fail, and returns the response.
-async fn when_the_model_says(status: u16, body: &str) -> (Answer, Service) {
+/// Makes the model respond like this, and returns the response to a prompt.
+async fn when_the_model_responds(status: u16, body: &str) -> (Response, Service) {
     let service = Service::current().await;
-    service.model_answers(status, body);
-    let answer = service.prompt().await;
+    service.model_responds(status, body);
+    let response = service.prompt().await;
     assert_eq!(images(&service.emulator).len(), 0);
-    (answer, service)
+    (response, service)
 }
 
 fn google(code: u16, status: &str, message: &str) -> String {
@@ -149,7 +149,7 @@ fn google(code: u16, status: &str, message: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_failure_of_the_model_has_its_row() {
+async fn every_model_failure_has_its_error() {
     let blocked = "The prompt could not be submitted. This prompt contains sensitive words that violate Google's \
                    Responsible AI practices. Support codes: 42876398";
     for (status, body, row, words, calls) in [
@@ -247,12 +247,12 @@ async fn every_failure_of_the_model_has_its_row() {
         (200, r#"{"candidates": 7}"#.to_owned(), Kind::EmptyImage, "no candidates", 1),
         (200, "{}".to_owned(), Kind::EmptyImage, "no candidates", 1),
     ] {
-        let (answer, service) = when_the_model_says(status, &body).await;
+        let (response, service) = when_the_model_responds(status, &body).await;
         let row = row.row();
-        answer.is_error(row.status, row.code).details_have(words);
-        assert_eq!(answer.text("message"), row.message);
-        let waits = answer.headers.contains_key("retry-after");
-        assert_eq!(waits, row.status == 503 || row.status == 429, "{answer:?}");
+        response.is_error(row.status, row.code).details_have(words);
+        assert_eq!(response.text("message"), row.message);
+        let waits = response.headers.contains_key("retry-after");
+        assert_eq!(waits, row.status == 503 || row.status == 429, "{response:?}");
         assert_eq!(service.emulator.counters().model_calls, calls, "{body}");
     }
 }
@@ -279,20 +279,20 @@ async fn retry_after_of_the_model_reaches_the_caller() {
         ] {
             let service = Service::current().await;
             service.fault(Stage::Model, action.clone());
-            let answer = service.prompt().await;
+            let response = service.prompt().await;
             assert_eq!(
-                (answer.status, answer.header("retry-after")),
+                (response.status, response.header("retry-after")),
                 (status, seconds),
                 "{action:?}"
             );
             let calls = service.emulator.counters().model_calls;
-            assert_eq!(calls, 1, "a wait past the deadline is not begun");
+            assert_eq!(calls, 1, "no wait starts that would pass the deadline");
         }
     }
 }
 
 #[tokio::test]
-async fn trouble_that_passes_is_not_seen_by_the_caller() {
+async fn a_transient_model_error_is_retried() {
     for status in [429, 503] {
         let service = Service::current().await;
         service.fault(Stage::Model, Action::status(status));
@@ -304,7 +304,7 @@ async fn trouble_that_passes_is_not_seen_by_the_caller() {
 }
 
 #[tokio::test]
-async fn a_token_that_expired_is_replaced_once() {
+async fn an_expired_token_is_replaced_once() {
     let service = Service::current().await;
     service.prompt().await.is_image();
     service.emulator.expire_tokens();
@@ -324,23 +324,23 @@ async fn the_deadline_ends_a_silent_model() {
     .await;
     for stage in [Stage::Model, Stage::Response] {
         service.fault(stage, Action::Stall);
-        let answer = service.prompt().await;
-        answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
-        assert!(answer.headers.contains_key("retry-after"));
+        let response = service.prompt().await;
+        response.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
+        assert!(response.headers.contains_key("retry-after"));
     }
     assert_eq!(images(&service.emulator).len(), 0);
 }
 
 #[tokio::test]
-async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
+async fn a_broken_model_response_is_an_error_and_is_not_retried() {
     for action in [Action::Reset, Action::Truncate] {
         for after in [0, 1000] {
             let service = Service::current().await;
             let fault = iga_emulator::Fault::new(Stage::Response, action.clone()).after(after);
             service.emulator.script(fault);
-            let answer = service.prompt().await;
-            assert!(answer.status >= 500, "{answer:?}");
-            assert_eq!(answer.text("error_code"), "IGA_VERTEXAI_API_ERROR");
+            let response = service.prompt().await;
+            assert!(response.status >= 500, "{response:?}");
+            assert_eq!(response.text("error_code"), "IGA_VERTEXAI_API_ERROR");
             let counters = service.emulator.counters();
             assert_eq!((counters.paid_generations, images(&service.emulator).len()), (1, 0));
         }
@@ -348,13 +348,13 @@ async fn a_broken_answer_is_an_error_and_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn beyond_its_capacity_the_service_says_so_at_once() {
+async fn a_request_beyond_capacity_is_503_at_once() {
     let service = Service::with(
         &[&[("IGA_MAX_GENERATIONS", "1")], crate::support::service::CURRENT].concat(),
     )
     .await;
     service.fault(Stage::Model, Action::Stall);
-    let held = tokio::spawn(answer(
+    let held = tokio::spawn(fetch(
         service
             .request()
             .header("content-type", "application/json")
@@ -367,13 +367,13 @@ async fn beyond_its_capacity_the_service_says_so_at_once() {
         (refused.text("message"), refused.header("retry-after")),
         ("IGA is at capacity.", "1")
     );
-    let health = answer(service.http.get(format!("{}/health", service.url))).await;
+    let health = fetch(service.http.get(format!("{}/health", service.url))).await;
     assert_eq!(health.status, 200);
     held.abort();
 }
 
 #[tokio::test]
-async fn an_unusable_key_is_refused_before_anything_is_asked() {
+async fn an_invalid_key_is_400_before_any_upstream_request() {
     let service = Service::current().await;
     for (header, key) in [
         ("idempotency-key", ""),
@@ -382,7 +382,7 @@ async fn an_unusable_key_is_refused_before_anything_is_asked() {
     ] {
         let request =
             service.request().header("content-type", "application/json").header(header, key);
-        let refused = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
+        let refused = fetch(request.body(json!({"prompt": PROMPT}).to_string())).await;
         refused.is_error(400, "IGA_INVALID_IDEMPOTENCY_KEY");
         assert_eq!(refused.text("message"), "Idempotency key is invalid.");
     }

@@ -1,4 +1,4 @@
-//! The caller's side: CPOA's own loop (`cpoa.py`) against the built binary.
+//! The caller CPOA: its retry loop in Python (`cpoa.py`) gets its image from the built binary.
 
 use crate::support::process::Process;
 use crate::support::python::{Outcome, ask};
@@ -26,7 +26,7 @@ async fn a_caller_gets_its_image() {
 
 #[tokio::test]
 #[ignore = "needs Python with the package requests"]
-async fn a_caller_outlasts_a_model_that_is_unavailable_for_a_while() {
+async fn a_caller_gets_its_image_after_a_short_outage_of_the_model() {
     let emulator = emulator().await;
     emulator.script(Fault::new(Stage::Model, Action::status(503)).times(TRIES as u32));
     let process = Process::start(&emulator, CURRENT).await;
@@ -42,12 +42,12 @@ async fn a_caller_outlasts_a_model_that_is_unavailable_for_a_while() {
 
 #[tokio::test]
 #[ignore = "needs Python with the package requests"]
-async fn a_caller_whose_patience_is_shorter_than_the_model_pays_once() {
+async fn a_caller_with_a_timeout_shorter_than_the_model_pays_once() {
     let (buckets, latency) = (vec![BUCKET.to_owned()], Duration::from_millis(2500));
     let emulator =
         Emulator::start(Options { buckets, latency, ..Options::default() }).await.unwrap();
     let process = Process::start(&emulator, CURRENT).await;
-    // A tenth of 20 s: the first request is given up while the model works, a later one gets the image.
+    // The timeout is a tenth of 20 s: the first request times out while the model works, a later one gets the image.
     let outcome = ask(&process, PROMPT, 10).await;
     is_stored(&outcome, &emulator);
     assert!(!outcome.complaints.is_empty());

@@ -1,7 +1,7 @@
-//! Application Default Credentials of every kind, and their absence.
+//! Application Default Credentials: every kind works, and missing or refused credentials are explained.
 
 use crate::support::process::Process;
-use crate::support::service::{CURRENT, Service, answer, client, config, emulator};
+use crate::support::service::{CURRENT, Service, client, config, emulator, fetch};
 use iga::app::App;
 use iga::runtime;
 use iga_emulator::{Action, Emulator, Fault, Stage};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-/// A key that was made for these tests and opens nothing.
+/// A key that exists for these tests only and gives access to nothing.
 const PRIVATE_KEY: &str = include_str!("test_key.pem");
 
 fn impersonation_url(emulator: &Emulator) -> String {
@@ -23,7 +23,7 @@ fn authorized_user(emulator: &Emulator) -> Value {
         "token_uri": format!("{}/token", emulator.url())})
 }
 
-/// A service whose only credentials are in this file.
+/// A service with this credentials file and no other credentials.
 async fn service_with(emulator: Emulator, file: &Value) -> (Service, TempDir) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("credentials.json");
@@ -37,7 +37,7 @@ async fn service_with(emulator: Emulator, file: &Value) -> (Service, TempDir) {
     (Service::on(emulator, &settings).await, folder)
 }
 
-/// What the log and the doctor say when this file yields no token.
+/// The causes that the log and the doctor show when this file yields no token.
 async fn causes(service: &Service, folder: &TempDir) -> String {
     let path = folder.path().join("credentials.json");
     let path = [("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap())];
@@ -78,13 +78,13 @@ async fn a_service_account_signs_its_own_tokens() {
         "client_email": "iga@test-project.iam.gserviceaccount.com", "token_uri": format!("{}/token", emulator.url())});
     let (service, _folder) = service_with(emulator, &file).await;
     service.prompt().await.is_image();
-    assert_eq!(service.emulator.counters().token_fetches, 0, "no token was asked for");
+    assert_eq!(service.emulator.counters().token_fetches, 0, "no token was requested");
     let sent = service.emulator.requests()[0].headers["authorization"].to_str().unwrap().to_owned();
     assert_eq!(sent.matches('.').count(), 2, "a signed token has three parts");
 }
 
 #[tokio::test]
-async fn without_any_source_the_answer_names_those_that_were_tried() {
+async fn without_credentials_the_response_names_the_sources_that_were_tried() {
     let emulator = emulator().await;
     let mut config = config(&emulator, CURRENT);
     config.credentials = Default::default();
@@ -97,9 +97,9 @@ async fn without_any_source_the_answer_names_those_that_were_tried() {
     );
 
     let event = include_str!("../../events/generate_image.json");
-    let answer = runtime::invoke(app, event).await.unwrap();
-    assert_eq!(answer["statusCode"], 403, "{answer}");
-    let body = answer["body"].as_str().unwrap();
+    let response = runtime::invoke(app, event).await.unwrap();
+    assert_eq!(response["statusCode"], 403, "{response}");
+    let body = response["body"].as_str().unwrap();
     assert!(
         body.contains("IGA_VERTEXAI_PERMISSION_DENIED")
             && body.contains("GOOGLE_APPLICATION_CREDENTIALS (not set)")
@@ -123,8 +123,8 @@ async fn a_file_with_credentials_that_google_refuses_is_403() {
     );
     let file = authorized_user(&emulator);
     let (service, folder) = service_with(emulator, &file).await;
-    let answer = service.prompt().await;
-    answer
+    let response = service.prompt().await;
+    response
         .is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED")
         .details_have("Tried: the file that GOOGLE_APPLICATION_CREDENTIALS names.");
     let causes = causes(&service, &folder).await;
@@ -134,7 +134,7 @@ async fn a_file_with_credentials_that_google_refuses_is_403() {
 }
 
 #[tokio::test]
-async fn a_token_service_that_recovers_is_asked_again_and_costs_nothing() {
+async fn a_transient_token_failure_is_retried() {
     for action in [Action::status(503), Action::Reset] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::Token, action).times(2));
@@ -143,7 +143,7 @@ async fn a_token_service_that_recovers_is_asked_again_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_service_that_stays_away_is_503_and_the_next_request_starts_afresh() {
+async fn a_lasting_token_failure_is_503_and_the_next_request_tries_again() {
     let service = Service::current().await;
     service.emulator.script(Fault::new(Stage::Token, Action::status(503)).times(3));
     service
@@ -155,7 +155,7 @@ async fn a_token_service_that_stays_away_is_503_and_the_next_request_starts_afre
     service.prompt().await.is_image();
 }
 
-/// A federation file whose other cloud is not here.
+/// A federation file for another cloud, which is not reachable here.
 fn federated(emulator: &Emulator, source: Value) -> Value {
     json!({"type": "external_account", "audience": "//iam.googleapis.com/POOL/providers/p",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt", "token_url": format!("{}/v1/token", emulator.url()),
@@ -177,20 +177,20 @@ async fn a_federation_file_for_another_cloud_says_what_to_change() {
         let emulator = emulator().await;
         let file = federated(&emulator, source);
         let (service, folder) = service_with(emulator, &file).await;
-        let answer = service.prompt().await;
-        assert_eq!(answer.status, status, "{answer:?}");
-        answer.details_have("the file that GOOGLE_APPLICATION_CREDENTIALS names");
+        let response = service.prompt().await;
+        assert_eq!(response.status, status, "{response:?}");
+        response.details_have("the file that GOOGLE_APPLICATION_CREDENTIALS names");
         let causes = causes(&service, &folder).await;
         let where_else = "GOOGLE_APPLICATION_CREDENTIALS must name a file made for that platform";
         assert!(causes.contains(words) && causes.contains(where_else), "{causes}");
-        let details = answer.text("details");
+        let details = response.text("details");
         assert!(!details.contains("/nowhere") && !details.contains("127.0.0.1"), "{details}");
         assert_eq!(service.emulator.counters().model_calls, 0);
     }
 }
 
 #[tokio::test]
-async fn an_identity_that_google_does_not_let_in_is_no_matter_of_another_cloud() {
+async fn a_federated_identity_that_google_refuses_is_403_with_the_cause_in_the_log() {
     for (path, words) in [
         ("/v1/token", "The pool POOL does not let this identity in"),
         (":generateAccessToken", "needs roles/iam.workloadIdentityUser on iga@test-project"),
@@ -201,9 +201,9 @@ async fn an_identity_that_google_does_not_let_in_is_no_matter_of_another_cloud()
         std::fs::write(subject.path(), "a token of another cloud").unwrap();
         let file = federated(&emulator, json!({"file": subject.path()}));
         let (service, folder) = service_with(emulator, &file).await;
-        let answer = service.prompt().await;
-        answer.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED");
-        assert!(!answer.text("details").contains("POOL"), "{answer:?}");
+        let response = service.prompt().await;
+        response.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED");
+        assert!(!response.text("details").contains("POOL"), "{response:?}");
         let causes = causes(&service, &folder).await;
         assert!(causes.contains(words) && causes.contains("HTTP 403"), "{causes}");
     }
@@ -224,7 +224,7 @@ async fn a_token_of_another_cloud_is_not_logged() {
     let request = client()
         .post(format!("{}/generate_image", process.url))
         .header("content-type", "application/json");
-    answer(request.body(json!({"prompt": "x"}).to_string()))
+    fetch(request.body(json!({"prompt": "x"}).to_string()))
         .await
         .is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED");
     process.signal("TERM");

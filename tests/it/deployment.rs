@@ -1,4 +1,4 @@
-//! The deployment files and the commands of the pages: `Config` accepts their settings, their limits
+//! The deployment files and the commands of docs/deploy.md: `Config` accepts their settings, their limits
 //! fit these settings, and they keep the service private and confined.
 
 use crate::support::service::Service;
@@ -13,7 +13,7 @@ use std::process::Command;
 
 type Variables = BTreeMap<String, String>;
 
-/// What the process needs beside the transfer budget, by the targets of `docs/performance.md`.
+/// Memory of the process besides the transfer budget, by the targets of `docs/performance.md`.
 const OVERHEAD_MIB: usize = 96;
 
 /// The limits of one instance on a platform.
@@ -33,7 +33,7 @@ impl Limits {
     }
 }
 
-/// The platform gives no CPU after a response, and a first model that is gone costs a 404 at each start.
+/// Lambda freezes after a response, a retired first model costs a 404 at each start, and debug logs hold prompts.
 #[track_caller]
 fn assert_fits_production(config: &Config) {
     assert_eq!(config.answer_within, None);
@@ -41,7 +41,7 @@ fn assert_fits_production(config: &Config) {
     assert!(!config.debug);
 }
 
-/// A file of the repository, whose root is the tests' working directory.
+/// Reads a file by its path from the root of the repository.
 fn file(name: &str) -> String {
     std::fs::read_to_string(name).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
@@ -70,7 +70,7 @@ fn entries(mapping: &Value) -> impl Iterator<Item = (String, &Value)> {
     mapping.as_mapping().unwrap().iter().map(|(name, value)| (text(name), value))
 }
 
-/// The settings that the service has with the variables of a file and those that its platform sets.
+/// The config from the variables of a file and those that its platform sets.
 #[track_caller]
 fn config(variables: &Variables, platform: &[(&str, &str)]) -> Config {
     for name in variables.keys() {
@@ -107,7 +107,7 @@ fn service_variables() -> Variables {
     found
 }
 
-/// Of Cloud Run's memory a third stays free: its file system and its sidecars count too.
+/// A third of the memory stays free, because Cloud Run also counts the file system and sidecars.
 #[track_caller]
 fn assert_fits_cloud_run(variables: &Variables, memory: &str, timeout_s: u64, concurrency: usize) {
     for name in ["PORT", "IGA_PORT", "IGA_HOST", "GOOGLE_APPLICATION_CREDENTIALS"] {
@@ -115,7 +115,7 @@ fn assert_fits_cloud_run(variables: &Variables, memory: &str, timeout_s: u64, co
     }
     let config = config(variables, &[("K_SERVICE", "iga"), ("PORT", "8080")]);
     let memory_mib = memory.strip_suffix("Mi").unwrap().parse::<usize>().unwrap() * 2 / 3;
-    // The start of an instance is part of the time that a request may take.
+    // The timeout of a request includes the start of an instance.
     let limits = Limits { memory_mib, timeout_s: timeout_s - 20, concurrency };
     limits.assert_fit(&config);
     assert!(timeout_s <= 3600);
@@ -140,7 +140,7 @@ async fn the_startup_probe_asks_the_port_and_a_path_of_the_service() {
     let probe = &container["startupProbe"]["httpGet"];
     assert_eq!(probe["port"], container["ports"][0]["containerPort"]);
     let path = text(&probe["path"]);
-    // Google's front end keeps such paths for itself.
+    // Google's front end reserves paths that end with z.
     assert!(!path.ends_with('z'));
     let service = Service::start().await;
     let response = service.http.get(format!("{}{path}", service.url)).send().await.unwrap();
@@ -148,7 +148,7 @@ async fn the_startup_probe_asks_the_port_and_a_path_of_the_service() {
 }
 
 #[test]
-fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
+fn the_deploy_command_of_the_page_matches_service_yaml() {
     let commands = page_commands("gcloud run deploy");
     assert_eq!(commands.len(), 1);
     let flags: Vec<(&str, &str)> = commands[0]
@@ -156,7 +156,7 @@ fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
         .filter_map(|word| word.strip_prefix("--"))
         .map(|flag| flag.split_once('=').unwrap_or((flag, "")))
         .collect();
-    // Without these flags Cloud Run sets the second value.
+    // `preset` is the value that Cloud Run uses without the flag.
     let flag = |name: &str, preset: &str| {
         let found = flags.iter().find(|(flag, _)| *flag == name);
         found.map_or(preset, |(_, value)| value).to_owned()
@@ -196,7 +196,7 @@ fn the_page_deploys_to_cloud_run_what_service_yaml_declares() {
     assert_eq!(format!("{}:latest", flag("image", "")), text(&container["image"]));
 }
 
-/// The words of every command on the page that begins with `start`, as a shell reads it.
+/// The words, as a shell splits them, of every command on the page that begins with `start`.
 fn page_commands(start: &str) -> Vec<Vec<String>> {
     let program = start.split(' ').next().unwrap();
     let page = file("docs/deploy.md");
@@ -228,7 +228,7 @@ fn page_commands(start: &str) -> Vec<Vec<String>> {
 
 const PARAMETERS: &[(&str, &str)] = &[("GoogleProject", "your-project"), ("Bucket", "your-bucket")];
 
-/// The function's environment, with these parameters beside the defaults.
+/// The function's environment, with these parameters in addition to the defaults.
 fn template_variables(parameters: &[(&str, &str)]) -> Variables {
     let template = yaml(&file("template.yaml"));
     let given = pairs(&[PARAMETERS, parameters].concat());
@@ -245,7 +245,7 @@ fn template_variables(parameters: &[(&str, &str)]) -> Variables {
     entries(variables).map(|(name, at)| (name, value(at))).collect()
 }
 
-/// What Lambda itself sets.
+/// The variables that Lambda sets.
 const LAMBDA: &[(&str, &str)] =
     &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9001"), ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")];
 
@@ -274,16 +274,16 @@ fn template_yaml_fits_its_settings() {
 }
 
 #[test]
-fn a_deployment_asks_for_what_has_no_default() {
+fn only_the_required_parameters_lack_a_default() {
     let template = yaml(&file("template.yaml"));
     let parameters = entries(&template["Parameters"]);
     let asked = parameters.filter(|(_, parameter)| parameter["Default"].is_null());
     assert!(asked.map(|(name, _)| name).eq(PARAMETERS.iter().map(|(name, _)| *name)));
 }
 
-/// `Model` is missing here: its pattern cannot know which models there are.
+/// `Model` is left out, because a pattern cannot list the models.
 #[test]
-fn what_a_template_parameter_allows_is_a_valid_setting() {
+fn every_value_that_a_template_parameter_allows_is_a_valid_setting() {
     let template = yaml(&file("template.yaml"));
     let mut runner = TestRunner::deterministic();
     for name in ["GoogleProject", "Location", "Bucket", "Prefix"] {
@@ -314,7 +314,7 @@ fn compose_variables(service: &str, env_file: &Variables) -> Variables {
     set.collect()
 }
 
-/// Replaces each `${NAME:-default}`, the one form that the file uses.
+/// Replaces each `${NAME:-default}`, the only form in the file.
 fn interpolate(text: &str, env_file: &Variables) -> String {
     let Some((before, (expression, after))) =
         text.split_once("${").and_then(|(before, rest)| Some((before, rest.split_once('}')?)))
@@ -344,7 +344,7 @@ const NOT_PASSED_ON: &[&str] = &[
 ];
 
 #[test]
-fn compose_passes_every_setting_on() {
+fn compose_passes_every_setting_to_the_service() {
     let names = SETTINGS.iter().flat_map(|setting| setting.names).copied();
     let mut env_file: Variables =
         names.map(|name| (name.to_owned(), format!("value of {name}"))).collect();
@@ -375,7 +375,7 @@ fn compose_with_google_mounts_the_credentials_where_the_service_reads_them() {
 }
 
 #[test]
-fn compose_with_the_emulator_needs_and_takes_nothing_of_google() {
+fn compose_with_the_emulator_uses_no_google_setting() {
     let document = yaml(&file("docker-compose.yml"));
     let services = &document["services"];
     let command = services["iga_emulator"]["command"].as_sequence().unwrap();
@@ -393,7 +393,7 @@ fn compose_with_the_emulator_needs_and_takes_nothing_of_google() {
         assert_eq!(config.storage_endpoint, url);
         assert_eq!(config.vertex_endpoint, Some(url));
         assert_eq!(config.credentials.metadata_host, Some(emulator));
-        // The two share one network, and the emulator's container publishes the port.
+        // Both containers share one network, and the emulator's publishes the port.
         assert_eq!(services["iga_local"]["network_mode"], "service:iga_emulator");
         assert!(ends_with_port(&services["iga_emulator"]["ports"][0], config.port));
     }
@@ -406,12 +406,12 @@ fn ends_with_port(published: &Value, port: u16) -> bool {
 }
 
 #[test]
-fn the_image_names_the_default_port() {
+fn the_image_exposes_the_default_port() {
     let port = config(&pairs(GOOGLE), &[]).port;
     assert!(file("Dockerfile").contains(&format!("\nEXPOSE {port}\n")));
 }
 
-/// Cloud Build tests with the compiler that makes the image, which is no older than the manifest demands.
+/// Cloud Build tests with the compiler of the image, which is at least as new as the manifest requires.
 #[test]
 fn the_image_and_cloud_build_use_one_compiler() {
     let minor = |version: &str| version.split('.').nth(1).and_then(|part| part.parse::<u32>().ok());
@@ -432,7 +432,7 @@ fn the_image_and_cloud_build_use_one_compiler() {
 
 // ---- Security
 
-/// The security properties that these files break.
+/// The security properties that these files violate.
 fn broken_properties(file: impl Fn(&str) -> String) -> Vec<&'static str> {
     let [service, build, template, compose] =
         ["service.yaml", "cloudbuild.yaml", "template.yaml", "docker-compose.yml"]
@@ -522,7 +522,7 @@ fn is_confined(service: &Value) -> bool {
         && user == "${IGA_USER:-65532}"
 }
 
-/// The last stage and `local`: a base without root, and nothing but what the build stages made.
+/// Checks the last stage and `local`: a base without root that holds only the output of the build stages.
 fn has_bare_images(dockerfile: &str) -> bool {
     let stages: Vec<&str> = dockerfile.split("\nFROM ").collect();
     let local = stages.iter().find(|stage| stage.lines().next().unwrap().ends_with(" AS local"));
@@ -543,7 +543,7 @@ fn the_files_keep_the_service_private_and_confined() {
     assert!(broken_properties(file).is_empty(), "{:?}", broken_properties(file));
 }
 
-/// Each of these changes breaks a property.
+/// Changes of a file that violate one property each: file, old text, new text.
 const EXPOSURES: &[(&str, &str, &str)] = &[
     ("service.yaml", "ingress: internal", "ingress: all"),
     (

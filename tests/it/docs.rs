@@ -1,9 +1,10 @@
-//! The tables of the docs say what the code does.
+//! The README and the pages of docs/ match the code, and their links work.
 
 use iga::config::Timing;
 use iga::config::settings::{Preset, SETTINGS, Setting};
 use iga::error::Kind;
 use iga::telemetry::metrics;
+use std::path::{Path, PathBuf};
 
 const API: &str = include_str!("../../docs/api.md");
 const DEPENDENCIES: &str = include_str!("../../docs/dependencies.md");
@@ -52,7 +53,7 @@ fn every_metric_is_in_the_table() {
 }
 
 #[test]
-fn the_times_in_the_text_are_the_codes() {
+fn the_times_in_the_text_match_the_code() {
     let lease_life = Timing::DEFAULT.lease_life.as_secs();
     has(
         RELIABILITY,
@@ -88,4 +89,45 @@ fn every_test_that_the_threat_model_names_exists() {
         let exists = test == "*" || source.contains(&format!("fn {test}("));
         assert!(exists, "{module}::{test}");
     }
+}
+
+#[test]
+fn every_relative_link_has_its_file_and_heading() {
+    let mut checked = 0;
+    for page in pages() {
+        let text = read(&page);
+        let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let linked =
+                if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            assert!(linked.exists(), "{page:?}: {target}");
+            let exists = anchor.is_empty() || anchors(&read(&linked)).iter().any(|at| at == anchor);
+            assert!(exists, "{page:?}: {target}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "only {checked} links were found");
+}
+
+/// Every Markdown page of the repository's root and of docs/.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = [root.to_owned(), root.join("docs")].map(|folder| folder.read_dir().unwrap());
+    let paths = files.into_iter().flatten().map(|file| file.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+}
+
+/// The anchors that GitHub gives to the headings of a page.
+fn anchors(page: &str) -> Vec<String> {
+    let outside_of_code = page.split("```").step_by(2).flat_map(str::lines);
+    let headings = outside_of_code.filter_map(|line| line.strip_prefix('#'));
+    let headings = headings.filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let is_kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+    let anchor = |heading: &str| heading.to_lowercase().chars().filter(is_kept).collect::<String>();
+    headings.map(|heading| anchor(heading).replace(' ', "-")).collect()
 }

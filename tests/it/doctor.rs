@@ -1,4 +1,4 @@
-//! `iga doctor`: the real binary against the emulator, with each fault.
+//! `iga doctor`: each fault of the settings and of Google's services is a finding with its fix.
 
 use crate::support::process::{Process, command};
 use crate::support::service::{BUCKET, CURRENT, emulator, emulator_with};
@@ -10,14 +10,14 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-/// What the doctor printed.
+/// The output and the exit code of the doctor.
 struct Findings {
     code: Option<i32>,
     text: String,
 }
 
 impl Findings {
-    /// A finding of this beginning, which holds the words, followed by the command if there is one.
+    /// Asserts a finding with this beginning that contains `words`, followed by `command` unless that is empty.
     #[track_caller]
     fn have(&self, verdict: &str, subject: &str, words: &str, command: &str) -> &Findings {
         let head = format!("{verdict:<5} {subject:<9} ");
@@ -44,7 +44,7 @@ impl Findings {
         self.have("FAIL", subject, words, command)
     }
 
-    /// A warning, and nothing worse.
+    /// Asserts a warning, and that no check failed.
     #[track_caller]
     fn warn(&self, subject: &str, words: &str, command: &str) -> &Findings {
         self.well().have("warn", subject, words, command)
@@ -81,7 +81,7 @@ async fn run(emulator: &Emulator, command: &mut Command) -> Findings {
     Findings { code: output.status.code(), text }
 }
 
-/// The doctor with these settings beside the usual ones, whose model is a current one.
+/// Runs the doctor with these settings in addition to the usual ones and a current model.
 async fn doctor(emulator: &Emulator, settings: &[(&str, &str)]) -> Findings {
     let quiet = [("IGA_DEBUG_MODE", "False")];
     run(emulator, command(emulator, &[CURRENT, &quiet, settings].concat()).env_remove("HOME")).await
@@ -98,7 +98,7 @@ async fn doctor_without(permissions: &[&str], settings: &[(&str, &str)]) -> Find
     doctor(&emulator_with(Options { withheld, ..Options::default() }).await, settings).await
 }
 
-/// The doctor with this text as its credentials file.
+/// Runs the doctor with this text as its credentials file.
 async fn doctor_with_file(emulator: &Emulator, file: &str, settings: &[(&str, &str)]) -> Findings {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("credentials.json");
@@ -115,7 +115,7 @@ const OBJECT_USER: &str = "gcloud storage buckets add-iam-policy-binding gs://te
     --member=serviceAccount:iga@iga-local.iam.gserviceaccount.com --role=roles/storage.objectUser";
 
 #[tokio::test]
-async fn a_healthy_service_is_ok_throughout() {
+async fn every_check_of_a_healthy_service_is_ok() {
     let emulator = emulator().await;
     let findings = doctor(&emulator, &[]).await;
     assert!(findings.well().text.lines().all(|line| line.starts_with("ok ")), "{}", findings.text);
@@ -136,7 +136,7 @@ async fn a_healthy_service_is_ok_throughout() {
 }
 
 #[tokio::test]
-async fn the_readmes_example_is_real() {
+async fn the_example_of_the_page_is_real_output() {
     let options = Options { buckets: vec!["your-bucket".to_owned()], ..Options::default() };
     let emulator = Emulator::start(options).await.unwrap();
     let settings = [("GCP_PROJECT_ID", "your-project"), ("GCS_BUCKET_NAME", "your-bucket")];
@@ -246,7 +246,7 @@ async fn all_settings_missing_are_all_listed() {
 }
 
 #[tokio::test]
-async fn the_platform_is_where_settings_are_mended() {
+async fn the_fix_of_a_setting_fits_the_platform() {
     let emulator = emulator().await;
     let cloud_run = doctor(&emulator, &[("K_SERVICE", "images"), ("GCP_PROJECT_ID", "")]).await;
     cloud_run.fail(
@@ -320,13 +320,13 @@ async fn every_kind_of_credentials_file_is_named_without_its_secrets() {
         "client_email": email, "token_uri": format!("{url}/token")});
     let impersonated = json!({"type": "impersonated_service_account", "source_credentials": user,
         "service_account_impersonation_url": acts_as});
-    for (file, told) in [
+    for (file, expected) in [
         (user, "a person's sign-in with gcloud (/".to_owned()),
         (account, format!("service account {email} (/")),
         (impersonated, format!("a person's sign-in, acting as service account {email} (/")),
     ] {
         let findings = doctor_with_file(&emulator, &file.to_string(), &[]).await;
-        findings.well().ok("identity", &told).ok("token", "").ok("bucket", "created");
+        findings.well().ok("identity", &expected).ok("token", "").ok("bucket", "created");
     }
 }
 
@@ -365,13 +365,13 @@ const LAMBDA: &[(&str, &str)] = &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")];
 #[tokio::test]
 async fn a_federation_file_for_another_cloud_is_a_finding() {
     let emulator = emulator().await;
-    // A port without a listener, like the address of a metadata server on another cloud.
+    // Like a metadata server on another cloud, this address has no listener.
     let metadata = "http://127.0.0.1:1/latest/meta-data";
     let aws = json!({"environment_id": "aws1", "region_url": metadata, "url": metadata});
     let azure = json!({"url": "http://127.0.0.1:1/metadata/identity/oauth2/token", "headers": {"Metadata": "True"}});
     let ec2 = json!({"environment_id": "aws1", "imdsv2_session_token_url": metadata});
     let unset = "unset GOOGLE_APPLICATION_CREDENTIALS";
-    for (source, told, words) in [
+    for (source, expected, words) in [
         (
             &aws,
             "federated from AWS, acting as",
@@ -397,7 +397,7 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
         let findings =
             doctor_with_file(&emulator, &federated(&emulator, source.clone()), &[]).await;
         findings
-            .ok("identity", told)
+            .ok("identity", expected)
             .fail("token", words, unset)
             .skip(&["model", "bucket"], "there is no access token");
     }
@@ -435,7 +435,7 @@ async fn a_federation_file_that_is_not_complete_is_a_finding() {
 }
 
 #[tokio::test]
-async fn a_federated_identity_that_google_does_not_let_in_is_a_finding() {
+async fn a_federated_identity_that_google_refuses_is_a_finding() {
     for (path, words, remedy) in [
         (
             "/v1/token",
@@ -522,7 +522,7 @@ async fn a_fallback_that_is_gone_is_a_warning_and_the_last_one_decides() {
 }
 
 #[tokio::test]
-async fn a_model_that_is_served_elsewhere_is_moved_there() {
+async fn a_model_that_is_served_elsewhere_gets_that_location_as_its_fix() {
     let settings = [("IGA_VERTEXAI_LOCATION", "us-central1"), ("IGA_VERTEXAI_FALLBACK_MODELS", "")];
     let findings = doctor(&emulator().await, &settings).await;
     let remedy =
@@ -545,7 +545,7 @@ async fn models_that_are_all_gone_are_a_finding() {
 }
 
 #[tokio::test]
-async fn a_retired_model_that_does_not_say_so_is_a_warning() {
+async fn a_retired_model_that_still_responds_is_a_warning() {
     let revive = vec!["imagegeneration@006".to_owned()];
     let emulator = emulator_with(Options { revive, ..Options::default() }).await;
     let settings = [
@@ -557,7 +557,7 @@ async fn a_retired_model_that_does_not_say_so_is_a_warning() {
 }
 
 #[tokio::test]
-async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
+async fn every_reason_why_a_model_cannot_be_used_is_a_finding_with_its_fix() {
     let service_disabled = json!({"error": {"code": 403, "status": "PERMISSION_DENIED",
         "message": "Vertex AI API has not been used in project test-project before or it is disabled.",
         "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED",
@@ -599,7 +599,7 @@ async fn what_keeps_a_model_from_answering_is_a_finding_with_its_command() {
 }
 
 #[tokio::test]
-async fn a_fallback_that_may_not_be_asked_is_a_warning_while_the_model_answers() {
+async fn a_fallback_without_permission_is_a_warning_while_the_model_responds() {
     let fault = Fault::new(Stage::Model, Action::status(403)).matching("nano-banana").always();
     let findings = doctor_after(fault).await;
     findings.warn("model", "fallback gemini-nano-banana-2.1 in global: Permission", ADD_ROLE);
@@ -647,7 +647,7 @@ async fn missing_permissions_are_a_finding_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_refused_after_all_is_a_finding() {
+async fn an_upload_that_fails_in_spite_of_the_permissions_is_a_finding() {
     for status in [403, 503] {
         let findings =
             doctor_after(Fault::new(Stage::UploadStart, Action::status(status)).always()).await;
@@ -675,7 +675,7 @@ async fn an_object_that_is_left_behind_is_named() {
 }
 
 #[tokio::test]
-async fn a_storage_that_is_down_is_a_finding() {
+async fn an_unreachable_cloud_storage_is_a_finding() {
     let findings = doctor(&emulator().await, &[("STORAGE_EMULATOR_HOST", "127.0.0.1:1")]).await;
     findings.fail("bucket", "Cloud Storage could not be reached.", "unset STORAGE_EMULATOR_HOST");
     findings.skip(&["clock"], "Cloud Storage could not be reached.").ok("model", "answers");
@@ -720,7 +720,7 @@ async fn prompts_that_are_logged_are_a_warning() {
 }
 
 #[tokio::test]
-async fn findings_come_as_json_too() {
+async fn findings_are_available_as_json() {
     let emulator = emulator().await;
     for (settings, healthy) in [(&[][..], true), (&[("PORT", "eighty")][..], false)] {
         let mut command = command(&emulator, &[CURRENT, settings].concat());
@@ -786,7 +786,7 @@ async fn a_host_of_another_machine_is_a_finding() {
 }
 
 #[tokio::test]
-async fn a_machine_without_certificates_is_a_finding_and_what_needs_none_is_checked() {
+async fn missing_certificates_are_a_finding_and_the_other_checks_run() {
     let (emulator, nothing) = (emulator().await, TempDir::new().unwrap());
     let empty = nothing.path().join("empty.pem");
     std::fs::write(&empty, "").unwrap();

@@ -1,8 +1,8 @@
-//! Who pays, who joins, and what becomes of failures: the rules of flights, on one instance and on two.
+//! Flights on one instance and on two: which request pays, which one joins, and what a failure leaves behind.
 
 use crate::support::service::{
-    self, Answer, BUCKET, CURRENT, HOUR, PROMPT, Service, answer, config, emulator, emulator_with,
-    eventually, reached,
+    self, BUCKET, CURRENT, HOUR, PROMPT, Response, Service, config, emulator, emulator_with,
+    eventually, fetch, reached,
 };
 use iga_emulator::{Action, Counters, Fault, Options, Stage};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ const SHARED: &[(&str, &str)] = &[
     ("IGA_SHARED_RETRIES", "yes"),
 ];
 
-/// Two instances that share nothing but the emulator; an equal request is a retry to both.
+/// Two instances that share only the emulator; each treats an equal request as a retry.
 async fn two(settings: &[(&str, &str)]) -> (Service, Service) {
     let one = that_joins(settings).await;
     let other = Service::that_joins(one.emulator.clone(), settings).await;
@@ -26,29 +26,29 @@ async fn that_joins(settings: &[(&str, &str)]) -> Service {
     Service::that_joins(emulator().await, &[CURRENT, settings].concat()).await
 }
 
-fn send(service: &Service, key: Option<&str>, body: Value) -> JoinHandle<Answer> {
+fn send(service: &Service, key: Option<&str>, body: Value) -> JoinHandle<Response> {
     let mut request =
         service.request().header("content-type", "application/json").body(body.to_string());
     if let Some(key) = key {
         request = request.header("idempotency-key", key);
     }
-    tokio::spawn(answer(request))
+    tokio::spawn(fetch(request))
 }
 
 fn prompt() -> Value {
     json!({"prompt": PROMPT})
 }
 
-async fn with_key(service: &Service, key: &str) -> Answer {
+async fn with_key(service: &Service, key: &str) -> Response {
     send(service, Some(key), prompt()).await.unwrap()
 }
 
-/// Lets a generation that was begun get so far that the model has been asked `calls` times.
+/// Waits until the model has been called `calls` times.
 async fn model_called(service: &Service, calls: u64) {
     reached(&service.emulator, |counters| counters.model_calls >= calls).await;
 }
 
-fn holds_the_model(service: &Service, ms: u64) {
+fn delay_model(service: &Service, ms: u64) {
     service.fault(Stage::Model, Action::Delay { ms });
 }
 
@@ -84,7 +84,7 @@ async fn the_same_key_gets_the_same_image_from_any_instance_at_any_time() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
+async fn a_key_reused_for_another_request_is_422_on_every_instance() {
     let (one, other) = two(CURRENT).await;
     with_key(&one, "k").await.is_image();
     for service in [&one, &other] {
@@ -103,10 +103,10 @@ async fn a_key_that_is_used_again_for_something_else_is_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn a_key_still_answers_its_own_request_while_another_is_being_refused() {
+async fn a_key_still_serves_its_own_request_while_another_is_refused() {
     let (one, other) = two(CURRENT).await;
     let first = with_key(&one, "k").await;
-    // The other instance has yet to find out whose key it is.
+    // The other instance does not know yet which request owns the key.
     other.fault(Stage::Read, Action::Delay { ms: 500 });
     let wrong = send(&other, Some("k"), json!({"prompt": "something else"}));
     reached(&other.emulator, |counters| counters.metadata_gets > 0).await;
@@ -121,15 +121,15 @@ async fn every_key_header_means_the_same() {
     for header in ["x-idempotency-key", "x-cloudtasks-taskname"] {
         let request =
             service.request().header("content-type", "application/json").header(header, "k");
-        assert_eq!(answer(request.body(prompt().to_string())).await.body, first.body);
+        assert_eq!(fetch(request.body(prompt().to_string())).await.body, first.body);
     }
     assert_eq!(service.emulator.counters().paid_generations, 1);
 }
 
 #[tokio::test]
-async fn many_with_one_key_on_two_instances_pay_once() {
+async fn many_requests_with_one_key_on_two_instances_pay_once() {
     let (one, other) = two(CURRENT).await;
-    holds_the_model(&one, 100);
+    delay_model(&one, 100);
     let requests: Vec<_> = (0..10)
         .map(|i| send(if i % 2 == 0 { &one } else { &other }, Some("k"), prompt()))
         .collect();
@@ -142,9 +142,9 @@ async fn many_with_one_key_on_two_instances_pay_once() {
 }
 
 #[tokio::test]
-async fn a_retry_without_a_key_joins_what_is_under_way() {
+async fn a_retry_without_a_key_joins_the_running_generation() {
     let service = that_joins(&[]).await;
-    holds_the_model(&service, 900);
+    delay_model(&service, 900);
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     let retry = send(&service, None, prompt()).await.unwrap();
@@ -153,14 +153,14 @@ async fn a_retry_without_a_key_joins_what_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_caller_that_left_finds_its_image_when_it_comes_back() {
+async fn a_caller_that_left_gets_its_image_when_it_returns() {
     let service = that_joins(&[]).await;
-    holds_the_model(&service, 500);
+    delay_model(&service, 500);
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     first.abort();
     service.prompt().await.is_image();
-    // Landed by now, and still answering for the retry window.
+    // The generation has completed, and the retry window is still open.
     service.prompt().await.is_image();
     assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
 }
@@ -168,7 +168,7 @@ async fn a_caller_that_left_finds_its_image_when_it_comes_back() {
 #[tokio::test]
 async fn requests_fired_together_are_variants() {
     let one = Service::with(SHARED).await;
-    holds_the_model(&one, 300);
+    delay_model(&one, 300);
     let requests: Vec<_> = (0..3).map(|_| send(&one, None, prompt())).collect();
     let mut urls = Vec::new();
     for request in requests {
@@ -182,7 +182,7 @@ async fn requests_fired_together_are_variants() {
 #[tokio::test]
 async fn joining_can_be_switched_off() {
     let service = that_joins(&[("IGA_RETRY_WINDOW_SECONDS", "off")]).await;
-    holds_the_model(&service, 900);
+    delay_model(&service, 900);
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     let second = service.prompt().await;
@@ -201,9 +201,9 @@ async fn a_different_request_never_joins() {
 }
 
 #[tokio::test]
-async fn failures_are_told_to_all_that_wait_and_then_forgotten() {
+async fn a_failure_is_shared_with_waiting_callers_and_not_remembered() {
     let service = Service::current().await;
-    holds_the_model(&service, 700);
+    delay_model(&service, 700);
     service.fault(Stage::Response, Action::status(500));
     let first = send(&service, Some("k"), prompt());
     model_called(&service, 1).await;
@@ -226,14 +226,14 @@ async fn without_cloud_storage_nothing_is_paid() {
 }
 
 #[tokio::test]
-async fn an_answer_waits_for_an_image_that_cannot_be_saved_for_a_while() {
+async fn a_response_waits_while_its_paid_image_cannot_be_stored() {
     for key in [None, Some("k")] {
         let service = that_joins(&[]).await;
-        // All tries of the first request, and none after.
+        // The fault hits all tries of the first upload and ends after them.
         service.emulator.script(
             Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_").times(3),
         );
-        // The answer waits: the image is paid.
+        // The image is paid, so the response waits until it is stored.
         send(&service, key, prompt()).await.unwrap().is_image();
         assert_eq!(
             (service.emulator.counters().paid_generations, images(&service)),
@@ -244,9 +244,9 @@ async fn an_answer_waits_for_an_image_that_cannot_be_saved_for_a_while() {
 }
 
 #[tokio::test]
-async fn shared_retries_hold_between_instances() {
+async fn shared_retries_join_across_instances() {
     let (one, other) = two(SHARED).await;
-    holds_the_model(&one, 1500);
+    delay_model(&one, 1500);
     let first = send(&one, None, prompt());
     model_called(&one, 1).await;
     let retry = send(&other, None, prompt()).await.unwrap();
@@ -259,7 +259,7 @@ async fn shared_retries_hold_between_instances() {
     assert_eq!(records(&one).len(), 1, "the record is used again");
 }
 
-/// Requests to Cloud Storage about objects since the last time: writes, refused writes, reads.
+/// Requests to Cloud Storage for objects since `before`: writes, refused writes, reads.
 fn storage_operations(service: &Service, before: &Counters) -> [u64; 3] {
     let now = service.emulator.counters();
     [
@@ -270,10 +270,14 @@ fn storage_operations(service: &Service, before: &Counters) -> [u64; 3] {
 }
 
 #[tokio::test]
-async fn what_agreement_costs_is_what_the_readme_says() {
+async fn coordination_costs_the_operations_that_the_docs_state() {
     let one = Service::current().await;
     one.prompt().await.is_image();
-    assert_eq!(storage_operations(&one, &Counters::default()), [2, 0, 0], "the bucket is tried");
+    assert_eq!(
+        storage_operations(&one, &Counters::default()),
+        [2, 0, 0],
+        "with the probe of the bucket"
+    );
     let before = one.emulator.counters();
     one.post(json!({"prompt": "another"})).await.is_image();
     assert_eq!(storage_operations(&one, &before), [1, 0, 0], "without a key");
@@ -313,19 +317,19 @@ async fn the_lease_of_a_dead_holder_is_taken_over_by_exactly_one() {
 }
 
 #[tokio::test]
-async fn a_holder_that_comes_second_returns_the_first_image_and_keeps_none_of_its_own() {
+async fn a_holder_that_finishes_second_returns_the_first_image_and_keeps_no_other() {
     let (slow, quick) = two(CURRENT).await;
-    holds_the_model(&slow, 1500);
-    let slow_answer = send(&slow, Some("k"), prompt());
+    delay_model(&slow, 1500);
+    let slow_response = send(&slow, Some("k"), prompt());
     model_called(&slow, 1).await;
     slow.emulator.advance_clock(HOUR + Duration::from_secs(2));
     let first = with_key(&quick, "k").await;
-    assert_eq!(slow_answer.await.unwrap().body, first.is_image().body);
+    assert_eq!(slow_response.await.unwrap().body, first.is_image().body);
     assert_eq!((slow.emulator.counters().paid_generations, images(&slow)), (2, 1));
 }
 
 #[tokio::test]
-async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
+async fn a_lease_whose_response_was_lost_is_recognised_as_our_own() {
     for action in [Action::Reset, Action::status(503), Action::Truncate] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::UploadEnd, action).matching("/.iga/").times(2));
@@ -339,7 +343,7 @@ async fn lost_answers_about_the_lease_are_recognised_as_our_own() {
 }
 
 #[tokio::test]
-async fn a_lease_is_kept_while_its_image_cannot_be_saved() {
+async fn a_lease_is_kept_while_its_image_cannot_be_stored() {
     let emulator = emulator().await;
     let mut config = config(&emulator, CURRENT);
     config.timing.lease_life = Duration::from_millis(900);
@@ -350,14 +354,14 @@ async fn a_lease_is_kept_while_its_image_cannot_be_saved() {
     let waiting = send(&service, Some("k"), prompt());
     eventually(|| records(&service).iter().any(|record| record["renewal"].is_string())).await;
     service.emulator.clear_faults();
-    // A caller that joins has the image stored at once, and both get it.
+    // A joining caller makes the upload start at once, and both get the image.
     let joined = with_key(&service, "k").await;
     assert_eq!(waiting.await.unwrap().body, joined.is_image().body);
     assert_eq!((service.emulator.counters().paid_generations, images(&service)), (1, 1));
 }
 
 #[tokio::test]
-async fn a_lease_that_was_written_without_our_knowing_is_given_back() {
+async fn a_lease_whose_write_may_have_succeeded_is_released() {
     let service = Service::current().await;
     service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/.iga/"));
     service
@@ -370,9 +374,9 @@ async fn a_lease_that_was_written_without_our_knowing_is_given_back() {
 }
 
 #[tokio::test]
-async fn an_answer_can_be_had_before_the_image_is_there() {
+async fn answer_within_responds_before_the_image_is_ready() {
     let service = that_joins(&[("IGA_ANSWER_WITHIN_SECONDS", "0.1")]).await;
-    holds_the_model(&service, 1000);
+    delay_model(&service, 1000);
     let early = service.prompt().await;
     early
         .is_error(503, "IGA_VERTEXAI_API_ERROR")
@@ -387,9 +391,9 @@ async fn an_answer_can_be_had_before_the_image_is_there() {
 }
 
 #[tokio::test]
-async fn joins_are_welcome_when_there_is_no_room_for_more() {
+async fn a_full_instance_still_accepts_joins() {
     let service = that_joins(&[("IGA_MAX_GENERATIONS", "1")]).await;
-    holds_the_model(&service, 900);
+    delay_model(&service, 900);
     let first = send(&service, None, prompt());
     model_called(&service, 1).await;
     service.post(json!({"prompt": "another"})).await.is_error(503, "IGA_OVERLOADED");
@@ -398,14 +402,14 @@ async fn joins_are_welcome_when_there_is_no_room_for_more() {
 }
 
 #[tokio::test]
-async fn a_stored_image_is_told_whatever_becomes_of_its_receipt() {
+async fn a_stored_image_is_delivered_even_if_its_receipt_fails() {
     for action in [Action::Stall, Action::status(503), Action::status(403)] {
         let (one, other) = two(CURRENT).await;
         let receipt = Fault::new(Stage::UploadStart, action.clone()).matching("/.iga/key/");
         one.emulator.script(receipt.with_metadata("object").always());
         let first = with_key(&one, "k").await;
         first.is_image();
-        // The lease is there, and names the image: the other instance finds it once the lease is old.
+        // The lease names the image, so the other instance finds it once the lease has expired.
         one.emulator.advance_clock(HOUR + Duration::from_secs(2));
         assert_eq!(with_key(&other, "k").await.body, first.body, "{action:?}");
         assert_eq!((one.emulator.counters().paid_generations, images(&one)), (1, 1));
@@ -413,7 +417,7 @@ async fn a_stored_image_is_told_whatever_becomes_of_its_receipt() {
 }
 
 #[tokio::test]
-async fn a_renewal_without_an_answer_is_sent_again_and_costs_nothing() {
+async fn a_renewal_without_a_response_is_retried_and_pays_nothing() {
     let emulator = emulator().await;
     let mut one_config = config(&emulator, CURRENT);
     one_config.timing.lease_life = Duration::from_millis(1500);
@@ -421,21 +425,21 @@ async fn a_renewal_without_an_answer_is_sent_again_and_costs_nothing() {
     let one = Service::run(emulator.clone(), one_config).await;
     let renewal = Fault::new(Stage::UploadEnd, Action::Stall).matching("/.iga/key/");
     emulator.script(renewal.with_metadata("renewal").times(2));
-    holds_the_model(&one, 2500);
+    delay_model(&one, 2500);
     with_key(&one, "k").await.is_image();
     eventually(|| are_receipts(&one, 1)).await;
     assert_eq!((emulator.counters().paid_generations, images(&one)), (1, 1));
 }
 
 #[tokio::test]
-async fn a_lost_lease_is_not_paid_for() {
+async fn a_holder_that_lost_its_lease_does_not_pay() {
     let emulator = emulator().await;
     let mut config = config(&emulator, CURRENT);
     config.timing.lease_life = Duration::from_millis(600);
     config.timing.record_try = Duration::from_millis(500);
     let one = Service::run(emulator.clone(), config).await;
-    // The model is busy at first; before it is asked again, no renewal has had an answer for longer than the
-    // lease lives, and another instance has paid.
+    // The model is busy at first. Before the next call, the lease expires because no renewal gets a response, and
+    // another instance pays.
     let renewal = Fault::new(Stage::UploadStart, Action::Stall).matching("/.iga/key/");
     emulator.script(renewal.with_metadata("renewal").always());
     let busy = Action::status(429).header("retry-after", "5");
@@ -451,7 +455,7 @@ async fn a_lost_lease_is_not_paid_for() {
 }
 
 #[tokio::test]
-async fn a_receipt_answers_only_while_its_image_is_there() {
+async fn a_receipt_counts_only_while_its_image_exists() {
     let (one, other) = two(CURRENT).await;
     let first = with_key(&one, "k").await;
     eventually(|| are_receipts(&one, 1)).await;
@@ -463,7 +467,7 @@ async fn a_receipt_answers_only_while_its_image_is_there() {
 }
 
 #[tokio::test]
-async fn a_retry_in_doubt_on_another_instance_is_a_retry() {
+async fn a_request_of_uncertain_age_on_another_instance_is_a_retry() {
     for omit_date in [false, true] {
         let options = Options { omit_date, ..Options::default() };
         let emulator = emulator_with(options).await;
@@ -473,7 +477,7 @@ async fn a_retry_in_doubt_on_another_instance_is_a_retry() {
             Service::run(emulator.clone(), config).await
         };
         let (one, other) = (instance().await, instance().await);
-        holds_the_model(&one, 1500);
+        delay_model(&one, 1500);
         let first = send(&one, None, prompt());
         model_called(&one, 1).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -484,19 +488,19 @@ async fn a_retry_in_doubt_on_another_instance_is_a_retry() {
 }
 
 #[tokio::test]
-async fn the_retry_of_a_variant_gets_the_image_that_is_owed() {
+async fn the_retry_of_a_variant_gets_the_image_that_no_caller_received() {
     for elsewhere in [false, true] {
         let emulator = emulator().await;
         let mut config = config(&emulator, SHARED);
         config.timing.variant_age = Duration::from_millis(300);
         let one = Service::run(emulator.clone(), config.clone()).await;
         let other = Service::run(emulator.clone(), config).await;
-        // Tokens and connections are there, so that the variants come at once.
+        // Fetch tokens and open connections first, so that the variants arrive together.
         for service in [&one, &other] {
             service.post(json!({"prompt": "another"})).await.is_image();
         }
-        holds_the_model(&one, 2500);
-        holds_the_model(&one, 2500);
+        delay_model(&one, 2500);
+        delay_model(&one, 2500);
         let calls = emulator.counters().model_calls;
         let stays = send(&one, None, prompt());
         let leaves = send(&one, None, prompt());
@@ -513,7 +517,7 @@ async fn the_retry_of_a_variant_gets_the_image_that_is_owed() {
 }
 
 #[tokio::test]
-async fn a_lease_is_given_back_in_spite_of_two_failures() {
+async fn a_lease_is_released_in_spite_of_two_failures() {
     for action in [Action::status(503), Action::status(429), Action::Reset] {
         let service = Service::current().await;
         let release = Fault::new(Stage::UploadStart, action).matching("/.iga/key/");
@@ -526,7 +530,7 @@ async fn a_lease_is_given_back_in_spite_of_two_failures() {
 }
 
 #[tokio::test]
-async fn one_mutation_a_second_holds_nothing_up() {
+async fn one_mutation_per_second_and_object_is_enough() {
     let mutation_interval = Some(Duration::from_millis(300));
     let emulator = emulator_with(Options { mutation_interval, ..Options::default() }).await;
     let mut config = config(&emulator, CURRENT);
@@ -541,7 +545,7 @@ async fn one_mutation_a_second_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn an_account_that_may_not_read_or_overwrite_gets_what_can_be_promised() {
+async fn an_account_without_read_or_overwrite_keeps_the_documented_promises() {
     let (get, delete) = ("storage.objects.get", "storage.objects.delete");
     for (withheld, key_again) in [(vec![get], 500), (vec![delete], 200), (vec![get, delete], 500)] {
         let withheld = withheld.into_iter().map(str::to_owned).collect();
@@ -563,9 +567,9 @@ async fn an_account_that_may_not_read_or_overwrite_gets_what_can_be_promised() {
     }
 }
 
-/// What stays in the bucket when an instance is stopped while storage is silent, or another instance is waited for.
+/// Stops while Cloud Storage is silent, and while the request waits for another instance.
 #[tokio::test]
-async fn a_stop_signal_keeps_stored_images_and_gives_back_what_was_begun() {
+async fn a_stop_signal_keeps_stored_images_and_releases_unfinished_leases() {
     let receipt_hangs = async {
         let emulator = emulator().await;
         let config = config(&emulator, CURRENT);

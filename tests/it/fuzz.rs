@@ -1,7 +1,7 @@
-//! Bytes that are almost right: every parser ends with a value or with one of its own errors.
+//! Mutated input: every parser returns a value or one of its own errors.
 //!
-//! `PROPTEST_CASES=10000000 cargo test --release --test it fuzz` runs them as long as one likes; what it finds is kept in
-//! `proptest-regressions` and becomes a test.
+//! `PROPTEST_CASES=10000000 cargo test --release --test it fuzz` runs more cases. Proptest keeps failures in
+//! `proptest-regressions`; turn each into a test.
 
 use crate::support::service::{CURRENT, config, emulator};
 use http::{HeaderMap, HeaderValue};
@@ -25,7 +25,7 @@ static CONFIG: LazyLock<Config> =
     LazyLock::new(|| TOKIO.block_on(async { config(&emulator().await, CURRENT) }));
 static APP: LazyLock<Arc<App>> = LazyLock::new(|| App::new(CONFIG.clone()));
 
-/// One change of a text, as a careless client or a broken network makes it.
+/// One change of a text, such as a careless client or a broken network makes.
 #[derive(Debug, Clone)]
 enum Change {
     Cut(Index),
@@ -89,8 +89,8 @@ fn apply(mut text: Vec<u8>, changes: Vec<Change>) -> Vec<u8> {
     text
 }
 
-/// One of these texts after a few changes.
-fn almost(texts: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+/// One of these texts with a few changes.
+fn mutated(texts: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     (select(texts), prop::collection::vec(change(), 0..6))
         .prop_map(|(text, changes)| apply(text.as_bytes().to_vec(), changes))
 }
@@ -121,7 +121,7 @@ const RESPONSES: &[&str] = &[
     r#"{"error": {"code": 429, "message": "x", "status": "RESOURCE_EXHAUSTED", "details": [{"retryDelay": "1s"}]}}"#,
 ];
 
-/// Without a prompt, so that no image is made.
+/// Events without a prompt, so that no image is generated.
 const EVENTS: &[&str] = &[
     r#"{"version": "2.0", "rawPath": "/generate_image", "headers": {"content-type": "application/json"},
         "requestContext": {"http": {"method": "POST", "path": "/generate_image"}}, "body": "{}", "isBase64Encoded": false}"#,
@@ -132,7 +132,7 @@ const EVENTS: &[&str] = &[
 
 proptest! {
     #[test]
-    fn a_request_is_valid_or_refused_in_a_sentence(body in almost(BODIES)) {
+    fn a_request_is_valid_or_gets_a_4xx_error(body in mutated(BODIES)) {
         match GenerateRequest::parse(&body, &CONFIG) {
             Ok(request) => prop_assert!(!request.prompt.trim().is_empty()),
             Err(error) => {
@@ -144,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn a_credentials_file_is_usable_or_told_in_a_sentence(file in almost(FILES)) {
+    fn a_credentials_file_is_valid_or_its_problem_is_one_sentence(file in mutated(FILES)) {
         match CredentialFile::parse(&file) {
             Ok(file) => prop_assert!(file.json["type"].is_string() && !file.kind.to_string().is_empty()),
             Err(problem) => prop_assert!(!problem.contains(is_obeyed) && problem.len() < 400, "{problem:?}"),
@@ -152,14 +152,14 @@ proptest! {
     }
 
     #[test]
-    fn a_proxy_is_usable_or_told_in_a_sentence(proxy in almost(PROXIES)) {
+    fn a_proxy_is_valid_or_its_problem_is_one_sentence(proxy in mutated(PROXIES)) {
         if let Ok(text) = String::from_utf8(proxy) && let Err(problem) = proxy::check(&text) {
             prop_assert!(problem.ends_with("such as http://proxy.example.com:3128"), "{problem:?}");
         }
     }
 
     #[test]
-    fn what_is_left_of_a_response_has_an_outcome(skeleton in almost(RESPONSES)) {
+    fn every_response_skeleton_has_an_outcome(skeleton in mutated(RESPONSES)) {
         if let Ok(skeleton) = serde_json::from_slice(&skeleton) {
             for family in [Family::Imagen, Family::Gemini] {
                 let _ = family.outcome(&skeleton);
@@ -169,7 +169,7 @@ proptest! {
     }
 
     #[test]
-    fn an_error_of_google_is_read_in_any_shape(body in almost(RESPONSES), wait in ".*") {
+    fn a_google_error_of_any_shape_is_read(body in mutated(RESPONSES), wait in ".*") {
         let error = GoogleError::parse(&body);
         prop_assert!(!error.text(503).is_empty());
         prop_assert_eq!(error.json, serde_json::from_slice::<Value>(&body).is_ok());
@@ -181,7 +181,7 @@ proptest! {
     }
 
     #[test]
-    fn an_event_gets_a_response_or_a_sentence(event in almost(EVENTS)) {
+    fn an_event_gets_a_response_or_an_error(event in mutated(EVENTS)) {
         if let Ok(event) = String::from_utf8(event) {
             let invoked = TOKIO.block_on(runtime::invoke(Arc::clone(&APP), &event));
             prop_assert!(invoked.is_ok() || !invoked.unwrap_err().is_empty());

@@ -1,4 +1,4 @@
-//! Lambda events, through the path that the Lambda runtime takes.
+//! AWS Lambda: every supported event gets its response, through the code that the Lambda runtime calls.
 
 use crate::support::service::{BUCKET, CURRENT, config, emulator, records};
 use iga::app::App;
@@ -19,9 +19,9 @@ async fn invoke(event: &str) -> (Value, Emulator) {
     (runtime::invoke(app, event).await.unwrap(), emulator)
 }
 
-fn body(answer: &Value) -> Value {
-    assert_eq!(answer["isBase64Encoded"], false);
-    serde_json::from_str(answer["body"].as_str().unwrap()).unwrap()
+fn body(response: &Value) -> Value {
+    assert_eq!(response["isBase64Encoded"], false);
+    serde_json::from_str(response["body"].as_str().unwrap()).unwrap()
 }
 
 /// The object that a response names.
@@ -31,9 +31,9 @@ fn stored(emulator: &Emulator, body: &Value) -> StoredObject {
     emulator.object(BUCKET, name).expect("the object is stored")
 }
 
-fn header<'a>(answer: &'a Value, name: &str) -> &'a Value {
-    let single = &answer["headers"][name];
-    if single.is_null() { &answer["multiValueHeaders"][name][0] } else { single }
+fn header<'a>(response: &'a Value, name: &str) -> &'a Value {
+    let single = &response["headers"][name];
+    if single.is_null() { &response["multiValueHeaders"][name][0] } else { single }
 }
 
 #[tokio::test]
@@ -47,33 +47,33 @@ async fn events_of_every_shape_get_their_image() {
         (LOAD_BALANCER, "A paper boat in a puddle, seen from above"),
         (REST, "A clockmaker at a bench, morning light"),
     ] {
-        let (answer, emulator) = invoke(event).await;
-        assert_eq!(answer["statusCode"], 200, "{answer}");
-        assert_eq!(header(&answer, "content-type"), "application/json");
-        assert!(header(&answer, "x-request-id").as_str().unwrap().starts_with("iga_req_"));
-        let body = body(&answer);
+        let (response, emulator) = invoke(event).await;
+        assert_eq!(response["statusCode"], 200, "{response}");
+        assert_eq!(header(&response, "content-type"), "application/json");
+        assert!(header(&response, "x-request-id").as_str().unwrap().starts_with("iga_req_"));
+        let body = body(&response);
         assert_eq!(body["prompt_used"], prompt);
         stored(&emulator, &body);
     }
 }
 
 #[tokio::test]
-async fn the_path_and_the_method_of_an_event_count() {
+async fn an_event_is_routed_by_its_path_and_method() {
     let mut event: Value = serde_json::from_str(FUNCTION_URL).unwrap();
     event["rawPath"] = json!("/health");
     event["requestContext"]["http"]["path"] = json!("/health");
     event["requestContext"]["http"]["method"] = json!("GET");
-    let (answer, _) = invoke(&event.to_string()).await;
-    assert_eq!((&answer["statusCode"], body(&answer)), (&json!(200), json!({"status": "ok"})));
+    let (response, _) = invoke(&event.to_string()).await;
+    assert_eq!((&response["statusCode"], body(&response)), (&json!(200), json!({"status": "ok"})));
 }
 
 #[tokio::test]
-async fn a_bad_body_is_the_contracts_row_and_no_function_error() {
+async fn an_invalid_body_is_400_and_not_a_function_error() {
     let mut event: Value = serde_json::from_str(FUNCTION_URL).unwrap();
     event["body"] = json!("{}");
-    let (answer, _) = invoke(&event.to_string()).await;
-    assert_eq!(answer["statusCode"], 400);
-    assert_eq!(body(&answer)["error_code"], "IGA_BAD_REQUEST_PROMPT_MISSING");
+    let (response, _) = invoke(&event.to_string()).await;
+    assert_eq!(response["statusCode"], 400);
+    assert_eq!(body(&response)["error_code"], "IGA_BAD_REQUEST_PROMPT_MISSING");
 }
 
 #[tokio::test]
@@ -103,15 +103,15 @@ async fn a_stage_is_not_part_of_the_path() {
             ],
         ),
     ] {
-        let (answer, _) = invoke(&event.to_string()).await;
-        assert_eq!(answer["statusCode"], 200, "{event}: {answer}");
+        let (response, _) = invoke(&event.to_string()).await;
+        assert_eq!(response["statusCode"], 200, "{event}: {response}");
     }
     let elsewhere = with(REST, &[("/path", json!("/production/generate_image"))]);
     assert_eq!(invoke(&elsewhere.to_string()).await.0["statusCode"], 404);
 }
 
 #[tokio::test]
-async fn a_header_that_is_not_ascii_is_kept_and_one_that_cannot_be_is_dropped() {
+async fn a_non_ascii_header_is_kept_and_an_invalid_one_is_dropped() {
     for (id, kept) in [("Zürich", json!("Z%C3%BCrich")), ("a\nb", Value::Null)] {
         for (event, headers) in [
             (FUNCTION_URL, &["headers"][..]),
@@ -130,9 +130,9 @@ async fn a_header_that_is_not_ascii_is_kept_and_one_that_cannot_be_is_dropped() 
                 let value = if *member == "headers" { json!(id) } else { json!([id]) };
                 event[member]["X-Workflow-ID"] = value;
             }
-            let (answer, emulator) = invoke(&event.to_string()).await;
-            assert_eq!(answer["statusCode"], 200, "{event}: {answer}");
-            let object = stored(&emulator, &body(&answer));
+            let (response, emulator) = invoke(&event.to_string()).await;
+            assert_eq!(response["statusCode"], 200, "{event}: {response}");
+            let object = stored(&emulator, &body(&response));
             assert_eq!(object.metadata["metadata"]["workflow_id"], kept, "{event}");
         }
     }
@@ -140,36 +140,36 @@ async fn a_header_that_is_not_ascii_is_kept_and_one_that_cannot_be_is_dropped() 
 
 #[tokio::test]
 async fn a_direct_invocation_gets_the_response_body_itself() {
-    let (answer, emulator) = invoke(DIRECT).await;
-    assert_eq!(answer["prompt_used"], "A tram in the fog, early morning");
-    assert_eq!(stored(&emulator, &answer).metadata["metadata"]["aspect_ratio"], "16:9");
-    assert_eq!(answer.as_object().unwrap().len(), 3);
+    let (response, emulator) = invoke(DIRECT).await;
+    assert_eq!(response["prompt_used"], "A tram in the fog, early morning");
+    assert_eq!(stored(&emulator, &response).metadata["metadata"]["aspect_ratio"], "16:9");
+    assert_eq!(response.as_object().unwrap().len(), 3);
     for (payload, code) in [
         (json!({"prompt": ""}), "IGA_BAD_REQUEST_PROMPT_MISSING"),
         (json!({"prompt": null}), "IGA_BAD_REQUEST_PROMPT_MISSING"),
         (json!({"prompt": "x", "seed": -1}), "IGA_VERTEXAI_INVALID_ARGUMENT"),
     ] {
-        let (answer, _) = invoke(&payload.to_string()).await;
-        assert_eq!(answer["error_code"], code, "{answer}");
-        assert_eq!(answer.as_object().unwrap().len(), 3);
+        let (response, _) = invoke(&payload.to_string()).await;
+        assert_eq!(response["error_code"], code, "{response}");
+        assert_eq!(response.as_object().unwrap().len(), 3);
     }
     let prompt = "  \u{1f98a} \"quoted\" \\ back\0slash\n\ttab  ";
-    let (answer, _) = invoke(&json!({"prompt": prompt, "seed": 7.0}).to_string()).await;
-    assert_eq!(answer["prompt_used"], prompt);
+    let (response, _) = invoke(&json!({"prompt": prompt, "seed": 7.0}).to_string()).await;
+    assert_eq!(response["prompt_used"], prompt);
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_the_base64_it_claims_to_be_is_a_400() {
+async fn a_body_of_invalid_base64_is_400() {
     for body in ["{\"prompt\": \"x\"", "%%%", "e30"] {
         let mut event: Value = serde_json::from_str(BASE64).unwrap();
         event["body"] = json!(body);
-        let (answer, _) = invoke(&event.to_string()).await;
-        assert_eq!(answer["statusCode"], 400, "{answer}");
+        let (response, _) = invoke(&event.to_string()).await;
+        assert_eq!(response["statusCode"], 400, "{response}");
     }
 }
 
 #[tokio::test]
-async fn a_host_that_is_no_host_is_a_sentence_and_no_panic() {
+async fn an_event_with_an_invalid_host_is_an_error_and_not_a_panic() {
     let app = App::new(config(&emulator().await, CURRENT));
     let event = json!({"version": "2.0", "rawPath": "/health", "headers": {"host": "1.2.3.4.5"},
         "requestContext": {"domainName": "1.2.3.4.5", "http": {"method": "GET", "path": "/health"}}});
@@ -178,7 +178,7 @@ async fn a_host_that_is_no_host_is_a_sentence_and_no_panic() {
 }
 
 #[tokio::test]
-async fn another_event_gets_a_sentence_that_names_those_that_are_taken() {
+async fn an_unsupported_event_gets_an_error_that_names_the_supported_ones() {
     let emulator = emulator().await;
     for event in [
         json!({"Records": [{"eventSource": "aws:sqs", "body": "{\"prompt\": \"x\"}"}]}),
@@ -204,16 +204,16 @@ async fn another_event_gets_a_sentence_that_names_those_that_are_taken() {
 
 #[tokio::test]
 async fn the_functions_own_timeout_is_a_deadline() {
-    // In 2020: the function has no time left, so nothing may be paid.
+    // The deadline is in 2020: no time is left, so nothing may be paid.
     let emulator = emulator().await;
     let app = App::new(config(&emulator, &[]));
-    let answer = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();
-    assert_eq!(answer["statusCode"], 503, "{answer}");
+    let response = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();
+    assert_eq!(response["statusCode"], 503, "{response}");
     assert_eq!(emulator.counters().paid_generations, 0);
 }
 
 #[tokio::test]
-async fn the_answer_comes_after_the_lease_is_given_back() {
+async fn the_response_comes_after_the_lease_is_released() {
     let emulator = emulator().await;
     let settings = &[CURRENT, &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")]].concat();
     let app = App::new(config(&emulator, settings));
@@ -221,9 +221,9 @@ async fn the_answer_comes_after_the_lease_is_given_back() {
     let mut event: Value = serde_json::from_str(FUNCTION_URL).unwrap();
     event["headers"]["idempotency-key"] = json!("k");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
-    let answer = runtime::invoke_until(app, &event.to_string(), now + 4000).await.unwrap();
-    assert_eq!(answer["statusCode"], 503, "{answer}");
-    // A function that has answered is frozen: nothing follows.
+    let response = runtime::invoke_until(app, &event.to_string(), now + 4000).await.unwrap();
+    assert_eq!(response["statusCode"], 503, "{response}");
+    // Lambda freezes a function that has responded, so the release must come first.
     let records = records(&emulator);
     assert!(records.len() == 1 && records[0]["released"].is_string(), "{records:?}");
 }

@@ -1,8 +1,8 @@
-//! The built binary under load: a thousand at once, more than it takes, and a stop signal in the middle.
+//! The built binary under load: a thousand requests at once, requests beyond capacity, and a stop signal.
 
 use crate::support::process::Process;
 use crate::support::service::{
-    Answer, CURRENT, answer, client, emulator, emulator_with, images, reached, records,
+    CURRENT, Response, client, emulator, emulator_with, fetch, images, reached, records,
 };
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use reqwest::Client;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> JoinHandle<Answer> {
+fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> JoinHandle<Response> {
     let request = http
         .post(format!("{}/generate_image", process.url))
         .header("content-type", "application/json");
@@ -20,26 +20,26 @@ fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> Jo
         Some(key) => request.header("idempotency-key", key),
         None => request,
     };
-    tokio::spawn(answer(request.body(json!({"prompt": prompt}).to_string())))
+    tokio::spawn(fetch(request.body(json!({"prompt": prompt}).to_string())))
 }
 
-fn send_many(http: &Client, process: &Process, count: usize) -> Vec<JoinHandle<Answer>> {
+fn send_many(http: &Client, process: &Process, count: usize) -> Vec<JoinHandle<Response>> {
     (0..count).map(|number| send(http, process, &format!("Image {number}"), None)).collect()
 }
 
-async fn all(requests: Vec<JoinHandle<Answer>>) -> Vec<Answer> {
-    let mut answers = Vec::new();
+async fn all(requests: Vec<JoinHandle<Response>>) -> Vec<Response> {
+    let mut responses = Vec::new();
     for request in requests {
-        answers.push(request.await.unwrap());
+        responses.push(request.await.unwrap());
     }
-    answers
+    responses
 }
 
 async fn slow_emulator() -> Emulator {
     emulator_with(Options { latency: Duration::from_secs(3), ..Options::default() }).await
 }
 
-/// Raises the limit of open files of this process.
+/// Raises the limit of open files of this process, and checks it.
 fn open_files_at_least(wanted: usize) {
     let pid = std::process::id().to_string();
     let limit = format!("--nofile={wanted}:");
@@ -56,7 +56,7 @@ async fn model_called(emulator: &Emulator, calls: u64) {
     reached(emulator, |counters| counters.model_calls >= calls).await;
 }
 
-/// Records that are neither receipts nor given back.
+/// The number of records that are neither receipts nor released.
 fn leases(emulator: &Emulator) -> usize {
     let is_lease =
         |record: &serde_json::Value| record["object"].is_null() && record["released"].is_null();
@@ -67,7 +67,7 @@ fn settings<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     [CURRENT, &[("IGA_DEBUG_MODE", "False")], more].concat()
 }
 
-/// The most memory that a process has used, in MiB.
+/// The peak memory of a process, in MiB.
 fn peak_mib(process: &Process) -> u64 {
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
@@ -77,18 +77,18 @@ fn peak_mib(process: &Process) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs many open files"]
-async fn a_thousand_at_once_are_all_answered() {
+async fn a_thousand_requests_at_once_all_get_their_image() {
     const COUNT: usize = 1000;
-    // This process holds the caller's and the emulator's ends of all connections.
+    // This process holds both the callers' and the emulator's ends of all connections.
     open_files_at_least(4 * COUNT);
     let emulator = slow_emulator().await;
     let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "1000")])).await;
     let requests = send_many(&client(), &process, COUNT);
     model_called(&emulator, COUNT as u64).await;
     let under_way = requests.iter().filter(|request| !request.is_finished()).count();
-    let answers = all(requests).await;
+    let responses = all(requests).await;
     let urls: BTreeSet<_> =
-        answers.iter().map(|answer| answer.is_image().text("image_url")).collect();
+        responses.iter().map(|response| response.is_image().text("image_url")).collect();
     assert_eq!(urls.len(), COUNT);
     assert_eq!((emulator.counters().paid_generations, images(&emulator).len()), (1000, 1000));
     let peak_mib = peak_mib(&process);
@@ -101,7 +101,7 @@ async fn a_thousand_at_once_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_stop_signal_under_load_leaves_no_caller_without_an_answer() {
+async fn every_request_under_way_gets_its_image_after_a_stop_signal() {
     let emulator = slow_emulator().await;
     let process = Process::start(&emulator, &settings(&[])).await;
     let http = client();
@@ -111,8 +111,8 @@ async fn a_stop_signal_under_load_leaves_no_caller_without_an_answer() {
     );
     model_called(&emulator, 60).await;
     process.signal("TERM");
-    for answer in all(requests).await {
-        answer.is_image();
+    for response in all(requests).await {
+        response.is_image();
     }
     assert!(process.end().await.0.success());
     assert_eq!((emulator.counters().paid_generations, leases(&emulator)), (60, 0));
@@ -120,7 +120,7 @@ async fn a_stop_signal_under_load_leaves_no_caller_without_an_answer() {
 }
 
 #[tokio::test]
-async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_at_once() {
+async fn a_stopped_generation_releases_its_lease_for_a_retry_elsewhere() {
     let emulator = emulator().await;
     emulator.script(Fault::new(Stage::Model, Action::Stall).times(2));
     let process = Process::start(&emulator, &settings(&[])).await;
@@ -129,53 +129,53 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     model_called(&emulator, 2).await;
     process.signal("TERM");
     let refused = loop {
-        let answer = send(&http, &process, "Another", None).await.unwrap();
-        if answer.status == 503 {
-            break answer;
+        let response = send(&http, &process, "Another", None).await.unwrap();
+        if response.status == 503 {
+            break response;
         }
     };
     refused.is_error(503, "IGA_OVERLOADED").details_have("stopping");
     assert_eq!(refused.header("retry-after"), "1");
-    for answer in all(stalled.into()).await {
-        answer.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was there");
-        assert_eq!(answer.header("retry-after"), "1");
+    for response in all(stalled.into()).await {
+        response.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was there");
+        assert_eq!(response.header("retry-after"), "1");
     }
     assert!(process.end().await.0.success());
     assert_eq!(leases(&emulator), 0);
 
-    // The emulator's clock stands where it was: a lease that was left would hold the retry up for 12 s.
+    // The emulator's clock has not advanced, so a remaining lease would delay the retry beyond its deadline.
     let elsewhere =
         Process::start(&emulator, &settings(&[("IGA_GENERATION_DEADLINE_SECONDS", "8")])).await;
     send(&http, &elsewhere, "Image", Some("k")).await.unwrap().is_image();
 }
 
 #[tokio::test]
-async fn more_than_it_takes_is_refused_at_once_and_served_later() {
+async fn requests_beyond_capacity_are_refused_at_once_and_served_later() {
     let emulator = slow_emulator().await;
     let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "4")])).await;
     let http = client();
     let ask = |number: usize| {
         send(&http, &process, &format!("Image {number}"), Some(&format!("key-{number}")))
     };
-    let (answered, mut answers) = mpsc::unbounded_channel();
+    let (sender, mut responses) = mpsc::unbounded_channel();
     for number in 0..20 {
-        let (answered, request) = (answered.clone(), ask(number));
-        tokio::spawn(async move { answered.send((number, request.await.unwrap())) });
+        let (sender, request) = (sender.clone(), ask(number));
+        tokio::spawn(async move { sender.send((number, request.await.unwrap())) });
     }
     let mut missing = Vec::new();
     for _ in 0..16 {
-        let (number, answer) = answers.recv().await.unwrap();
-        answer.is_error(503, "IGA_OVERLOADED");
-        assert_eq!(answer.header("retry-after"), "1");
+        let (number, response) = responses.recv().await.unwrap();
+        response.is_error(503, "IGA_OVERLOADED");
+        assert_eq!(response.header("retry-after"), "1");
         missing.push(number);
     }
-    let health = answer(http.get(format!("{}/health", process.url))).await;
+    let health = fetch(http.get(format!("{}/health", process.url))).await;
     assert_eq!((health.status, health.text("status")), (200, "ok"));
     let taken = (0..20).filter(|number| !missing.contains(number));
     let joins = all(taken.map(ask).collect()).await;
     let mut first = Vec::new();
     for _ in 0..4 {
-        first.push(answers.recv().await.unwrap());
+        first.push(responses.recv().await.unwrap());
     }
     first.sort_by_key(|(number, _)| *number);
     for (join, (_, first)) in joins.iter().zip(&first) {
@@ -186,8 +186,8 @@ async fn more_than_it_takes_is_refused_at_once_and_served_later() {
         for number in missing.split_off(missing.len() - 4) {
             later.push(ask(number));
         }
-        for answer in all(later).await {
-            answer.is_image();
+        for response in all(later).await {
+            response.is_image();
         }
     }
     assert_eq!((missing.len(), emulator.counters().paid_generations), (0, 20));

@@ -1,10 +1,10 @@
-//! Which model is asked, where prompts go, and what goes with them.
+//! Which model gets a prompt, in which locations, and with which parameters, labels and headers.
 
 use crate::support::service::{CURRENT, PROMPT, Service};
 use iga_emulator::{Action, Fault, Stage};
 use serde_json::{Value, json};
 
-/// The locations of all requests that carried a prompt, each once, in order.
+/// The locations that a prompt was sent to, without repetitions, in order.
 fn locations(service: &Service) -> Vec<String> {
     let mut locations = Vec::new();
     for request in service.model_requests() {
@@ -61,16 +61,18 @@ async fn a_prompt_goes_only_where_the_settings_allow() {
         if let Some(id) = model_id_override {
             body["model_id_override"] = json!(id);
         }
-        let answer = service.post(body).await;
-        let row = format!("{location} {fallbacks:?} {model_id_override:?}: {answer:?}");
+        let response = service.post(body).await;
+        let row = format!("{location} {fallbacks:?} {model_id_override:?}: {response:?}");
         match outcome {
-            Ok(id) => assert_eq!(answer.text("model_version"), format!("vertex-ai-{id}"), "{row}"),
-            Err(status) => assert_eq!(answer.status, status, "{row}"),
+            Ok(id) => {
+                assert_eq!(response.text("model_version"), format!("vertex-ai-{id}"), "{row}")
+            }
+            Err(status) => assert_eq!(response.status, status, "{row}"),
         }
         if outcome == Err(400) {
-            answer.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT");
-            answer.details_have("'model_id_override': gemini-3-pro-image is not served in");
-            answer.details_have(location);
+            response.is_error(400, "IGA_VERTEXAI_INVALID_ARGUMENT");
+            response.details_have("'model_id_override': gemini-3-pro-image is not served in");
+            response.details_have(location);
         }
         assert_eq!(locations(&service), asked, "{row}");
     }
@@ -87,20 +89,20 @@ async fn the_same_model_elsewhere_comes_before_another_model() {
         let settings =
             [("IGA_VERTEXAI_LOCATION", location), ("IGA_VERTEXAI_IMAGE_MODEL_ID", model)];
         let service = Service::with(&settings).await;
-        let answer = service.prompt().await;
-        assert_eq!(answer.is_image().text("model_version"), format!("vertex-ai-{made_by}"));
+        let response = service.prompt().await;
+        assert_eq!(response.is_image().text("model_version"), format!("vertex-ai-{made_by}"));
     }
 }
 
 #[tokio::test]
-async fn a_model_that_the_table_lacks_is_asked_with_every_parameter() {
+async fn an_unknown_model_is_called_with_every_parameter() {
     let settings =
         [("IGA_VERTEXAI_IMAGE_MODEL_ID", "gemini-9-image"), ("IGA_VERTEXAI_LOCATION", "global")];
     let service = Service::with(&settings).await;
     let body = json!({"prompt": PROMPT, "aspect_ratio": "5:2", "image_size": "512", "seed": 7.0,
         "model_id_override": "gemini-9-image"});
-    let answer = service.post(body).await;
-    answer
+    let response = service.post(body).await;
+    response
         .is_error(500, "IGA_VERTEXAI_API_ERROR")
         .details_have("gemini-9-image is retired, or not");
     let requests = service.model_requests();
@@ -138,7 +140,7 @@ async fn labels_and_the_request_type_go_with_every_generation() {
 }
 
 #[tokio::test]
-async fn a_busy_model_is_passed_by_where_the_settings_say_so() {
+async fn a_busy_model_falls_back_only_if_the_settings_say_so() {
     for status in [429, 503] {
         for (setting, outcome) in [("False", Err(status)), ("True", Ok("gemini-nano-banana-2.1"))] {
             let settings = [CURRENT, &[("IGA_FALLBACK_WHEN_BUSY", setting)]].concat();
@@ -146,10 +148,10 @@ async fn a_busy_model_is_passed_by_where_the_settings_say_so() {
             let busy = Fault::new(Stage::Model, Action::status(status));
             service.emulator.script(busy.matching("gemini-3.1-flash-image").always());
             for _ in 0..2 {
-                let answer = service.prompt().await;
+                let response = service.prompt().await;
                 match outcome {
-                    Ok(id) => assert_eq!(answer.text("model_version"), format!("vertex-ai-{id}")),
-                    Err(status) => assert_eq!(answer.status, status, "{answer:?}"),
+                    Ok(id) => assert_eq!(response.text("model_version"), format!("vertex-ai-{id}")),
+                    Err(status) => assert_eq!(response.status, status, "{response:?}"),
                 }
             }
             let calls = service.emulator.counters().model_calls_by_model;

@@ -1,4 +1,4 @@
-//! The real router over real sockets, against the emulator of Google's services.
+//! Integration tests: the real router and binary over real sockets, against the emulator of Google's services.
 
 mod bad_input;
 mod connections;

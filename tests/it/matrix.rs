@@ -1,10 +1,9 @@
-//! Every fault at every stage: what the caller gets, what is paid, what is left in the bucket, and what a retry
-//! gets and pays.
+//! Every fault at every stage: what the caller gets, what is paid and stored, and what a retry gets and pays.
 //!
-//! The table is in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
+//! The table is in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` rewrites it.
 
 use crate::support::service::{
-    Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator_with, images, records,
+    CURRENT, HOUR, PROMPT, Response, Service, config, emulator_with, fetch, images, records,
 };
 use iga::telemetry;
 use iga_emulator::{Action, Emulator, Fault, Options, Stage, Write};
@@ -18,13 +17,13 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reliability.md
 const BEGIN: &str = "<!-- fault matrix: begin -->\n";
 const END: &str = "<!-- fault matrix: end -->\n";
 
-/// Where a fault acts, and what the request needs so that it gets there.
+/// Where a fault acts, and the setup that a request needs to reach it.
 #[derive(Clone, Copy)]
 struct Place {
     name: &'static str,
     stage: Stage,
     matching: &'static str,
-    /// A field of the record that is written.
+    /// The metadata field that the written record must have.
     field: Option<&'static str>,
     setup: Setup,
 }
@@ -32,12 +31,12 @@ struct Place {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Setup {
     Plain,
-    /// The model takes so long that the lease is renewed.
+    /// The model is slow enough for a renewal of the lease.
     LongModel,
-    /// The model fails, so that the lease is given back.
+    /// The model fails, so that the lease is released.
     FailingModel,
-    /// The key has been answered by another instance before.
-    Answered,
+    /// Another instance has stored the image of the key before.
+    Stored,
 }
 
 const PLACES: &[Place] = &[
@@ -55,8 +54,8 @@ const PLACES: &[Place] = &[
     place("receipt, response", Stage::UploadEnd, KEY, Some("object"), Setup::Plain),
     place("release, write", Stage::UploadStart, KEY, Some("released"), Setup::FailingModel),
     place("release, response", Stage::UploadEnd, KEY, Some("released"), Setup::FailingModel),
-    place("record, read", Stage::Stat, KEY, None, Setup::Answered),
-    place("receipt's image, looked at", Stage::Stat, "/iga_req_", None, Setup::Answered),
+    place("record, read", Stage::Stat, KEY, None, Setup::Stored),
+    place("receipt's image, read", Stage::Stat, "/iga_req_", None, Setup::Stored),
 ];
 
 const KEY: &str = "/.iga/key/";
@@ -92,7 +91,7 @@ impl Place {
             ("cut short", Action::Truncate),
         ];
         if self.stage == Stage::Response {
-            // A model that answers with a status has not been paid: that is the stage before.
+            // An error status of the model belongs to the stage `Model`: nothing is paid.
             actions.retain(|(_, action)| !matches!(action, Action::Response { .. }));
         }
         if self.stage == Stage::UploadEnd {
@@ -102,7 +101,7 @@ impl Place {
     }
 }
 
-/// One request and what came of it.
+/// One request with its fault.
 struct Run {
     place: &'static str,
     fault: String,
@@ -112,10 +111,10 @@ struct Run {
     is_short: bool,
 }
 
-/// A line of the table, but for its place and fault.
+/// The columns of a row after place and fault.
 #[derive(Clone, PartialEq, Eq)]
 struct Outcome {
-    answer: String,
+    response: String,
     paid: u64,
     stored: usize,
     record: &'static str,
@@ -132,12 +131,12 @@ struct Row {
 
 #[test]
 fn every_fault_at_every_stage_has_its_row() {
-    let rows = side_by_side(runs());
+    let rows = in_parallel(runs());
     for Row { place, fault, outcome } in &rows {
-        let Outcome { answer, paid, stored, here, elsewhere, .. } = outcome;
+        let Outcome { response, paid, stored, here, elsewhere, .. } = outcome;
         let text = format!("{place} {fault} {}", outcome.text());
         assert!(*paid <= 1 && *stored as u64 <= *paid, "{text}");
-        assert!(answer != "200" || *stored == 1, "{text}");
+        assert!(response != "200" || *stored == 1, "{text}");
         // A stored image is never paid for again.
         let is_paid_again = here.contains("paid") || elsewhere.contains("paid");
         assert!(*stored == 0 || !is_paid_again, "{text}");
@@ -182,8 +181,8 @@ fn runs() -> Vec<Run> {
     };
     let (records, account) = ("records", "an account");
     runs.extend([
-        plain(records, "none may be created", vec![refused(Write::Create)], vec![], false),
-        plain(records, "none may be overwritten", vec![refused(Write::Overwrite)], vec![], false),
+        plain(records, "creates refused", vec![refused(Write::Create)], vec![], false),
+        plain(records, "overwrites refused", vec![refused(Write::Overwrite)], vec![], false),
         plain(records, "responses without `Date`", vec![], vec![], true),
         plain(account, "without `get`", vec![], vec![get.clone()], false),
         plain(account, "without `delete`", vec![], vec![delete.clone()], false),
@@ -192,8 +191,8 @@ fn runs() -> Vec<Run> {
     runs
 }
 
-/// Runs some at a time, each on a thread of its own: they wait more than they work.
-fn side_by_side(runs: Vec<Run>) -> Vec<Row> {
+/// Runs several at a time on a thread each, because they mostly wait.
+fn in_parallel(runs: Vec<Run>) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut runs = runs.into_iter().peekable();
     while runs.peek().is_some() {
@@ -224,7 +223,7 @@ impl Run {
         let emulator = emulator_with(self.options.clone()).await;
         let mut config = config(&emulator, CURRENT);
         if self.is_short {
-            // Only here a try, or the whole generation, ends by the clock.
+            // In these runs a try or the generation ends by its time limit.
             config.generation_deadline = Duration::from_secs(5);
             config.timing.token_try = Duration::from_millis(800);
             config.timing.record_try = Duration::from_millis(800);
@@ -240,7 +239,7 @@ impl Run {
             Setup::FailingModel => {
                 emulator.script(Fault::new(Stage::Model, Action::status(500)));
             }
-            Setup::Answered => {
+            Setup::Stored => {
                 let (first, stop) =
                     Service::run_until_stopped(emulator.clone(), config.clone()).await;
                 send(&first).await.is_image();
@@ -250,7 +249,7 @@ impl Run {
         }
         let (service, stop) = Service::run_until_stopped(emulator.clone(), config).await;
         self.faults.iter().for_each(|fault| emulator.script(fault.clone()));
-        let answer = send(&service).await;
+        let response = send(&service).await;
         let (paid, stored) = (paid(&emulator), images(&emulator).len());
         let metrics = metrics(&logged.lock().unwrap());
         emulator.clear_faults();
@@ -260,7 +259,7 @@ impl Run {
         emulator.advance_clock(HOUR + Duration::from_secs(2));
         let other = Service::run(emulator.clone(), elsewhere_config).await;
         let elsewhere = retried(&other).await;
-        Outcome { answer: shown(&answer), paid, stored, record, here, elsewhere, metrics }
+        Outcome { response: shown(&response), paid, stored, record, here, elsewhere, metrics }
     }
 }
 
@@ -268,26 +267,26 @@ fn paid(emulator: &Emulator) -> u64 {
     emulator.counters().paid_generations
 }
 
-async fn send(service: &Service) -> Answer {
+async fn send(service: &Service) -> Response {
     let request =
         service.request().header("content-type", "application/json").header("idempotency-key", "k");
-    answer(request.body(json!({"prompt": PROMPT}).to_string())).await
+    fetch(request.body(json!({"prompt": PROMPT}).to_string())).await
 }
 
-/// What a retry gets, and what it paid.
+/// The response to a retry, and what the retry paid.
 async fn retried(service: &Service) -> String {
     let before = paid(&service.emulator);
-    let answer = send(service).await;
+    let response = send(service).await;
     match paid(&service.emulator) - before {
-        0 => shown(&answer),
-        more => format!("{}, {more} paid", shown(&answer)),
+        0 => shown(&response),
+        more => format!("{}, {more} paid", shown(&response)),
     }
 }
 
-fn shown(answer: &Answer) -> String {
-    match answer.status {
+fn shown(response: &Response) -> String {
+    match response.status {
         200 => "200".to_owned(),
-        status => format!("{status} `{}`", answer.text("error_code")),
+        status => format!("{status} `{}`", response.text("error_code")),
     }
 }
 
@@ -304,12 +303,12 @@ fn record(emulator: &Emulator) -> &'static str {
 
 impl Outcome {
     fn text(&self) -> String {
-        let Outcome { answer, paid, stored, record, here, elsewhere, metrics } = self;
-        format!("{answer} | {paid} | {stored} | {here} | {record} | {elsewhere} | {metrics}")
+        let Outcome { response, paid, stored, record, here, elsewhere, metrics } = self;
+        format!("{response} | {paid} | {stored} | {here} | {record} | {elsewhere} | {metrics}")
     }
 }
 
-/// The status counted, and what went wrong on the way.
+/// The status that is counted, and the failures before it.
 fn metrics(lines: &[Value]) -> String {
     let tag = |line: &Value, tag: &str| line["tags"][tag].as_str().unwrap_or_default().to_owned();
     let mut errors = BTreeMap::new();
@@ -330,7 +329,7 @@ fn metrics(lines: &[Value]) -> String {
     format!("`{status}`{}", errors.collect::<String>())
 }
 
-/// One row for all faults at a place with the same outcome.
+/// The table, with one row for all faults of a place that have the same outcome.
 fn table(rows: &[Row]) -> String {
     let mut grouped: Vec<(&str, Vec<&str>, &Outcome)> = Vec::new();
     for Row { place, fault, outcome } in rows {
@@ -341,7 +340,7 @@ fn table(rows: &[Row]) -> String {
             None => grouped.push((place, vec![fault], outcome)),
         }
     }
-    let mut table = "| stage | fault | answer | paid | stored | retry here | record | retry elsewhere | metrics |\n\
+    let mut table = "| stage | fault | response | paid | stored | retry here | record | retry elsewhere | metrics |\n\
                      |---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for (place, faults, outcome) in grouped {
@@ -350,7 +349,7 @@ fn table(rows: &[Row]) -> String {
     table
 }
 
-/// `500, once` and `500, lasting` together are `500`.
+/// Shortens a list of faults: `500, once` and `500, lasting` become `500`.
 fn listed(faults: &[&str]) -> String {
     let mut kinds: Vec<(&str, Vec<&str>)> = Vec::new();
     for fault in faults {
@@ -375,17 +374,17 @@ fn listed(faults: &[&str]) -> String {
     groups.map(|(kinds, how_often)| kinds + how_often).collect::<Vec<_>>().join("; ")
 }
 
-/// Compares the table with the one in the document, or writes it there.
+/// Compares the table with that of the document, or writes it there.
 fn document(table: &str) {
     let text = std::fs::read_to_string(DOCUMENT).unwrap();
-    let begin = text.find(BEGIN).expect("the document has a place for the table") + BEGIN.len();
-    let end = text.find(END).expect("the table ends somewhere");
+    let begin = text.find(BEGIN).expect("the document has the table") + BEGIN.len();
+    let end = text.find(END).expect("the table has an end");
     if std::env::var_os("IGA_WRITE_DOCS").is_some() {
         std::fs::write(DOCUMENT, [&text[..begin], table, &text[end..]].concat()).unwrap();
         return;
     }
     for (found, written) in table.lines().zip(text[begin..end].lines()) {
-        assert_eq!(found, written, "docs/reliability.md says something else");
+        assert_eq!(found, written, "docs/reliability.md differs");
     }
     assert_eq!(table, &text[begin..end]);
 }

@@ -1,7 +1,7 @@
-//! Both families of models: the requests, the chosen image, refusals and retirement.
+//! Gemini and Imagen: their requests, which image is stored, refusals, retirement and fallbacks.
 
 use crate::support::service::{
-    Answer, BLUE, CURRENT, GREEN, PROMPT, RED, Service, answer, emulator_with, images,
+    BLUE, CURRENT, GREEN, PROMPT, RED, Response, Service, emulator_with, fetch, images,
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -14,7 +14,7 @@ fn bytes(image: &str) -> Vec<u8> {
     BASE64_STANDARD.decode(image).unwrap()
 }
 
-/// A service whose model is an Imagen that is still served.
+/// A service with an Imagen model that the emulator still serves.
 async fn imagen() -> Service {
     let id = "imagen-4.0-generate-001";
     let emulator =
@@ -23,12 +23,12 @@ async fn imagen() -> Service {
 }
 
 #[tokio::test]
-async fn imagen_is_called() {
+async fn imagen_gets_its_own_request_format() {
     let service = imagen().await;
-    let answer = service
+    let response = service
         .post(json!({"prompt": PROMPT, "aspect_ratio": "16:9", "add_watermark": false}))
         .await;
-    assert_eq!(answer.is_image().text("model_version"), "vertex-ai-imagen-4.0-generate-001");
+    assert_eq!(response.is_image().text("model_version"), "vertex-ai-imagen-4.0-generate-001");
     let request = &service.model_requests()[0];
     assert_eq!(
         request.path,
@@ -41,7 +41,7 @@ async fn imagen_is_called() {
 }
 
 #[tokio::test]
-async fn imagens_images_come_in_every_field_order_and_with_every_sibling() {
+async fn an_imagen_image_is_found_in_any_field_order() {
     let both_orders = [
         json!({"bytesBase64Encoded": RED, "mimeType": "image/png"}).to_string(),
         format!(
@@ -51,7 +51,7 @@ async fn imagens_images_come_in_every_field_order_and_with_every_sibling() {
     for prediction in both_orders {
         let service = imagen().await;
         let reason = r#"{"raiFilteredReason": "filtered out 1"}"#;
-        service.model_answers(
+        service.model_responds(
             200,
             format!(r#"{{"deployedModelId": "1", "predictions": [{prediction}, {reason}]}}"#),
         );
@@ -61,7 +61,7 @@ async fn imagens_images_come_in_every_field_order_and_with_every_sibling() {
 }
 
 #[tokio::test]
-async fn imagens_refusals_are_blocks_and_never_a_5xx() {
+async fn an_imagen_refusal_is_a_safety_block() {
     for (body, words) in [
         (
             r#"{"predictions": [{"raiFilteredReason": "All filtered. Support codes: 39322892"}]}"#,
@@ -72,7 +72,7 @@ async fn imagens_refusals_are_blocks_and_never_a_5xx() {
         (r#"{"deployedModelId": "1"}"#, "filtered out"),
     ] {
         let service = imagen().await;
-        service.model_answers(200, body);
+        service.model_responds(200, body);
         service
             .prompt()
             .await
@@ -98,10 +98,10 @@ async fn an_image_stored_elsewhere_or_empty_is_not_an_image() {
         ),
     ] {
         let service = imagen().await;
-        service.model_answers(200, body);
-        let answer = service.prompt().await;
-        answer.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have(words);
-        assert_eq!(answer.text("message"), "Image generation produced an empty image.");
+        service.model_responds(200, body);
+        let response = service.prompt().await;
+        response.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have(words);
+        assert_eq!(response.text("message"), "Image generation produced an empty image.");
     }
 }
 
@@ -132,7 +132,7 @@ async fn the_final_image_is_the_one_that_is_stored() {
         (vec![draft(RED), draft(GREEN)], GREEN),
     ] {
         let service = Service::current().await;
-        service.model_answers(200, gemini(&parts, "STOP"));
+        service.model_responds(200, gemini(&parts, "STOP"));
         service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(stored), "{parts:?}");
     }
@@ -155,7 +155,7 @@ async fn a_usable_image_is_found_beside_anything() {
         vec![json!({"inlineData": {"mimeType": [], "data": RED}, "thought": {}})],
     ] {
         let service = Service::current().await;
-        service.model_answers(200, gemini(&parts, "STOP"));
+        service.model_responds(200, gemini(&parts, "STOP"));
         service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(RED), "{parts:?}");
     }
@@ -167,7 +167,7 @@ async fn a_usable_image_is_found_beside_anything() {
         json!([{"candidates": [good]}, {"usageMetadata": {}}]),
     ] {
         let service = Service::current().await;
-        service.model_answers(200, response.to_string());
+        service.model_responds(200, response.to_string());
         service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(RED), "{response}");
     }
@@ -178,7 +178,7 @@ async fn a_usable_image_is_found_beside_anything() {
         json!([{"bytes_base64_encoded": RED}]),
     ] {
         let service = imagen().await;
-        service.model_answers(200, json!({"predictions": predictions}).to_string());
+        service.model_responds(200, json!({"predictions": predictions}).to_string());
         service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(RED), "{predictions}");
     }
@@ -191,7 +191,7 @@ async fn drafts_alone_are_stored_unless_something_was_filtered() {
         let parts = [draft(GREEN), draft(RED)];
         let response =
             json!({"candidates": [{"content": {"parts": parts}, "finishReason": reason}]});
-        service.model_answers(200, response.to_string());
+        service.model_responds(200, response.to_string());
         service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(RED), "{reason}");
     }
@@ -225,16 +225,16 @@ async fn a_response_is_complete_when_its_json_is() {
 }
 
 #[tokio::test]
-async fn a_response_cut_within_its_json_is_lost_and_says_so() {
+async fn a_response_cut_within_its_json_is_500_and_reports_the_lost_image() {
     for ending in [Ending::Close, Ending::Reset] {
         for chunk_bytes in [None, Some(100)] {
             let service = Service::current().await;
             let cut = Some(Cut { after: 500, ending });
             let delivery = Delivery { chunk_bytes, cut, ..Delivery::default() };
             service.fault(Stage::Response, Action::deliver(delivery));
-            let answer = service.prompt().await;
-            answer.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("broke off after");
-            answer.details_have("it is lost");
+            let response = service.prompt().await;
+            response.is_error(500, "IGA_VERTEXAI_API_ERROR").details_have("broke off after");
+            response.details_have("it is lost");
             let counters = service.emulator.counters();
             assert_eq!(
                 (counters.model_calls, images(&service.emulator).len()),
@@ -246,20 +246,22 @@ async fn a_response_cut_within_its_json_is_lost_and_says_so() {
 }
 
 #[tokio::test]
-async fn an_error_whose_body_falls_silent_is_told_long_before_the_deadline() {
+async fn an_error_with_a_stalled_body_is_reported_long_before_the_deadline() {
     let service = Service::current().await;
     let body = r#"{"error": {"message": "Permission denied on x."}}"#;
     let cut = Some(Cut::after_body(Ending::Stall));
     let delivery = Delivery { excess_length: 1, cut, ..Delivery::default() };
     let error = Action::response_with(403, "application/json", body).delivery(delivery);
     service.fault(Stage::Model, error);
-    let answer = tokio::time::timeout(Duration::from_secs(60), service.prompt()).await.unwrap();
-    answer.is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED").details_have("Permission denied on x.");
+    let response = tokio::time::timeout(Duration::from_secs(60), service.prompt()).await.unwrap();
+    response
+        .is_error(403, "IGA_VERTEXAI_PERMISSION_DENIED")
+        .details_have("Permission denied on x.");
 }
 
 #[tokio::test]
-async fn the_model_that_the_response_names_is_told() {
-    for (named, told) in [
+async fn model_version_is_the_model_that_the_response_names() {
+    for (named, expected) in [
         ("gemini-3.1-flash-image-001", "vertex-ai-gemini-3.1-flash-image"),
         ("publishers/google/models/gemini-3.1-flash-image", "vertex-ai-gemini-3.1-flash-image"),
         ("gemini-4-flash-image", "vertex-ai-gemini-4-flash-image"),
@@ -267,10 +269,10 @@ async fn the_model_that_the_response_names_is_told() {
         let service = Service::current().await;
         let parts = json!({"parts": [part(RED)]});
         let response = json!({"candidates": [{"content": parts}], "modelVersion": named});
-        service.model_answers(200, response.to_string());
-        assert_eq!(service.prompt().await.is_image().text("model_version"), told);
+        service.model_responds(200, response.to_string());
+        assert_eq!(service.prompt().await.is_image().text("model_version"), expected);
         let metadata = &service.only_object().metadata["metadata"];
-        assert_eq!(metadata["model"], told.trim_start_matches("vertex-ai-"));
+        assert_eq!(metadata["model"], expected.trim_start_matches("vertex-ai-"));
     }
 }
 
@@ -281,10 +283,10 @@ async fn a_refusal_names_all_candidates_and_no_thoughts() {
     let response = json!({"candidates": [
         {"content": {"parts": [thought, {"text": "I would rather not."}]}, "finishReason": "STOP"},
         {"finishReason": "IMAGE_SAFETY", "finishMessage": "Filtered out."}]});
-    service.model_answers(200, response.to_string());
-    let answer = service.prompt().await;
-    answer.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY");
-    assert_eq!(answer.text("details"), "STOP: I would rather not. IMAGE_SAFETY: Filtered out.");
+    service.model_responds(200, response.to_string());
+    let response = service.prompt().await;
+    response.is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY");
+    assert_eq!(response.text("details"), "STOP: I would rather not. IMAGE_SAFETY: Filtered out.");
 }
 
 #[tokio::test]
@@ -300,28 +302,28 @@ async fn an_error_in_a_200_counts_by_its_code_and_another_shape_is_an_api_error(
         (json!(7), 500, "IGA_VERTEXAI_API_ERROR", "not what its API documents"),
     ] {
         let service = imagen().await;
-        service.model_answers(200, body.to_string());
+        service.model_responds(200, body.to_string());
         service.prompt().await.is_error(status, error_code).details_have(words);
     }
 }
 
 #[tokio::test]
-async fn no_call_begins_that_cannot_end_in_time() {
-    // Half of this deadline counts as the time of a call.
+async fn no_call_starts_that_cannot_finish_in_time() {
+    // A call counts as half of this deadline.
     let settings = [CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "8")]].concat();
     let service = Service::with(&settings).await;
     service.fault(Stage::Model, Action::status(503).header("retry-after", "5"));
-    let answer = service.prompt().await;
-    answer.is_error(503, "IGA_VERTEXAI_API_ERROR");
-    assert_eq!(answer.header("retry-after"), "5");
+    let response = service.prompt().await;
+    response.is_error(503, "IGA_VERTEXAI_API_ERROR");
+    assert_eq!(response.header("retry-after"), "5");
     assert_eq!(service.emulator.counters().model_calls, 1);
 
     let service = Service::with(&[("IGA_GENERATION_DEADLINE_SECONDS", "1")]).await;
     let delay = Fault::new(Stage::Model, Action::Delay { ms: 600 });
     service.emulator.script(delay.matching("imagegeneration@006"));
-    let answer = service.prompt().await;
-    answer.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
-    assert!(!answer.header("retry-after").is_empty());
+    let response = service.prompt().await;
+    response.is_error(503, "IGA_VERTEXAI_API_ERROR").details_have("Service Unavailable");
+    assert!(!response.header("retry-after").is_empty());
     let counters = service.emulator.counters();
     assert_eq!((counters.model_calls, counters.paid_generations), (1, 0));
 }
@@ -329,7 +331,7 @@ async fn no_call_begins_that_cannot_end_in_time() {
 #[tokio::test]
 async fn a_draft_is_never_stored_when_the_final_image_was_filtered() {
     let service = Service::current().await;
-    service.model_answers(200, gemini(&[draft(RED)], "IMAGE_SAFETY"));
+    service.model_responds(200, gemini(&[draft(RED)], "IMAGE_SAFETY"));
     service
         .prompt()
         .await
@@ -351,7 +353,7 @@ async fn type_and_extension_follow_the_bytes() {
     ] {
         let service = Service::current().await;
         let part = json!({"inlineData": {"mimeType": "image/tiff", "data": image}});
-        service.model_answers(200, gemini(&[part], "STOP"));
+        service.model_responds(200, gemini(&[part], "STOP"));
         assert!(service.prompt().await.is_image().text("image_url").ends_with(extension));
         assert_eq!(service.only_object().metadata["contentType"], content_type);
     }
@@ -375,9 +377,9 @@ async fn every_response_without_an_image_has_its_row() {
         "IMAGE_RECITATION",
     ] {
         let service = Service::current().await;
-        service.model_answers(200, finished(reason));
-        let answer = service.prompt().await;
-        answer
+        service.model_responds(200, finished(reason));
+        let response = service.prompt().await;
+        response
             .is_error(400, "IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY")
             .details_have(reason)
             .details_have("Because.");
@@ -386,11 +388,11 @@ async fn every_response_without_an_image_has_its_row() {
         ["IMAGE_OTHER", "OTHER", "MALFORMED_RESPONSE", "NO_IMAGE", "MAX_TOKENS", "A_NEW_REASON"]
     {
         let service = Service::current().await;
-        service.model_answers(200, finished(reason));
+        service.model_responds(200, finished(reason));
         service.prompt().await.is_error(500, "IGA_VERTEXAI_EMPTY_IMAGE_BYTES").details_have(reason);
     }
     let service = Service::current().await;
-    service.model_answers(200, gemini(&[json!({"text": "I can't draw that."})], "STOP"));
+    service.model_responds(200, gemini(&[json!({"text": "I can't draw that."})], "STOP"));
     service
         .prompt()
         .await
@@ -434,14 +436,14 @@ async fn the_fallback_goes_down_its_list_and_stops_at_its_end() {
     let list =
         "us-central1/gemini-3-pro-image,imagen-4.0-generate-001,global/gemini-3.1-flash-lite-image";
     let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
-    let answer = service.prompt().await;
-    assert_eq!(answer.is_image().text("model_version"), "vertex-ai-gemini-3.1-flash-lite-image");
+    let response = service.prompt().await;
+    assert_eq!(response.is_image().text("model_version"), "vertex-ai-gemini-3.1-flash-lite-image");
     assert_eq!(service.emulator.counters().model_calls, 4);
 
     for list in ["", "imagen-4.0-generate-001"] {
         let service = Service::with(&[("IGA_VERTEXAI_FALLBACK_MODELS", list)]).await;
-        let answer = service.prompt().await;
-        answer
+        let response = service.prompt().await;
+        response
             .is_error(500, "IGA_VERTEXAI_API_ERROR")
             .details_have("is retired, or not served in us-central1; try");
     }
@@ -466,7 +468,7 @@ async fn a_model_named_by_the_caller_never_falls_back() {
 }
 
 #[tokio::test]
-async fn the_fallbacks_own_limits_count() {
+async fn the_limits_of_a_fallback_apply_to_it() {
     let service = Service::start().await;
     for field in ["seed", "image_size"] {
         let mut body = json!({"prompt": "of the second fallback", "add_watermark": false});
@@ -490,7 +492,7 @@ async fn the_fallbacks_own_limits_count() {
 }
 
 #[tokio::test]
-async fn every_model_and_every_ratio_of_the_table_is_taken() {
+async fn every_model_and_every_ratio_of_the_table_is_accepted() {
     for model in iga::model::MODELS.iter().filter(|model| !model.retired) {
         let service =
             Service::with(&[CURRENT, &[("IGA_VERTEXAI_IMAGE_MODEL_ID", model.id)]].concat()).await;
@@ -510,7 +512,7 @@ async fn a_watermark_that_cannot_be_left_out_is_not_an_error() {
     assert!(!body.to_string().contains("atermark"));
 }
 
-/// Bytes of this length that begin like a PNG.
+/// Bytes of this length that start with the signature of a PNG.
 fn large_image(bytes: usize) -> String {
     let mut image = b"\x89PNG\r\n\x1a\n".to_vec();
     image.resize(bytes, 7);
@@ -520,7 +522,7 @@ fn large_image(bytes: usize) -> String {
 #[tokio::test]
 async fn a_response_of_30_mb_is_read() {
     let service = Service::current().await;
-    service.model_answers(
+    service.model_responds(
         200,
         gemini(&[draft(&large_image(4 << 20)), part(&large_image(23 << 20))], "STOP"),
     );
@@ -531,7 +533,7 @@ async fn a_response_of_30_mb_is_read() {
 #[tokio::test]
 async fn images_beyond_the_budget_wait_for_each_other() {
     let service = Service::with(&[CURRENT, &[("IGA_TRANSFER_BUDGET_MIB", "1")]].concat()).await;
-    service.model_answers(200, gemini(&[part(&large_image(3 << 20))], "STOP"));
+    service.model_responds(200, gemini(&[part(&large_image(3 << 20))], "STOP"));
     let requests = several_at_once(&service, 6);
     for request in requests {
         request.await.unwrap().is_image();
@@ -539,16 +541,16 @@ async fn images_beyond_the_budget_wait_for_each_other() {
     assert_eq!(images(&service.emulator).len(), 6);
 }
 
-fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Answer>> {
+fn several_at_once(service: &Service, count: usize) -> Vec<JoinHandle<Response>> {
     let body = |i: usize| json!({"prompt": format!("{PROMPT} {i}")}).to_string();
     let request = |i| service.request().header("content-type", "application/json").body(body(i));
-    (0..count).map(|i| tokio::spawn(answer(request(i)))).collect()
+    (0..count).map(|i| tokio::spawn(fetch(request(i)))).collect()
 }
 
 #[tokio::test]
 async fn an_image_beyond_the_limit_is_a_clear_error() {
     let service = Service::current().await;
-    service.model_answers(200, gemini(&[part(&large_image((64 << 20) + 1))], "STOP"));
+    service.model_responds(200, gemini(&[part(&large_image((64 << 20) + 1))], "STOP"));
     service
         .prompt()
         .await
@@ -571,7 +573,7 @@ async fn more_than_a_mib_beside_the_image_is_dropped() {
             .to_string(),
     ] {
         let service = Service::current().await;
-        service.model_answers(200, response);
+        service.model_responds(200, response);
         service.prompt().await.is_image();
         assert_eq!(service.only_object().bytes, bytes(RED));
     }

@@ -1,4 +1,4 @@
-//! `openapi.yaml` says what the code does: fields, allowed values, headers, limits, error codes.
+//! `openapi.yaml` matches the code: fields, allowed values, headers, limits, error codes.
 
 use crate::support::service::Service;
 use iga::error::Kind;
@@ -13,7 +13,7 @@ fn document() -> Value {
 /// The value at a path of keys, separated by spaces.
 fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
     path.split(' ').fold(value, |value, key| {
-        value.get(key).unwrap_or_else(|| panic!("there is no {key} on the way {path}"))
+        value.get(key).unwrap_or_else(|| panic!("{key} of the path {path} is missing"))
     })
 }
 
@@ -26,7 +26,7 @@ fn set<'a>(items: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
     items.into_iter().map(str::to_owned).collect()
 }
 
-/// Every object with an `error_code`, beside the status of the response that it is an example of.
+/// Status, code and message of every example of an error response.
 fn examples(document: &Value) -> BTreeSet<(u16, String, String)> {
     let mut found = BTreeSet::new();
     let responses = at(document, "paths /generate_image post responses");
@@ -54,7 +54,7 @@ fn every_error_has_its_code_and_an_example() {
     let codes = set(Kind::ALL.iter().map(|kind| kind.row().code));
     assert_eq!(texts(at(&document, "components schemas Error properties error_code enum")), codes);
     let rows = Kind::ALL.iter().map(|kind| kind.row());
-    // The two errors of addresses and methods are not those of this operation.
+    // A wrong path or method is not an error of this operation.
     let of_the_operation = rows.filter(|row| !matches!(row.status, 404 | 405));
     let rows: BTreeSet<_> = of_the_operation
         .map(|row| (row.status, row.code.to_owned(), row.message.to_owned()))
@@ -63,7 +63,7 @@ fn every_error_has_its_code_and_an_example() {
 }
 
 #[test]
-fn allowed_values_are_those_of_the_code() {
+fn allowed_values_match_the_code() {
     let document = document();
     let allowed = |field: &str| {
         texts(at(&document, &format!("components schemas GenerateRequest properties {field} enum")))
@@ -75,7 +75,7 @@ fn allowed_values_are_those_of_the_code() {
 }
 
 #[test]
-fn the_version_is_the_packages() {
+fn the_version_matches_the_package() {
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(at(&document(), "info version").as_str(), Some(version));
 }

@@ -1,19 +1,19 @@
-//! The log in the situations of the runbook, and what is built on it: the metrics and alerts of monitoring/, those of
+//! The log lines in each situation of the runbook, and the filters that read them: metrics and alerts of monitoring/ and
 //! template.yaml, and the queries of docs/operations.md.
 
 use crate::support::process::{Process, post};
-use crate::support::service::{Answer, CURRENT, PROMPT, answer, emulator, emulator_with, reached};
+use crate::support::service::{CURRENT, PROMPT, Response, emulator, emulator_with, fetch, reached};
 use iga::error::Kind;
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// The lines that the binary wrote in each situation.
+/// The log lines of each situation.
 type Log = BTreeMap<&'static str, Vec<Value>>;
 
-/// Each situation: the status, outcome and severity of its summary line, and the filters that match a line of it,
-/// beside those that also match in health.
+/// Each situation: status, outcome and severity of its summary line, and the filters that match one of its lines,
+/// without those of `IN_HEALTH`.
 const SITUATIONS: &[(&str, u64, &str, &str, &[&str])] = &[
     ("success", 200, "success", "INFO", &[]),
     ("caller leaves", 499, "caller_left", "INFO", &["iga_undelivered_images"]),
@@ -65,7 +65,7 @@ const SITUATIONS: &[(&str, u64, &str, &str, &[&str])] = &[
     ("unsupported parameter", 400, "validation_error_unsupported_parameter", "INFO", &[]),
 ];
 
-/// Filters for numbers that health has too.
+/// Filters that also match the lines of a healthy service.
 const IN_HEALTH: &[&str] =
     &["iga_requests", "iga_model_ms", "iga_upload_ms", "Succeeded", "ModelTime"];
 
@@ -87,8 +87,8 @@ async fn start(emulator: &Emulator, settings: &[(&str, &str)]) -> Process {
     Process::start(emulator, &[CURRENT, &[("IGA_DEBUG_MODE", "False")], settings].concat()).await
 }
 
-async fn ask(process: &Process, prompt: &str) -> Answer {
-    answer(post(process, &json!({"prompt": prompt}))).await
+async fn ask(process: &Process, prompt: &str) -> Response {
+    fetch(post(process, &json!({"prompt": prompt}))).await
 }
 
 async fn lines(process: Process) -> Vec<Value> {
@@ -96,7 +96,7 @@ async fn lines(process: Process) -> Vec<Value> {
     process.end().await.1
 }
 
-/// Each request is a situation of one process.
+/// One process; each request is a situation.
 async fn prompts() -> Log {
     let emulator = emulator().await;
     let process = start(&emulator, &[]).await;
@@ -113,8 +113,8 @@ async fn prompts() -> Log {
     ];
     let mut ids = Vec::new();
     for (name, body) in bodies {
-        let answered = answer(post(&process, &Value::Null).body(body)).await;
-        ids.push((name, answered.header("x-request-id").to_owned()));
+        let response = fetch(post(&process, &Value::Null).body(body)).await;
+        ids.push((name, response.header("x-request-id").to_owned()));
     }
     let lines = lines(process).await;
     let of = |id: &str| lines.iter().filter(|line| line["request_id"] == *id).cloned().collect();
@@ -133,7 +133,7 @@ async fn caller_leaves() -> Log {
 async fn overloaded() -> Log {
     let emulator = slow_emulator().await;
     let process = start(&emulator, &[("IGA_MAX_GENERATIONS", "1")]).await;
-    let first = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
+    let first = tokio::spawn(fetch(post(&process, &json!({"prompt": PROMPT}))));
     reached(&emulator, |counters| counters.model_calls > 0).await;
     let id = ask(&process, "another").await.header("x-request-id").to_owned();
     first.await.unwrap().is_image();
@@ -141,7 +141,7 @@ async fn overloaded() -> Log {
     Log::from([("overloaded", lines.filter(|line| line["request_id"] == *id).collect())])
 }
 
-/// Slow enough for what happens while the model works.
+/// An emulator with a model slow enough for events during a generation.
 async fn slow_emulator() -> Emulator {
     emulator_with(Options { latency: Duration::from_secs(3), ..Options::default() }).await
 }
@@ -157,7 +157,7 @@ async fn uploads_refused() -> Log {
     Log::from([("bucket missing", lines(missing).await), ("upload refused", lines(refused).await)])
 }
 
-/// Cloud Storage takes small objects, and no image until the deadline.
+/// Cloud Storage accepts records, but no image until the deadline.
 async fn lost_image() -> Log {
     let emulator = emulator().await;
     emulator
@@ -178,13 +178,13 @@ async fn retired_models() -> Log {
     Log::from([("fallback", lines(fallback).await), ("no model left", lines(alone).await)])
 }
 
-// ---- What is built on the log
+// ---- Filters of the log
 
 /// A condition on log entries.
 struct Filter {
     name: String,
     condition: Condition,
-    /// Where the values of its labels and its value are found.
+    /// The paths of the fields that its labels and its value come from.
     extracted: Vec<String>,
 }
 
@@ -195,7 +195,7 @@ fn yaml(path: &str) -> Value {
         .unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The tags of CloudFormation are left out.
+/// Converts to JSON without the tags of CloudFormation.
 fn json_of(value: &serde_norway::Value) -> Value {
     use serde_norway::Value as Yaml;
     match value {
@@ -209,7 +209,7 @@ fn json_of(value: &serde_norway::Value) -> Value {
     }
 }
 
-/// The files of a directory of monitoring/, by their names without `.yaml`.
+/// The names, without `.yaml`, and the contents of the files in a directory of monitoring/.
 fn monitoring(directory: &str) -> Vec<(String, Value)> {
     let files = std::fs::read_dir(format!("monitoring/{directory}")).unwrap();
     let mut found: Vec<_> = files
@@ -263,12 +263,12 @@ fn filters() -> Vec<Filter> {
     filters
 }
 
-/// A line as Cloud Logging takes it in. `$` is the line itself, as CloudWatch reads it.
+/// The entry that Cloud Logging makes of a line. `$` is the line itself, as CloudWatch reads it.
 fn entry(line: &Value) -> Value {
     let mut payload = line.as_object().unwrap().clone();
-    let lifted = |name: &str, payload: &mut serde_json::Map<String, Value>| payload.remove(name);
-    let severity = lifted("severity", &mut payload);
-    let http_request = lifted("httpRequest", &mut payload);
+    let take = |name: &str, payload: &mut serde_json::Map<String, Value>| payload.remove(name);
+    let severity = take("severity", &mut payload);
+    let http_request = take("httpRequest", &mut payload);
     json!({
         "resource": {"type": "cloud_run_revision"},
         "severity": severity,
@@ -278,7 +278,7 @@ fn entry(line: &Value) -> Value {
     })
 }
 
-/// A field of an entry; one that begins with none of its parts is one of the line, as in Logs Insights.
+/// A field of an entry, or of the line itself if no part of the entry has that name, as in Logs Insights.
 fn field<'a>(entry: &'a Value, path: &str) -> &'a Value {
     let first = path.split('.').next().unwrap();
     let start = if entry.get(first).is_some() && first != "severity" { entry } else { &entry["$"] };
@@ -287,7 +287,7 @@ fn field<'a>(entry: &'a Value, path: &str) -> &'a Value {
 
 // ---- The part of the query languages that the filters use
 
-/// A condition of Cloud Logging's query language, which gives OR precedence over AND.
+/// A condition in Cloud Logging's query language, in which OR binds more tightly than AND.
 #[derive(Debug)]
 enum Condition {
     All(Vec<Condition>),
@@ -300,11 +300,11 @@ impl Condition {
         let tokens = tokens(text);
         let mut rest = tokens.as_slice();
         let condition = Condition::all(&mut rest);
-        assert!(rest.is_empty(), "{text}: what follows from {rest:?} is not understood");
+        assert!(rest.is_empty(), "{text}: {rest:?} cannot be parsed");
         condition
     }
 
-    /// A filter pattern of CloudWatch Logs for JSON.
+    /// Parses a filter pattern of CloudWatch Logs for JSON.
     fn parse_pattern(text: &str) -> Condition {
         let inner = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap();
         let same =
@@ -314,9 +314,10 @@ impl Condition {
         Condition::parse(&same)
     }
 
-    /// A `filter` of CloudWatch Logs Insights.
+    /// Parses a `filter` of CloudWatch Logs Insights.
     fn parse_insights(text: &str) -> Condition {
-        let inner = text.strip_prefix("filter ").unwrap_or_else(|| panic!("{text} is no filter"));
+        let inner =
+            text.strip_prefix("filter ").unwrap_or_else(|| panic!("{text} is not a filter"));
         let inner = inner.replace(" and ", " AND ").replace(" or ", " OR ");
         Condition::parse(&inner.replace("ispresent(", "PRESENT ("))
     }
@@ -361,7 +362,7 @@ impl Condition {
                 *rest = &rest[3..];
                 compare
             }
-            _ => panic!("{texts:?} is no comparison"),
+            _ => panic!("{texts:?} is not a comparison"),
         }
     }
 
@@ -396,7 +397,7 @@ fn compare(found: &Value, operator: &str, value: &str, is_severity: bool) -> boo
         ":" => value == "*" || text.contains(&value),
         ">=" => order.is_some_and(|order| order.is_ge()),
         ">" => order.is_some_and(|order| order.is_gt()),
-        other => panic!("{other} is no operator of these filters"),
+        other => panic!("{other} is not an operator of these filters"),
     }
 }
 
@@ -420,7 +421,7 @@ fn tokens(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_evaluator_follows_the_languages() {
+fn the_evaluator_follows_the_query_languages() {
     let entry =
         entry(&json!({"severity": "WARNING", "a": "Fox", "n": 12, "p": true, "tags": {"t": "x"}}));
     for (filter, expected) in [
@@ -468,7 +469,7 @@ async fn every_situation_has_its_line_severity_and_filters() {
             log[name]
         );
     }
-    // Every filter has a situation that it matches, and finds there what it extracts.
+    // Every filter matches a line, and each line that it matches has the fields that it extracts.
     for filter in &filters {
         let entries: Vec<_> = log.values().flatten().map(entry).collect();
         let matched: Vec<_> =
@@ -482,7 +483,7 @@ async fn every_situation_has_its_line_severity_and_filters() {
     queries_find_their_lines(&log);
 }
 
-/// The queries of the runbook.
+/// Every query of the runbook finds the lines of its situation, and none of a healthy service.
 fn queries_find_their_lines(log: &Log) {
     let health: Vec<_> = log["success"].iter().map(entry).collect();
     let others: Vec<_> = log.values().flatten().map(entry).collect();
@@ -498,7 +499,7 @@ fn queries_find_their_lines(log: &Log) {
 
 const PAGE: &str = include_str!("../../docs/operations.md");
 
-/// The rows of the page's table of alerts: title, query of Cloud Logging, query of Logs Insights.
+/// The rows of the page's table of alerts: title, query for Cloud Logging, query for Logs Insights.
 fn alert_rows() -> Vec<(String, String, String)> {
     let table = PAGE.split("\n| alert |").nth(1).unwrap().split("\n\n").next().unwrap();
     let rows = table.lines().skip(2);
@@ -532,7 +533,6 @@ fn every_alert_and_every_error_code_is_in_the_runbook() {
     }
 }
 
-/// What alerts and charts ask of the metrics exists.
 #[test]
 fn alerts_and_charts_name_metrics_and_outcomes_that_exist() {
     let metrics: Vec<_> = monitoring("metrics").into_iter().map(|(name, _)| name).collect();
@@ -560,8 +560,8 @@ fn alerts_and_charts_name_metrics_and_outcomes_that_exist() {
             }
         }
     }
-    assert!(asked.into_iter().eq(metrics), "a metric is asked by no alert and no chart");
-    // The alert on instances goes by what service.yaml allows.
+    assert!(asked.into_iter().eq(metrics), "an alert or a chart uses each metric");
+    // The threshold of the alert on instances follows from service.yaml.
     let most = yaml("service.yaml")["spec"]["template"]["metadata"]["annotations"]
         ["autoscaling.knative.dev/maxScale"]
         .as_str()

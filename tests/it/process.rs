@@ -1,8 +1,8 @@
-//! The built binary as a process: start, log lines, signals.
+//! The built binary as a process: invalid starts, log lines and metrics, signals, proxies, identities.
 
 use crate::support::process::{Process, command, post};
 use crate::support::service::{
-    CURRENT, PROMPT, answer, emulator, emulator_with, images, only_image, reached,
+    CURRENT, PROMPT, emulator, emulator_with, fetch, images, only_image, reached,
 };
 use iga_emulator::Options;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 async fn refused(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().await.unwrap();
-    assert!(output.stdout.is_empty(), "nothing is logged before the settings are known to be good");
+    assert!(output.stdout.is_empty(), "nothing is logged before the settings are valid");
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
@@ -72,7 +72,7 @@ async fn a_credentials_file_that_cannot_work_here_ends_it_with_what_to_change() 
 }
 
 #[tokio::test]
-async fn a_machine_without_certificates_is_said_in_a_sentence() {
+async fn missing_certificates_end_the_process_with_one_sentence() {
     let emulator = emulator().await;
     let nothing = TempDir::new().unwrap();
     let empty = nothing.path().join("empty.pem");
@@ -110,7 +110,7 @@ async fn an_env_file_is_read_and_never_overrides() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_said_in_a_sentence() {
+async fn a_port_in_use_ends_the_process_with_one_sentence() {
     let emulator = emulator().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -143,15 +143,15 @@ async fn https_goes_through_the_proxy_of_the_environment() {
 }
 
 #[tokio::test]
-async fn the_log_tells_the_story_and_keeps_the_secrets() {
+async fn the_log_describes_each_request_and_holds_no_secret() {
     let emulator = emulator().await;
     let process = Process::start(&emulator, &[("IGA_DEBUG_MODE", "False")]).await;
     let prompt = format!("{PROMPT}, {}", "and much more of it ".repeat(10));
     let request = post(&process, &json!({"prompt": prompt})).header("x-workflow-id", "wf-7");
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let answered = answer(request.header("traceparent", trace)).await;
-    let id = answered.is_image().header("x-request-id").to_owned();
-    answer(post(&process, &json!({"prompt": ""})))
+    let response = fetch(request.header("traceparent", trace)).await;
+    let id = response.is_image().header("x-request-id").to_owned();
+    fetch(post(&process, &json!({"prompt": ""})))
         .await
         .is_error(400, "IGA_BAD_REQUEST_PROMPT_MISSING");
     process.signal("TERM");
@@ -195,8 +195,8 @@ async fn the_log_tells_the_story_and_keeps_the_secrets() {
 async fn at_debug_level_every_metric_has_a_line() {
     let emulator = emulator().await;
     let process = Process::start(&emulator, &[("IGA_DEBUG_MODE", "True")]).await;
-    let answered = answer(post(&process, &json!({"prompt": PROMPT}))).await;
-    let id = answered.is_image().header("x-request-id").to_owned();
+    let response = fetch(post(&process, &json!({"prompt": PROMPT}))).await;
+    let id = response.is_image().header("x-request-id").to_owned();
     process.signal("TERM");
     let (_, lines) = process.end().await;
     let metric = |name: &str| {
@@ -220,7 +220,7 @@ async fn at_debug_level_every_metric_has_a_line() {
 async fn joins_waits_and_deliveries_are_counted() {
     let emulator = emulator().await;
     let with_key = |process: &Process| {
-        answer(post(process, &json!({"prompt": PROMPT})).header("idempotency-key", "k"))
+        fetch(post(process, &json!({"prompt": PROMPT})).header("idempotency-key", "k"))
     };
     let (payer, other) =
         (Process::start(&emulator, CURRENT).await, Process::start(&emulator, CURRENT).await);
@@ -261,7 +261,7 @@ async fn a_failed_upload_and_a_lost_image_are_counted() {
     emulator.script(refused.always());
     let deadline = &[("IGA_GENERATION_DEADLINE_SECONDS", "3")];
     let process = Process::start(&emulator, &[CURRENT, deadline].concat()).await;
-    answer(post(&process, &json!({"prompt": PROMPT}))).await.is_error(500, "IGA_FILE_SAVE_ERROR");
+    fetch(post(&process, &json!({"prompt": PROMPT}))).await.is_error(500, "IGA_FILE_SAVE_ERROR");
     process.signal("INT");
     let (_, lines) = process.end().await;
     let metric = |name: &str| lines.iter().find(|line| line["metric_name"] == name).unwrap();
@@ -286,7 +286,7 @@ async fn a_stop_signal_lets_the_work_finish() {
             emulator_with(Options { latency: Duration::from_millis(300), ..Options::default() })
                 .await;
         let process = Process::start(&emulator, CURRENT).await;
-        let request = tokio::spawn(answer(post(&process, &json!({"prompt": PROMPT}))));
+        let request = tokio::spawn(fetch(post(&process, &json!({"prompt": PROMPT}))));
         reached(&emulator, |counters| counters.paid_generations == 1).await;
         process.signal(signal);
         request.await.unwrap().is_image();
@@ -297,11 +297,11 @@ async fn a_stop_signal_lets_the_work_finish() {
 }
 
 #[tokio::test]
-async fn an_aws_identity_gets_its_image_without_a_key_of_googles() {
+async fn an_aws_identity_gets_its_image_without_a_google_key() {
     let emulator = emulator().await;
     let folder = TempDir::new().unwrap();
     let account = "iga@test-project.iam.gserviceaccount.com";
-    // As `gcloud iam workload-identity-pools create-cred-config --aws` writes it, but for the two addresses.
+    // As `gcloud iam workload-identity-pools create-cred-config --aws` writes it, except for the two addresses.
     let file = json!({
         "type": "external_account",
         "universe_domain": "googleapis.com",
@@ -328,7 +328,7 @@ async fn an_aws_identity_gets_its_image_without_a_key_of_googles() {
         ("AWS_SESSION_TOKEN", "session"),
     ];
     let process = Process::start(&emulator, &[CURRENT, &identity].concat()).await;
-    answer(post(&process, &json!({"prompt": PROMPT}))).await.is_image();
+    fetch(post(&process, &json!({"prompt": PROMPT}))).await.is_image();
     let paths: Vec<_> = emulator.requests().into_iter().map(|request| request.path).collect();
     assert!(paths[0] == "/v1/token" && paths[1].ends_with(":generateAccessToken"), "{paths:?}");
     process.signal("TERM");

@@ -1,6 +1,6 @@
-//! A push queue in front, as Cloud Tasks is one: it delivers at least once, and every task is paid once.
+//! A push queue such as Cloud Tasks in front of the service: it delivers at least once, and each task is paid once.
 
-use crate::support::service::{Answer, CURRENT, HOUR, PROMPT, Service, answer, client, emulator};
+use crate::support::service::{CURRENT, HOUR, PROMPT, Response, Service, client, emulator, fetch};
 use iga_emulator::{Action, Emulator, Fault, Stage};
 use reqwest::Client;
 use serde_json::json;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// A queue that sends its tasks to instances of the service, now to one, now to another.
+/// A queue that sends its tasks to the instances of the service in turn.
 struct Queue {
     instances: Vec<Service>,
     next: AtomicUsize,
@@ -19,7 +19,7 @@ struct Queue {
     dispatches: Semaphore,
     /// `--max-attempts`
     max_attempts: usize,
-    /// A request without an answer by then has failed.
+    /// A delivery without a response within this time has failed.
     dispatch_deadline: Duration,
 }
 
@@ -33,9 +33,9 @@ impl Queue {
         Arc::new(Queue { instances, next, http, dispatches, max_attempts: 100, dispatch_deadline })
     }
 
-    /// Delivers a task until an attempt is answered with 2xx; all attempts, None being a deadline that passed.
-    async fn deliver(&self, task: &str, prompt: &str) -> Vec<Option<Answer>> {
-        let mut attempts: Vec<Option<Answer>> = Vec::new();
+    /// Delivers a task until a response is 2xx. Returns all attempts; `None` means that the deadline passed.
+    async fn deliver(&self, task: &str, prompt: &str) -> Vec<Option<Response>> {
+        let mut attempts: Vec<Option<Response>> = Vec::new();
         while attempts.len() < self.max_attempts {
             let _turn = self.dispatches.acquire().await.unwrap();
             let instance =
@@ -47,7 +47,7 @@ impl Queue {
             let request = request.header("x-cloudtasks-taskname", task);
             let request = request.header("x-cloudtasks-taskretrycount", attempts.len());
             let request = request.body(json!({"prompt": prompt}).to_string());
-            attempts.push(timeout(self.dispatch_deadline, answer(request)).await.ok());
+            attempts.push(timeout(self.dispatch_deadline, fetch(request)).await.ok());
             if statuses(&attempts).last().is_some_and(|status| (200..300).contains(status)) {
                 break;
             }
@@ -56,13 +56,16 @@ impl Queue {
     }
 }
 
-/// 0 where no answer came in time.
-fn statuses(attempts: &[Option<Answer>]) -> Vec<u16> {
-    attempts.iter().map(|answer| answer.as_ref().map_or(0, |answer| answer.status)).collect()
+/// The statuses of all attempts; 0 means that no response came in time.
+fn statuses(attempts: &[Option<Response>]) -> Vec<u16> {
+    attempts
+        .iter()
+        .map(|response| response.as_ref().map_or(0, |response| response.status))
+        .collect()
 }
 
-fn image(attempts: &[Option<Answer>]) -> String {
-    let last = attempts.last().unwrap().as_ref().expect("the last attempt is answered");
+fn image(attempts: &[Option<Response>]) -> String {
+    let last = attempts.last().unwrap().as_ref().expect("the last attempt got a response");
     last.is_image().text("image_url").to_owned()
 }
 
@@ -104,19 +107,19 @@ async fn a_task_that_fails_is_delivered_again_and_paid_once() {
 }
 
 #[tokio::test]
-async fn a_task_whose_deadline_passes_finds_its_image_at_the_next_delivery() {
+async fn a_task_whose_deadline_passes_gets_its_image_at_the_next_delivery() {
     let emulator = emulator().await;
     let queue = Queue::of(&emulator, Duration::from_millis(400)).await;
     emulator.script(Fault::new(Stage::Model, Action::Delay { ms: 1500 }));
     let attempts = queue.deliver("task", PROMPT).await;
     assert_eq!(statuses(&attempts)[0], 0);
     image(&attempts);
-    // Not even under way is there another.
+    // No second generation is running either.
     assert_eq!((emulator.counters().model_calls, images(&emulator)), (1, 1));
 }
 
 #[tokio::test]
-async fn a_task_that_can_never_succeed_ends_with_its_attempts() {
+async fn a_task_that_cannot_succeed_uses_up_its_attempts_unpaid() {
     let emulator = emulator().await;
     let mut queue = Queue::of(&emulator, HOUR).await;
     Arc::get_mut(&mut queue).unwrap().max_attempts = 3;
@@ -128,7 +131,7 @@ async fn a_task_that_can_never_succeed_ends_with_its_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_is_worked_off_whatever_fails_and_each_task_is_paid_once() {
+async fn a_full_queue_is_processed_in_spite_of_faults_and_each_task_is_paid_once() {
     const TASKS: u64 = 60;
     const REFUSED: [u32; 2] = [20, 12];
     let emulator = emulator().await;
@@ -179,7 +182,7 @@ async fn a_full_queue_is_worked_off_whatever_fails_and_each_task_is_paid_once() 
         assert_eq!(paid, 1, "task {number}");
     }
     let refused = u64::from(REFUSED.iter().sum::<u32>());
-    assert_eq!(emulator.counters().model_calls, TASKS + refused, "and none is still under way");
+    assert_eq!(emulator.counters().model_calls, TASKS + refused, "no other generation is running");
     assert_eq!(images(&emulator) as u64, TASKS);
 }
 

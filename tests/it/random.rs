@@ -1,10 +1,9 @@
-//! Many callers with and without keys, two instances, faults at every stage: the rules of payment hold.
+//! The payment rules hold for many callers with and without keys, on two instances, with faults at every stage.
 //!
-//! Each seed is one scenario. `IGA_TEST_SEEDS=100..200` tells others than the usual ones; the seed of a scenario
-//! that goes wrong is printed.
+//! Each seed is one scenario. `IGA_TEST_SEEDS=100..200` selects other seeds; a failing scenario prints its seed.
 
 use crate::support::random::Rng;
-use crate::support::service::{Answer, BUCKET, CURRENT, HOUR, client, config, emulator_with};
+use crate::support::service::{BUCKET, CURRENT, HOUR, Response, client, config, emulator_with};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use iga::app::App;
@@ -24,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_happens_the_rules_hold() {
+async fn the_payment_rules_hold_in_every_scenario() {
     let at_once = Arc::new(Semaphore::new(8));
     let scenarios: Vec<_> = seeds()
         .map(|seed| {
@@ -38,7 +37,7 @@ async fn whatever_happens_the_rules_hold() {
         .collect();
     for (seed, scenario) in scenarios {
         if scenario.await.is_err() {
-            panic!("this scenario went wrong: IGA_TEST_SEEDS={seed}..{}", seed + 1);
+            panic!("this scenario failed: IGA_TEST_SEEDS={seed}..{}", seed + 1);
         }
     }
 }
@@ -49,7 +48,7 @@ fn seeds() -> Range<u64> {
     first.parse().unwrap()..end.parse().unwrap()
 }
 
-/// What happens, and the settings under which it does.
+/// The faults and the settings of one test run.
 #[derive(Debug)]
 struct Scenario {
     seed: u64,
@@ -62,31 +61,31 @@ struct Scenario {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FaultLevel {
-    /// Nothing goes wrong.
-    Calm,
-    /// Everything that goes wrong passes, and no paid answer is lost.
-    Windy,
-    /// Paid answers are lost, connections fall silent, an instance dies.
-    Storm,
+    /// No faults.
+    Off,
+    /// All faults are transient, and no paid response is lost.
+    Transient,
+    /// Paid responses are lost, connections stall, an instance is killed.
+    Severe,
 }
 
-/// What makes requests the same to the service.
+/// The fields by which the service recognises equal requests.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct RequestSpec {
     key: Option<String>,
     prompt: String,
 }
 
-/// One request and what came of it.
+/// One request and its response.
 #[derive(Debug)]
 struct Exchange {
     spec: RequestSpec,
-    /// Its `X-Workflow-ID`, by which its image is recognised.
+    /// Its `X-Workflow-ID`, which identifies its image.
     id: String,
     sent: Instant,
     ended: Instant,
-    /// None where the caller left, or the instance died.
-    answer: Option<Answer>,
+    /// `None` if the caller left or the instance was killed.
+    response: Option<Response>,
 }
 
 impl Scenario {
@@ -95,17 +94,17 @@ impl Scenario {
         let shared = rng.one_in(2);
         let variant_age = match rng.below(3) {
             0 => Duration::ZERO,
-            // A receipt does not tell how old its flight is, so images would be shared before an hour is over.
+            // A receipt does not hold the age of its flight, so images would be shared within the hour.
             1 if !shared => HOUR,
             _ => SHORT_VARIANT_AGE,
         };
         Scenario {
             seed,
             fault_level: [
-                FaultLevel::Calm,
-                FaultLevel::Windy,
-                FaultLevel::Windy,
-                FaultLevel::Storm,
+                FaultLevel::Off,
+                FaultLevel::Transient,
+                FaultLevel::Transient,
+                FaultLevel::Severe,
             ][seed as usize % 4],
             shared,
             variant_age,
@@ -129,9 +128,9 @@ impl Scenario {
         let callers: Vec<_> = (0..CALLERS)
             .map(|number| tokio::spawn(caller(number, instances.clone(), http.clone(), rng.fork())))
             .collect();
-        let mut told = Vec::new();
+        let mut exchanges = Vec::new();
         for caller in callers {
-            told.extend(caller.await.unwrap());
+            exchanges.extend(caller.await.unwrap());
         }
         inject_faults.await.unwrap();
         emulator.clear_faults();
@@ -139,17 +138,17 @@ impl Scenario {
             instance.stop().await;
         }
 
-        // All that an instance left behind has expired when the next ones are asked the same again.
+        // Leases that an instance left behind expire before new instances get the same requests.
         emulator.advance_clock(LEASE_LIFE + Duration::from_secs(2));
         let instances = [self.instance(&emulator), self.instance(&emulator)];
-        let specs: BTreeSet<_> = told.iter().map(|told| told.spec.clone()).collect();
+        let specs: BTreeSet<_> = exchanges.iter().map(|exchange| exchange.spec.clone()).collect();
         let mut asked = Vec::new();
         for (number, spec) in specs.iter().enumerate() {
             for (place, instance) in instances.iter().enumerate() {
                 let (instance, http, spec) = (Arc::clone(instance), http.clone(), spec.clone());
                 let id = format!("afterwards-{number}-{place}");
                 asked.push(tokio::spawn(async move {
-                    until_answered(&instance, &http, &spec, &id).await
+                    ask_until_not_503(&instance, &http, &spec, &id).await
                 }));
             }
         }
@@ -160,9 +159,9 @@ impl Scenario {
         for instance in &instances {
             instance.stop().await;
         }
-        Ending {
+        Results {
             scenario: &self,
-            told,
+            exchanges,
             afterwards,
             objects: emulator.objects(),
             paid: paid(&emulator),
@@ -172,7 +171,7 @@ impl Scenario {
 
     fn instance(&self, emulator: &Emulator) -> Arc<Instance> {
         let shared = if self.shared { "yes" } else { "no" };
-        let deadline = if self.fault_level == FaultLevel::Storm { "3" } else { "60" };
+        let deadline = if self.fault_level == FaultLevel::Severe { "3" } else { "60" };
         let settings = [
             CURRENT,
             &[
@@ -191,7 +190,7 @@ impl Scenario {
         Instance::start(App::new(config))
     }
 
-    /// What happens while the callers call.
+    /// Injects faults while the callers send requests.
     fn inject_faults(
         &self,
         emulator: Emulator,
@@ -200,7 +199,7 @@ impl Scenario {
     ) -> impl Future<Output = ()> + use<> {
         let fault_level = self.fault_level;
         async move {
-            if fault_level == FaultLevel::Calm {
+            if fault_level == FaultLevel::Off {
                 return;
             }
             for _ in 0..3 {
@@ -211,7 +210,7 @@ impl Scenario {
                     .take(3)
                     .for_each(|fault| emulator.script(fault));
             }
-            if fault_level == FaultLevel::Storm && rng.one_in(2) {
+            if fault_level == FaultLevel::Severe && rng.one_in(2) {
                 doomed.die();
                 emulator.advance_clock(LEASE_LIFE + Duration::from_secs(2));
             }
@@ -219,10 +218,10 @@ impl Scenario {
     }
 }
 
-/// Asks an instance to stop, and its end.
+/// The stop signal of an instance, and the task that ends after it.
 type Stop = (oneshot::Sender<()>, JoinHandle<()>);
 
-/// An instance on threads of its own, so that it can die with all that it was doing.
+/// An instance with its own threads, so that it can be killed with its tasks.
 struct Instance {
     url: String,
     runtime: std::sync::Mutex<Option<Runtime>>,
@@ -249,7 +248,7 @@ impl Instance {
         Arc::new(Instance { url, runtime, stop, dead: AtomicBool::new(false) })
     }
 
-    /// As with SIGTERM: returns when every flight has ended.
+    /// Stops as on SIGTERM, and returns when every flight has ended.
     async fn stop(&self) {
         let (stop, serving) = self.stop.lock().unwrap().take().unwrap();
         if !self.dead.load(Ordering::SeqCst) {
@@ -259,7 +258,7 @@ impl Instance {
         self.die();
     }
 
-    /// As with SIGKILL.
+    /// Stops as on SIGKILL.
     fn die(&self) {
         self.dead.store(true, Ordering::SeqCst);
         if let Some(runtime) = self.runtime.lock().unwrap().take() {
@@ -267,7 +266,7 @@ impl Instance {
         }
     }
 
-    /// None where the caller left, or this instance died.
+    /// Sends a request; the caller leaves after `patience`.
     async fn ask(
         &self,
         http: &Client,
@@ -282,17 +281,17 @@ impl Instance {
             request = request.header("idempotency-key", key);
         }
         let sent = Instant::now();
-        let answered = async {
+        let received = async {
             let response = request.send().await?;
             let (status, headers) = (response.status().as_u16(), response.headers().clone());
             let body =
-                serde_json::from_slice(&response.bytes().await?).expect("every answer is JSON");
-            Ok::<_, reqwest::Error>(Answer { status, headers, body })
+                serde_json::from_slice(&response.bytes().await?).expect("every response is JSON");
+            Ok::<_, reqwest::Error>(Response { status, headers, body })
         };
-        let answer = match timeout(patience, answered).await {
-            Ok(Ok(answer)) => Some(answer),
+        let response = match timeout(patience, received).await {
+            Ok(Ok(response)) => Some(response),
             Ok(Err(error)) => {
-                assert!(self.dead.load(Ordering::SeqCst), "no answer to {spec:?}: {error:?}");
+                assert!(self.dead.load(Ordering::SeqCst), "no response to {spec:?}: {error:?}");
                 None
             }
             Err(_) => {
@@ -300,7 +299,7 @@ impl Instance {
                 None
             }
         };
-        Exchange { spec: spec.clone(), id: id.to_owned(), sent, ended: Instant::now(), answer }
+        Exchange { spec: spec.clone(), id: id.to_owned(), sent, ended: Instant::now(), response }
     }
 }
 
@@ -310,7 +309,7 @@ impl Drop for Instance {
     }
 }
 
-/// Asks up to three times, now of one instance, now of the other, and sometimes leaves.
+/// A caller that tries up to three times, on either instance, and sometimes leaves.
 async fn caller(
     number: usize,
     instances: [Arc<Instance>; 2],
@@ -318,25 +317,25 @@ async fn caller(
     mut rng: Rng,
 ) -> Vec<Exchange> {
     let spec = RequestSpec::any(&mut rng);
-    let mut told: Vec<Exchange> = Vec::new();
+    let mut exchanges: Vec<Exchange> = Vec::new();
     sleep(rng.ms(500)).await;
     for attempt in 0..3 {
         let instance = &instances[rng.below(2)];
         let patience = if rng.one_in(6) { rng.ms(200) } else { HOUR };
-        told.push(
+        exchanges.push(
             instance.ask(&http, &spec, &format!("caller-{number}-{attempt}"), patience).await,
         );
-        let answer = told.last().and_then(|told| told.answer.as_ref());
-        if answer.is_some_and(|answer| answer.status < 500) {
+        let response = exchanges.last().and_then(|exchange| exchange.response.as_ref());
+        if response.is_some_and(|response| response.status < 500) {
             break;
         }
         sleep(rng.ms(100)).await;
     }
-    told
+    exchanges
 }
 
-/// Asks again for as long as it is told to.
-async fn until_answered(
+/// Repeats a request until its response is not a 503.
+async fn ask_until_not_503(
     instance: &Instance,
     http: &Client,
     spec: &RequestSpec,
@@ -344,9 +343,9 @@ async fn until_answered(
 ) -> Vec<Exchange> {
     let mut all = Vec::new();
     loop {
-        let told = instance.ask(http, spec, &format!("{id}-{}", all.len()), HOUR).await;
-        let status = told.answer.as_ref().unwrap().status;
-        all.push(told);
+        let exchange = instance.ask(http, spec, &format!("{id}-{}", all.len()), HOUR).await;
+        let status = exchange.response.as_ref().unwrap().status;
+        all.push(exchange);
         if status != 503 {
             return all;
         }
@@ -368,7 +367,7 @@ impl RequestSpec {
         }
     }
 
-    /// What the service goes by.
+    /// The value by which the service recognises a retry.
     fn identity(&self) -> &str {
         self.key.as_deref().unwrap_or(&self.prompt)
     }
@@ -402,7 +401,7 @@ fn faults(fault_level: FaultLevel, rng: &mut Rng) -> Vec<Fault> {
         (Stage::UploadEnd, Truncate),
         (Stage::UploadEnd, WrongChecksum),
     ];
-    if fault_level == FaultLevel::Storm {
+    if fault_level == FaultLevel::Severe {
         table.extend([
             (Stage::Model, Stall),
             (Stage::Response, Action::status(500)),
@@ -418,7 +417,7 @@ fn faults(fault_level: FaultLevel, rng: &mut Rng) -> Vec<Fault> {
             (Stage::Delete, Stall),
         ]);
     }
-    let count = if fault_level == FaultLevel::Calm { 0 } else { 4 + rng.below(8) };
+    let count = if fault_level == FaultLevel::Off { 0 } else { 4 + rng.below(8) };
     let mut any = || {
         let (stage, action) = table[rng.below(table.len())].clone();
         let fault = Fault::new(stage, action).times(1 + rng.below(3) as u32);
@@ -439,7 +438,7 @@ fn faults(fault_level: FaultLevel, rng: &mut Rng) -> Vec<Fault> {
     (0..count).map(|_| any()).collect()
 }
 
-/// How often each prompt was paid for.
+/// The number of paid images of each prompt.
 fn paid(emulator: &Emulator) -> BTreeMap<String, usize> {
     let mut paid = BTreeMap::new();
     for request in emulator.requests().into_iter().filter(|request| request.paid) {
@@ -450,41 +449,43 @@ fn paid(emulator: &Emulator) -> BTreeMap<String, usize> {
     paid
 }
 
-/// All that is known when it is over.
-struct Ending<'a> {
+/// Everything that is known after a scenario.
+struct Results<'a> {
     scenario: &'a Scenario,
-    told: Vec<Exchange>,
+    exchanges: Vec<Exchange>,
     afterwards: Vec<Exchange>,
     objects: Vec<StoredObject>,
     paid: BTreeMap<String, usize>,
 }
 
-impl Ending<'_> {
+impl Results<'_> {
     fn check(&self) {
-        self.all().filter_map(|told| told.answer.as_ref()).for_each(is_a_row_of_the_contract);
+        self.all()
+            .filter_map(|exchange| exchange.response.as_ref())
+            .for_each(is_a_row_of_the_contract);
         self.every_200_has_its_image();
-        self.a_key_has_one_answer();
-        self.a_key_in_use_is_the_only_reason_for_422();
+        self.a_key_has_one_response();
+        self.only_a_reused_key_is_422();
         self.only_equal_requests_share_an_image();
-        self.payments_are_as_few_as_promised();
+        self.no_more_is_paid_than_promised();
         self.no_image_is_lost();
         self.no_lease_is_left();
-        self.afterwards_everything_is_answered();
-        if self.scenario.fault_level == FaultLevel::Calm {
+        self.afterwards_every_key_and_prompt_has_an_image();
+        if self.scenario.fault_level == FaultLevel::Off {
             self.without_faults_nothing_fails();
         }
     }
 
     fn all(&self) -> impl Iterator<Item = &Exchange> {
-        self.told.iter().chain(&self.afterwards)
+        self.exchanges.iter().chain(&self.afterwards)
     }
 
-    /// Who got an image, and its object's name.
+    /// The exchanges that delivered an image, and the names of their objects.
     fn delivered(&self) -> impl Iterator<Item = (&Exchange, &str)> {
-        self.all().filter_map(|told| {
-            let answer = told.answer.as_ref().filter(|answer| answer.status == 200)?;
-            let name = answer.text("image_url").strip_prefix(&format!("gs://{BUCKET}/"));
-            Some((told, name.expect("an object of the bucket")))
+        self.all().filter_map(|exchange| {
+            let response = exchange.response.as_ref().filter(|response| response.status == 200)?;
+            let name = response.text("image_url").strip_prefix(&format!("gs://{BUCKET}/"));
+            Some((exchange, name.expect("an object in the bucket")))
         })
     }
 
@@ -500,21 +501,21 @@ impl Ending<'_> {
         records.map(|object| &object.metadata["metadata"])
     }
 
-    /// The request that an image was paid for.
-    fn founder(&self, image: &StoredObject) -> &Exchange {
+    /// The exchange that an image was paid for.
+    fn payer(&self, image: &StoredObject) -> &Exchange {
         let id = image.metadata["metadata"]["workflow_id"].as_str().unwrap();
-        self.all().find(|told| told.id == id).expect("every image was asked for")
+        self.all().find(|exchange| exchange.id == id).expect("every image belongs to a request")
     }
 
     fn every_200_has_its_image(&self) {
-        for (told, name) in self.delivered() {
-            let answer = told.answer.as_ref().unwrap();
-            answer.is_image();
-            assert_eq!(answer.text("prompt_used"), told.spec.prompt);
-            assert_eq!(answer.text("model_version"), "vertex-ai-gemini-3.1-flash-image");
+        for (exchange, name) in self.delivered() {
+            let response = exchange.response.as_ref().unwrap();
+            response.is_image();
+            assert_eq!(response.text("prompt_used"), exchange.spec.prompt);
+            assert_eq!(response.text("model_version"), "vertex-ai-gemini-3.1-flash-image");
             let image = self.images().find(|image| image.name == name);
-            let image =
-                image.unwrap_or_else(|| panic!("{told:?} was promised an image that is not there"));
+            let image = image
+                .unwrap_or_else(|| panic!("{exchange:?} got the name of an image that is missing"));
             let whole =
                 image.bytes.starts_with(b"\x89PNG\r\n\x1a\n") && image.bytes.ends_with(IEND);
             assert!(whole && image.metadata["contentType"] == "image/png", "{image:?}");
@@ -523,59 +524,61 @@ impl Ending<'_> {
         }
     }
 
-    fn a_key_has_one_answer(&self) {
-        let mut answers = BTreeMap::new();
-        for (told, _) in self.delivered().filter(|(told, _)| told.spec.key.is_some()) {
-            let body = &told.answer.as_ref().unwrap().body;
-            assert_eq!(*answers.entry(&told.spec.key).or_insert(body), body, "{told:?}");
+    fn a_key_has_one_response(&self) {
+        let mut responses = BTreeMap::new();
+        for (exchange, _) in self.delivered().filter(|(exchange, _)| exchange.spec.key.is_some()) {
+            let body = &exchange.response.as_ref().unwrap().body;
+            assert_eq!(*responses.entry(&exchange.spec.key).or_insert(body), body, "{exchange:?}");
         }
     }
 
-    fn a_key_in_use_is_the_only_reason_for_422(&self) {
-        for refused in self
-            .all()
-            .filter(|told| told.answer.as_ref().is_some_and(|answer| answer.status == 422))
-        {
+    fn only_a_reused_key_is_422(&self) {
+        for refused in self.all().filter(|exchange| {
+            exchange.response.as_ref().is_some_and(|response| response.status == 422)
+        }) {
             let (key, prompt) = (&refused.spec.key, &refused.spec.prompt);
-            let used = |told: &Exchange| {
-                told.spec.key == *key && told.spec.prompt != *prompt && told.sent < refused.ended
+            let used = |exchange: &Exchange| {
+                exchange.spec.key == *key
+                    && exchange.spec.prompt != *prompt
+                    && exchange.sent < refused.ended
             };
             assert!(key.is_some() && self.all().any(used), "{refused:?}");
         }
     }
 
     fn only_equal_requests_share_an_image(&self) {
-        for (told, name) in self.delivered() {
+        for (exchange, name) in self.delivered() {
             let image = self.images().find(|image| image.name == name).unwrap();
-            let founder = self.founder(image);
-            assert_eq!(told.spec, founder.spec, "{told:?} got the image of {founder:?}");
-            if told.spec.key.is_none() && told.id != founder.id {
-                // It came before it was answered, and the flight began after its founder's request was sent.
-                let apart = told.ended.saturating_duration_since(founder.sent);
+            let payer = self.payer(image);
+            assert_eq!(exchange.spec, payer.spec, "{exchange:?} got the image of {payer:?}");
+            if exchange.spec.key.is_none() && exchange.id != payer.id {
+                // The retry was sent before `ended`, and the flight began after the payer sent its request.
+                let apart = exchange.ended.saturating_duration_since(payer.sent);
                 assert!(
                     apart >= self.scenario.variant_age,
-                    "a variant got the image of another: {told:?} {founder:?}"
+                    "a variant got the image of another: {exchange:?} {payer:?}"
                 );
             }
         }
     }
 
-    fn payments_are_as_few_as_promised(&self) {
-        if self.scenario.fault_level == FaultLevel::Storm {
+    fn no_more_is_paid_than_promised(&self) {
+        if self.scenario.fault_level == FaultLevel::Severe {
             return;
         }
         let mut paid = BTreeMap::<_, usize>::new();
-        let specs: BTreeSet<_> = self.all().map(|told| &told.spec).collect();
+        let specs: BTreeSet<_> = self.all().map(|exchange| &exchange.spec).collect();
         for spec in specs {
             *paid.entry((spec.key.is_some(), spec.identity())).or_default() +=
                 self.paid.get(&spec.prompt).copied().unwrap_or_default();
         }
         for ((has_key, identity), paid) in paid {
-            let requests = self.all().filter(|told| told.spec.identity() == identity).count();
+            let requests =
+                self.all().filter(|exchange| exchange.spec.identity() == identity).count();
             let most = match self.scenario.variant_age {
                 _ if has_key => 1,
                 Duration::ZERO if self.scenario.shared => 1,
-                // Each of the instances, those from afterwards too.
+                // Each of the four instances, two of them afterwards, may pay once.
                 Duration::ZERO => 4,
                 _ => requests,
             };
@@ -583,20 +586,19 @@ impl Ending<'_> {
         }
     }
 
-    /// An image that no caller was told of was asked for by a caller that left or was told of a failure, and
-    /// with a key there is no such image.
+    /// An undelivered image belongs to a caller that left or got an error, and to a request without a key.
     fn no_image_is_lost(&self) {
         let delivered: BTreeSet<_> = self.delivered().map(|(_, name)| name).collect();
         let received: BTreeSet<_> =
             self.records().filter_map(|record| record["object"].as_str()).collect();
         for image in self.images().filter(|image| !delivered.contains(&*image.name)) {
-            let founder = self.founder(image);
-            let answered = founder.answer.as_ref().is_some_and(|answer| answer.status == 200);
-            if self.scenario.fault_level != FaultLevel::Storm {
-                assert!(!answered, "{founder:?} got another image than its own, {}", image.name);
+            let payer = self.payer(image);
+            let got_image = payer.response.as_ref().is_some_and(|response| response.status == 200);
+            if self.scenario.fault_level != FaultLevel::Severe {
+                assert!(!got_image, "{payer:?} got another image than its own, {}", image.name);
                 assert!(
-                    founder.spec.key.is_none(),
-                    "{founder:?} paid, and no caller got {}",
+                    payer.spec.key.is_none(),
+                    "{payer:?} paid, and no caller got {}",
                     image.name
                 );
             }
@@ -604,7 +606,7 @@ impl Ending<'_> {
         for object in received {
             assert!(
                 self.images().any(|image| image.name == object),
-                "a receipt for {object}, which is not there"
+                "the receipt names {object}, which is missing"
             );
         }
     }
@@ -616,64 +618,67 @@ impl Ending<'_> {
         }
     }
 
-    fn afterwards_everything_is_answered(&self) {
-        for told in &self.afterwards {
-            let status = told.answer.as_ref().unwrap().status;
-            assert!([200, 422, 503].contains(&status), "{told:?}");
+    fn afterwards_every_key_and_prompt_has_an_image(&self) {
+        for exchange in &self.afterwards {
+            let status = exchange.response.as_ref().unwrap().status;
+            assert!([200, 422, 503].contains(&status), "{exchange:?}");
         }
-        for told in &self.told {
-            let same = |other: &&Exchange| other.spec.identity() == told.spec.identity();
-            let answers: Vec<_> = self
+        for exchange in &self.exchanges {
+            let same = |other: &&Exchange| other.spec.identity() == exchange.spec.identity();
+            let responses: Vec<_> = self
                 .afterwards
                 .iter()
                 .filter(same)
-                .filter_map(|told| told.answer.as_ref())
+                .filter_map(|exchange| exchange.response.as_ref())
                 .collect();
-            assert!(answers.iter().any(|answer| answer.status == 200), "{told:?} {answers:?}");
+            assert!(
+                responses.iter().any(|response| response.status == 200),
+                "{exchange:?} {responses:?}"
+            );
         }
     }
 
     fn without_faults_nothing_fails(&self) {
-        for told in self.all() {
-            let Some(answer) = &told.answer else { continue };
-            match (answer.status, answer.text("error_code")) {
+        for exchange in self.all() {
+            let Some(response) = &exchange.response else { continue };
+            match (response.status, response.text("error_code")) {
                 (200, _) | (422, _) => {}
                 (503, "IGA_OVERLOADED") => {
-                    assert_ne!(self.scenario.max_generations, "80", "{told:?}")
+                    assert_ne!(self.scenario.max_generations, "80", "{exchange:?}")
                 }
                 (503, "IGA_VERTEXAI_API_ERROR") => {
-                    assert_ne!(self.scenario.answer_within, "off", "{told:?}");
-                    answer.details_have("the image is not there yet");
+                    assert_ne!(self.scenario.answer_within, "off", "{exchange:?}");
+                    response.details_have("the image is not there yet");
                 }
-                _ => panic!("{told:?}"),
+                _ => panic!("{exchange:?}"),
             }
         }
     }
 }
 
-fn is_a_row_of_the_contract(answer: &Answer) {
-    assert!(answer.header("x-request-id").starts_with("iga_req_"), "{answer:?}");
-    if answer.status == 200 {
+fn is_a_row_of_the_contract(response: &Response) {
+    assert!(response.header("x-request-id").starts_with("iga_req_"), "{response:?}");
+    if response.status == 200 {
         return;
     }
-    let (code, message) = (answer.text("error_code"), answer.text("message"));
-    answer.is_error(answer.status, code);
+    let (code, message) = (response.text("error_code"), response.text("message"));
+    response.is_error(response.status, code);
     let is_row = Kind::ALL
         .iter()
         .map(|kind| kind.row())
-        .any(|row| (row.status, row.code, row.message) == (answer.status, code, message));
-    assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{answer:?}");
+        .any(|row| (row.status, row.code, row.message) == (response.status, code, message));
+    assert!(is_row && code != "IGA_INTERNAL_SERVER_ERROR", "{response:?}");
     assert_eq!(
-        matches!(answer.status, 429 | 503),
-        !answer.header("retry-after").is_empty(),
-        "{answer:?}"
+        matches!(response.status, 429 | 503),
+        !response.header("retry-after").is_empty(),
+        "{response:?}"
     );
 }
 
 const CALLERS: usize = 40;
-/// Longer than [`SHORT_VARIANT_AGE`], as generations in life are longer than the real one.
+/// Longer than [`SHORT_VARIANT_AGE`], because real generations are longer than the real variant age.
 const GENERATION: Duration = Duration::from_millis(60);
 const SHORT_VARIANT_AGE: Duration = Duration::from_millis(30);
 const LEASE_LIFE: Duration = Duration::from_secs(12);
-/// What every PNG ends in.
+/// The end of every PNG.
 const IEND: &[u8] = b"IEND\xae\x42\x60\x82";

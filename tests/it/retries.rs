@@ -1,6 +1,6 @@
-//! CPOA's retries, its times divided by five: however long a generation takes, it is paid once.
+//! CPOA's retries, with its times divided by five: a generation of any length is paid once.
 //!
-//! Only the age from which an equal request counts as a retry stays as it is; it is far below the timeout.
+//! The age at which an equal request counts as a retry is not divided; it is far below the timeout.
 
 use crate::support::process::Process;
 use crate::support::python::{Outcome, ask_each};
@@ -16,7 +16,7 @@ const FACTOR: u32 = 5;
 const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "3.6");
 const SHARED: (&str, &str) = ("IGA_SHARED_RETRIES", "yes");
 
-/// One generation that takes this long in CPOA's time, and what its caller gets.
+/// Runs one generation that takes `seconds` of CPOA's time.
 async fn generation(seconds: u32, instances: usize, answer_within: bool) -> (Outcome, Emulator) {
     let latency = Duration::from_secs(seconds.into()) / FACTOR;
     let emulator = emulator_with(Options { latency, ..Options::default() }).await;
@@ -30,7 +30,7 @@ async fn generation(seconds: u32, instances: usize, answer_within: bool) -> (Out
     let urls: Vec<_> = processes.iter().map(|process| process.url.as_str()).collect();
     let outcome = ask_each(&urls.join(","), PROMPT, FACTOR).await;
     for process in processes {
-        // Whatever is still under way ends first.
+        // The process ends after the generations under way.
         process.signal("TERM");
         assert!(process.end().await.0.success());
     }
@@ -79,29 +79,29 @@ async fn on_two_instances_an_image_is_paid_once_and_delivered() {
     each_is_paid_once_and_delivered(&[5, 19, 21, 35, 55], 2, false).await;
 }
 
-// Three answers within 18 s and the waits between them make 55.5 s, not 61.5 s.
+// Three responses after 18 s each and the waits between them make 55.5 s, not 61.5 s.
 #[tokio::test]
 #[ignore = "needs Python with the package requests"]
-async fn answers_within_a_limit_deliver_it_too() {
+async fn on_one_instance_with_answer_within_an_image_is_paid_once_and_delivered() {
     each_is_paid_once_and_delivered(&[5, 19, 21, 35, 50], 1, true).await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the package requests"]
-async fn answers_within_a_limit_deliver_it_from_two_instances_too() {
+async fn on_two_instances_with_answer_within_an_image_is_paid_once_and_delivered() {
     each_is_paid_once_and_delivered(&[5, 19, 21, 35, 50], 2, true).await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the package requests"]
-async fn what_takes_longer_than_the_caller_waits_fails_and_is_paid_once() {
+async fn an_image_slower_than_all_tries_is_paid_once_and_not_delivered() {
     for (instances, answer_within) in [(1, false), (2, true)] {
         let (outcome, emulator) = generation(65, instances, answer_within).await;
         assert_eq!(outcome.image_url, None);
         assert_eq!(
             outcome.complaints.len(),
             4,
-            "three tries and the end: {:?}",
+            "three tries and the last line: {:?}",
             outcome.complaints
         );
         assert_eq!((emulator.counters().paid_generations, images(&emulator).len()), (1, 1));
@@ -117,7 +117,7 @@ async fn the_retry_after_a_killed_process_takes_over() {
     let (doomed, other) =
         (Process::start(&emulator, &settings).await, Process::start(&emulator, &settings).await);
     let urls = format!("{},{}", doomed.url, other.url);
-    // CPOA's own times: it would wait long for the first.
+    // With CPOA's own times: it would wait 20 s for the first instance.
     let asked = tokio::spawn(async move { ask_each(&urls, PROMPT, 1).await });
     reached(&emulator, |counters| counters.model_calls > 0).await;
     doomed.signal("KILL");
@@ -131,7 +131,7 @@ async fn the_retry_after_a_killed_process_takes_over() {
 }
 
 #[tokio::test]
-async fn back_offs_of_half_a_second_and_a_second_on_two_instances_pay_once() {
+async fn two_back_offs_on_two_instances_pay_once() {
     let mut runs = JoinSet::new();
     for run in 0..20 {
         runs.spawn(async move {

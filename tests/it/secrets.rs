@@ -1,4 +1,4 @@
-//! A secret is put everywhere where one can be, everything is made to fail, and no output may hold it.
+//! No output holds a secret: secrets stand in every place that can hold one, and every step fails.
 
 use crate::support::process::command;
 use crate::support::service::{CURRENT, emulator};
@@ -18,7 +18,7 @@ use tokio::process::Command;
 const SECRET: &str = "MaRk7erS3cret9Zq";
 const KEY: &str = include_str!("test_key.pem");
 
-/// Whether a text holds a secret: as it is, in base64 at any offset, in hexadecimal, or as bytes in decimal.
+/// Whether a text holds a secret: as text, in base64 at any offset, in hexadecimal, or as decimal bytes.
 fn holds(text: &str, secret: &str) -> bool {
     let bytes = secret.as_bytes();
     let decimal = bytes.iter().map(u8::to_string).collect::<Vec<_>>();
@@ -29,7 +29,7 @@ fn holds(text: &str, secret: &str) -> bool {
         decimal.join(","),
     ];
     for offset in 0..3 {
-        // The characters at both ends depend on the neighbours.
+        // The first and last characters of base64 depend on the neighbouring bytes.
         let padded = [vec![b'x'; offset], bytes.to_vec()].concat();
         let encoded = BASE64_STANDARD.encode(&padded[..padded.len() / 3 * 3]);
         forms.push(encoded[if offset == 0 { 0 } else { 4 }..].to_owned());
@@ -38,7 +38,7 @@ fn holds(text: &str, secret: &str) -> bool {
 }
 
 #[test]
-fn the_search_finds_each_form() {
+fn the_search_finds_every_encoding() {
     assert!(!holds("nothing here", SECRET));
     for before in ["", "a", "ab", "abc"] {
         let base64 = BASE64_STANDARD.encode(format!("{before}{SECRET}yz"));
@@ -49,7 +49,7 @@ fn the_search_finds_each_form() {
     }
 }
 
-/// A server that refuses everything and repeats what it was sent, as a badly made token endpoint does.
+/// A server that refuses every request and echoes it, like a careless token endpoint.
 fn echo(status: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -80,15 +80,15 @@ fn repeat(mut stream: TcpStream, status: &str) -> std::io::Result<()> {
             count => received.extend_from_slice(&chunk[..count]),
         }
     }
-    let told = String::from_utf8_lossy(&received);
-    let body = json!({"error": SECRET, "error_subtype": told, "error_description": told,
-        "status": SECRET, "message": told})
+    let echoed = String::from_utf8_lossy(&received);
+    let body = json!({"error": SECRET, "error_subtype": echoed, "error_description": echoed,
+        "status": SECRET, "message": echoed})
     .to_string();
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Echo: {SECRET}");
     write!(stream, "{head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
-/// Everything that the doctor and the service say with these settings, and what a caller is answered.
+/// All outputs with these settings: of the doctor, of the service, to its caller, and in the bucket.
 async fn outputs(emulator: &Emulator, folder: &Path, settings: &[(&str, &str)]) -> String {
     let iga = |words: &[&str]| {
         let mut command = command(emulator, settings);
@@ -107,7 +107,7 @@ async fn outputs(emulator: &Emulator, folder: &Path, settings: &[(&str, &str)]) 
     all
 }
 
-/// What the service writes, and what its caller is answered.
+/// The output of the service and the responses to its caller.
 async fn served(mut service: Command) -> String {
     let mut all = String::new();
     let mut service = service.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -127,10 +127,10 @@ async fn served(mut service: Command) -> String {
     all
 }
 
-/// A request with secrets in every header that may hold one, in the query, and at the end of its prompt.
+/// Sends requests with secrets in every header that may hold one, in the query, and at the end of the prompt.
 async fn ask(url: &str) -> String {
     let prompt = format!("{} {SECRET}", "A red fox in fresh snow, ".repeat(4));
-    let mut told = String::new();
+    let mut received = String::new();
     for path in
         ["/generate_image", &format!("/generate_image?key={SECRET}"), &format!("/?token={SECRET}")]
     {
@@ -144,16 +144,16 @@ async fn ask(url: &str) -> String {
             .header("idempotency-key", SECRET)
             .body(json!({"prompt": prompt, "api_key": SECRET}).to_string());
         let response = request.send().await.unwrap();
-        told += &format!("{:?}", response.headers());
+        received += &format!("{:?}", response.headers());
         let body = response.text().await.unwrap();
-        // The contract repeats the prompt to its own caller.
-        told += &body.replace(&serde_json::to_string(&prompt).unwrap(), "");
+        // A response contains the caller's own prompt by contract.
+        received += &body.replace(&serde_json::to_string(&prompt).unwrap(), "");
     }
-    told
+    received
 }
 
-/// None of the outputs holds the secret, a token, or a line of the private key.
-async fn is_kept(
+/// Asserts that no output holds the secret, a token, or a line of the private key.
+async fn assert_no_secret(
     what: &str,
     emulator: &Emulator,
     folder: &Path,
@@ -163,7 +163,7 @@ async fn is_kept(
     let text = outputs(emulator, folder, &[CURRENT, &quiet, settings].concat()).await;
     let lines = KEY.lines().filter(|line| !line.starts_with('-'));
     for secret in lines.chain([SECRET, "ya29."]) {
-        // What a library prints of a key may begin anywhere in it.
+        // A library may print any part of a key, so search for the middle of a line.
         let middle = &secret[secret.len().min(32) / 4..secret.len().min(32)];
         assert!(
             !holds(&text, if secret.len() > 32 { middle } else { secret }),
@@ -173,8 +173,8 @@ async fn is_kept(
     text
 }
 
-/// The same with a credentials file.
-async fn file_is_kept(
+/// Like `assert_no_secret`, with a credentials file.
+async fn assert_no_secret_with_file(
     what: &str,
     emulator: &Emulator,
     file: &str,
@@ -184,7 +184,7 @@ async fn file_is_kept(
     let path = folder.path().join("credentials.json");
     std::fs::write(&path, file).unwrap();
     let path = [("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap())];
-    is_kept(what, emulator, folder.path(), &[settings, &path].concat()).await
+    assert_no_secret(what, emulator, folder.path(), &[settings, &path].concat()).await
 }
 
 fn account(private_key: &str) -> Value {
@@ -206,12 +206,12 @@ fn federated(token_url: &str, source: &Value) -> Value {
 #[tokio::test]
 async fn a_healthy_service_shows_no_secret() {
     let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
-    let text = is_kept("healthy", &emulator, folder.path(), &[]).await;
+    let text = assert_no_secret("healthy", &emulator, folder.path(), &[]).await;
     assert!(text.contains("\"image_url\""), "it made an image:\n{text}");
 }
 
 #[tokio::test]
-async fn a_private_key_is_shown_in_no_form() {
+async fn a_private_key_is_never_shown() {
     let emulator = emulator().await;
     let first = KEY.lines().nth(1).unwrap();
     for (what, key) in [
@@ -223,12 +223,14 @@ async fn a_private_key_is_shown_in_no_form() {
         ("damaged", KEY.replace(first, &format!("{SECRET}{}", &first[SECRET.len()..]))),
         ("not base64", KEY.replace(first, &format!("!!{SECRET}"))),
     ] {
-        let text = file_is_kept(what, &emulator, &account(&key).to_string(), &[]).await;
+        let text =
+            assert_no_secret_with_file(what, &emulator, &account(&key).to_string(), &[]).await;
         assert!(text.contains("has a private_key") && text.contains("IGA cannot start"), "{text}");
     }
-    file_is_kept("good", &emulator, &account(KEY).to_string(), &[]).await;
-    file_is_kept("not JSON", &emulator, KEY, &[]).await;
-    file_is_kept("cut off JSON", &emulator, &account(KEY).to_string()[..900], &[]).await;
+    assert_no_secret_with_file("good", &emulator, &account(KEY).to_string(), &[]).await;
+    assert_no_secret_with_file("not JSON", &emulator, KEY, &[]).await;
+    assert_no_secret_with_file("cut off JSON", &emulator, &account(KEY).to_string()[..900], &[])
+        .await;
 }
 
 #[tokio::test]
@@ -238,12 +240,12 @@ async fn credentials_in_place_of_a_path_are_not_shown() {
     let base64 = BASE64_STANDARD.encode(&json);
     for value in [json.as_str(), &base64, &base64[..200], KEY, SECRET, &format!("/{SECRET}")] {
         let settings = [("GOOGLE_APPLICATION_CREDENTIALS", value)];
-        is_kept("in place of a path", &emulator, folder.path(), &settings).await;
+        assert_no_secret("in place of a path", &emulator, folder.path(), &settings).await;
     }
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_repeats_what_it_was_sent_is_not_repeated() {
+async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
     let emulator = emulator().await;
     let folder = TempDir::new().unwrap();
     let write = |name: &str, text: &str| {
@@ -303,7 +305,7 @@ async fn a_token_endpoint_that_repeats_what_it_was_sent_is_not_repeated() {
             ],
         };
         let allowed = [("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")];
-        let text = file_is_kept(
+        let text = assert_no_secret_with_file(
             &file.to_string(),
             &emulator,
             &file.to_string(),
@@ -316,7 +318,7 @@ async fn a_token_endpoint_that_repeats_what_it_was_sent_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_token_response_that_makes_no_sense_is_not_shown() {
+async fn an_invalid_token_response_is_not_shown() {
     for (status, body) in [
         (200, json!({"access_token": [SECRET], "token_type": SECRET})),
         (200, json!(SECRET)),
@@ -324,16 +326,16 @@ async fn a_token_response_that_makes_no_sense_is_not_shown() {
         (404, json!({"error": "invalid_grant", "error_description": SECRET})),
     ] {
         let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
-        let answer = Action::response_with(status, "application/json", body.to_string());
-        emulator.script(Fault::new(Stage::Token, answer).always());
-        is_kept("token response", &emulator, folder.path(), &[]).await;
+        let response = Action::response_with(status, "application/json", body.to_string());
+        emulator.script(Fault::new(Stage::Token, response).always());
+        assert_no_secret("token response", &emulator, folder.path(), &[]).await;
     }
 }
 
 #[tokio::test]
 async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
     let emulator = emulator().await;
-    // The library does not expect a token that has expired.
+    // The library panics on a token that has expired.
     let body = json!({"accessToken": SECRET, "expireTime": "2001-01-01T00:00:00Z"}).to_string();
     let expired = Action::response_with(200, "application/json", body);
     let fault = Fault::new(Stage::Token, expired).matching(":generateAccessToken");
@@ -341,7 +343,7 @@ async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
     let file = json!({"type": "impersonated_service_account",
         "source_credentials": user(&format!("{}/token", emulator.url())),
         "service_account_impersonation_url": format!("{}/v1/projects/-/serviceAccounts/a@b:generateAccessToken", emulator.url())});
-    let text = file_is_kept("panic", &emulator, &file.to_string(), &[]).await;
+    let text = assert_no_secret_with_file("panic", &emulator, &file.to_string(), &[]).await;
     for words in
         ["message withheld", "Google's library failed", "Service Unavailable: no access token"]
     {
@@ -350,12 +352,12 @@ async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_not_shown() {
+async fn a_refused_token_is_not_shown() {
     for stage in [Stage::Model, Stage::UploadStart, Stage::Read, Stage::Delete] {
         for status in [401, 403] {
             let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
             emulator.script(Fault::new(stage, Action::status(status)).always());
-            is_kept("refused", &emulator, folder.path(), &[]).await;
+            assert_no_secret("refused", &emulator, folder.path(), &[]).await;
         }
     }
 }
@@ -369,12 +371,12 @@ async fn no_variable_is_shown_that_may_hold_a_secret() {
     {
         let mut settings: Vec<_> = names.iter().map(|name| (*name, value.as_str())).collect();
         settings.push(("IGA_TYPO", &value));
-        let text = is_kept("settings", &emulator, folder.path(), &settings).await;
+        let text = assert_no_secret("settings", &emulator, folder.path(), &settings).await;
         assert!(text.contains("IGA cannot start"), "{text}");
     }
     let url = format!("http://user:{SECRET}@127.0.0.1:1");
     for name in ["STORAGE_EMULATOR_HOST", "IGA_VERTEXAI_ENDPOINT", "GCE_METADATA_HOST"] {
-        let text = is_kept(name, &emulator, folder.path(), &[(name, &url)]).await;
+        let text = assert_no_secret(name, &emulator, folder.path(), &[(name, &url)]).await;
         assert!(text.contains("IGA cannot start"), "{text}");
     }
 }
@@ -390,7 +392,7 @@ async fn no_line_of_the_env_file_is_shown() {
         format!("IGA_PORT = '{SECRET}"),
     ] {
         std::fs::write(folder.path().join(".env"), format!("A=b\n{line}\n")).unwrap();
-        is_kept(&line, &emulator, folder.path(), &[]).await;
+        assert_no_secret(&line, &emulator, folder.path(), &[]).await;
     }
 }
 
@@ -404,7 +406,7 @@ async fn the_password_of_a_proxy_is_not_shown() {
             ("HTTP_PROXY", &proxy),
             ("IGA_VERTEXAI_ENDPOINT", "https://vertex.example.com"),
         ];
-        let text = is_kept(status, &emulator, folder.path(), &settings).await;
+        let text = assert_no_secret(status, &emulator, folder.path(), &settings).await;
         assert!(text.contains("tunnel"), "the proxy was asked:\n{text}");
     }
 }
@@ -416,6 +418,6 @@ async fn token_sources_are_not_asked_through_a_proxy() {
     let proxy = format!("http://{}", echo("200 OK"));
     let settings =
         [("HTTP_PROXY", proxy.as_str()), ("ALL_PROXY", &proxy), ("NO_PROXY", "example.com")];
-    let text = is_kept("metadata server", &emulator, folder.path(), &settings).await;
+    let text = assert_no_secret("metadata server", &emulator, folder.path(), &settings).await;
     assert!(text.contains("\"image_url\"") && emulator.counters().token_fetches > 0, "{text}");
 }

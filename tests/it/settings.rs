@@ -1,4 +1,4 @@
-//! Messages and warnings about settings when the process starts.
+//! Settings at start-up: errors, warnings, and the line that names the locations of prompts.
 
 use crate::support::process::command;
 use crate::support::service::emulator;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-/// The log of a process until it listens; it is ended then.
+/// The log lines of a process until it listens; then the process is killed.
 async fn start(command: &mut Command) -> Vec<Value> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -21,7 +21,7 @@ async fn start(command: &mut Command) -> Vec<Value> {
     logged
 }
 
-/// The message of a process that cannot start.
+/// The message of a process that refuses to start.
 async fn refusal(command: &mut Command) -> String {
     let output = command.output().await.unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
@@ -34,7 +34,7 @@ fn warnings(logged: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn what_is_probably_not_meant_is_one_warning_each() {
+async fn every_probable_mistake_is_one_warning() {
     let emulator = emulator().await;
     for (name, value, words) in [
         ("IGA_MAX_GENERATION", "3", "IGA_MAX_GENERATION is not a setting"),
@@ -53,7 +53,7 @@ async fn what_is_probably_not_meant_is_one_warning_each() {
 }
 
 #[tokio::test]
-async fn a_kubernetes_service_named_iga_does_not_keep_it_from_starting() {
+async fn the_service_links_of_kubernetes_do_not_prevent_a_start() {
     let emulator = emulator().await;
     let links = [
         ("IGA_PORT", "tcp://10.96.0.7:5007"),
@@ -99,7 +99,7 @@ async fn no_value_that_may_hold_a_secret_is_printed() {
 }
 
 #[tokio::test]
-async fn the_env_file_is_told_by_line_and_name_only() {
+async fn errors_in_the_env_file_name_only_the_line_and_the_variable() {
     let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
     for (file, words) in [
         ("# a comment\nTOP SECRET\n", "line 2 is not NAME=VALUE"),
@@ -121,7 +121,7 @@ async fn the_env_file_is_told_by_line_and_name_only() {
 }
 
 #[tokio::test]
-async fn quotes_that_env_file_keeps_are_refused_in_a_sentence() {
+async fn quotes_that_docker_keeps_in_an_env_file_are_refused() {
     let emulator = emulator().await;
     for name in ["GCS_BUCKET_NAME", "IGA_GCS_IMAGE_PREFIX", "GCP_LOCATION", "IGA_DEBUG_MODE"] {
         let text = refusal(&mut command(&emulator, &[(name, "\"us-central1\"")])).await;

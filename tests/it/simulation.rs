@@ -1,10 +1,9 @@
-//! The real flights and leases of several instances, on paused time, against a Cloud Storage and a model whose
-//! faults follow from a seed.
+//! The payment rules under random faults: the real flights and leases of several instances run on paused time, against
+//! a simulated Cloud Storage and model.
 //!
-//! Each seed is one world: some instances, some callers that retry as CPOA does, and what goes wrong. Requests
-//! go over loopback sockets within one thread, so that time advances only when all are waiting.
-//! `IGA_SIMULATION_SEEDS=100..200` runs others than the usual ones; a failure names its seed and prints what
-//! happened in its world.
+//! Each seed is one world: instances, callers that retry like CPOA, and faults. Requests use loopback sockets within one
+//! thread, so that time advances only when all tasks wait. `IGA_SIMULATION_SEEDS=100..200` selects other seeds; a failure
+//! prints its seed and the events of its world.
 
 use crate::support::random::Rng;
 use axum::Router;
@@ -34,7 +33,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 #[test]
-fn the_rules_of_payment_hold_in_every_world() {
+fn the_payment_rules_hold_in_every_world() {
     let seeds = seeds();
     let next = Mutex::new(seeds.clone());
     let failed = Mutex::new(Vec::new());
@@ -73,29 +72,29 @@ fn simulate(seed: u64) {
     runtime.block_on(World::new(seed).run());
 }
 
-/// What goes wrong in one world, and all that has happened in it.
+/// The faults of one world and its state.
 struct World {
     seed: u64,
-    /// One request in so many to Cloud Storage meets a fault; 0 is none.
+    /// One in this many requests to Cloud Storage meets a fault; 0 means no faults.
     fault_in: usize,
     model_fault_in: usize,
-    /// An account without `storage.objects.delete`.
+    /// The account lacks `storage.objects.delete`.
     overwrites_are_refused: bool,
     has_date: bool,
     has_mutation_limit: bool,
     model_time: Range<u64>,
     start: Instant,
-    state: Mutex<Happened>,
+    state: Mutex<Progress>,
 }
 
-struct Happened {
+struct Progress {
     rng: Rng,
-    /// Faults are over.
-    is_calm: bool,
+    /// No more faults are injected.
+    faults_ended: bool,
     objects: BTreeMap<String, Object>,
     generations: u64,
     last_mutation: BTreeMap<String, Instant>,
-    /// By prompt: images made, and those of them whose response was lost.
+    /// By prompt: images that the model made, and those of them with a lost response.
     paid: BTreeMap<String, usize>,
     lost: BTreeMap<String, usize>,
     /// Expired leases that another holder overwrote.
@@ -112,7 +111,7 @@ struct Object {
     generation: u64,
 }
 
-/// When an instance's requests to Cloud Storage get no answer: for the others it is frozen.
+/// The time in which requests of an instance to Cloud Storage get no response, as if it were frozen.
 type Partition = Range<Instant>;
 
 struct Instance {
@@ -121,7 +120,7 @@ struct Instance {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Wish {
+struct RequestSpec {
     key: Option<String>,
     prompt: String,
 }
@@ -133,19 +132,19 @@ struct Endpoint {
     name: usize,
 }
 
-/// What becomes of one request.
+/// The fault of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
     Slow(u64),
-    /// Never arrives, and gets no answer.
+    /// It never arrives and gets no response.
     Dropped,
-    /// Is done, and gets no answer.
-    Unanswered,
-    /// Is done after its sender has given up.
+    /// It is carried out and gets no response.
+    NoResponse,
+    /// It is carried out after its sender has given up.
     Late(u64),
     Status(u16),
-    /// Is done, and answered with a status.
+    /// It is carried out and gets this status.
     DoneButStatus(u16),
     DoneButCutShort,
 }
@@ -163,9 +162,9 @@ impl World {
             has_mutation_limit: !rng.one_in(4),
             model_time: [1..4, 5..15, 15..40][rng.below(3)].clone(),
             start: Instant::now(),
-            state: Mutex::new(Happened {
+            state: Mutex::new(Progress {
                 rng,
-                is_calm: false,
+                faults_ended: false,
                 objects: BTreeMap::new(),
                 generations: 0,
                 last_mutation: BTreeMap::new(),
@@ -195,73 +194,76 @@ impl World {
                 tokio::spawn(caller)
             })
             .collect();
-        let mut told = Vec::new();
+        let mut results = Vec::new();
         for caller in callers {
-            told.extend(caller.await.unwrap());
+            results.extend(caller.await.unwrap());
         }
-        // Half of the worlds stop as on SIGTERM while work is under way.
+        // Half of the worlds stop while generations are running, as on SIGTERM.
         let patience = if rng.one_in(2) { 8 } else { 600 };
         for instance in &all {
             instance.app.flights.stop(Instant::now() + Duration::from_secs(patience)).await;
         }
-        self.state().is_calm = true;
-        self.log("calm");
+        self.state().faults_ended = true;
+        self.log("faults ended");
         sleep(LEASE_LIFE + Duration::from_secs(2)).await;
-        self.images_are_found_again(&told).await;
+        self.images_are_found_again(&results).await;
         drop(all);
     }
 
-    /// Asks for each key once more, of a new instance without faults, and checks what all have got.
-    async fn images_are_found_again(self: &Arc<World>, told: &[(Wish, Option<Generated>)]) {
+    /// Repeats each request on a new instance without faults, and checks all images that callers got.
+    async fn images_are_found_again(
+        self: &Arc<World>,
+        results: &[(RequestSpec, Option<Generated>)],
+    ) {
         let last = self.instance(99, None).await;
-        let wishes: BTreeSet<_> = told.iter().map(|(wish, _)| wish.clone()).collect();
-        for wish in wishes {
+        let specs: BTreeSet<_> = results.iter().map(|(spec, _)| spec.clone()).collect();
+        for spec in specs {
             let broken = self.state().broken_leases.clone();
             if !broken.is_empty() {
-                self.broke(&format!("a live lease was taken over: {broken:?}"), &wish);
+                self.broke(&format!("a live lease was taken over: {broken:?}"), &spec);
             }
-            let stored = self.images_of(&wish);
-            let paid = self.paid(&wish);
-            // Paid by an instance that has stopped, or by a flight whose deadline has passed, and not stored.
-            let gone = paid.saturating_sub(stored.len() + self.lost(&wish));
+            let stored = self.images_of(&spec);
+            let paid = self.paid(&spec);
+            // Images that were paid and not stored, because the instance stopped or the deadline passed.
+            let gone = paid.saturating_sub(stored.len() + self.lost(&spec));
             let life = if self.overwrites_are_refused { GENERATION } else { Duration::ZERO };
-            // Without a date a lease's end counts from when it was first seen.
+            // Without a `Date` header a lease expires a lease's life after it was first seen.
             let seen = if self.has_date { Duration::ZERO } else { LEASE_LIFE };
             let limit = Duration::from_secs(self.model_time.end + 10) + life + seen;
-            let answer = timeout(limit, self.ask(&last.app, &wish, "afterwards")).await;
-            let Ok(answer) = answer else { self.broke("a lease outlives its holder", &wish) };
-            // Where nothing tells how old a lease is that may not be overwritten, none may follow it.
+            let result = timeout(limit, self.ask(&last.app, &spec, "afterwards")).await;
+            let Ok(result) = result else { self.broke("a lease outlives its holder", &spec) };
+            // A lease of unknown age that may not be overwritten blocks its key.
             let is_unknowable = self.overwrites_are_refused && !self.has_date;
-            if is_unknowable && stored.is_empty() && answer.is_err() {
+            if is_unknowable && stored.is_empty() && result.is_err() {
                 continue;
             }
-            let Ok(generated) = answer else {
-                self.broke(&format!("afterwards there is no answer: {answer:?}"), &wish)
+            let Ok(generated) = result else {
+                self.broke(&format!("afterwards there is no image: {result:?}"), &spec)
             };
-            let may_be_new = wish.key.is_none() && !self.is_window_long();
-            if !stored.is_empty() && self.paid(&wish) > paid && !may_be_new {
-                self.broke("an image was there and another one was paid", &wish);
+            let may_be_new = spec.key.is_none() && !self.is_window_long();
+            if !stored.is_empty() && self.paid(&spec) > paid && !may_be_new {
+                self.broke("an image existed and another one was paid", &spec);
             }
-            let mut images: BTreeSet<_> = told
+            let mut images: BTreeSet<_> = results
                 .iter()
-                .filter(|(other, _)| *other == wish)
+                .filter(|(other, _)| *other == spec)
                 .filter_map(|(_, generated)| Some(generated.as_ref()?.object.clone()))
                 .collect();
             images.insert(generated.object);
             if let Some(gone) = images.iter().find(|name| !self.state().objects.contains_key(*name))
             {
-                self.broke(&format!("told, and not there: {gone}"), &wish);
+                self.broke(&format!("delivered, but missing: {gone}"), &spec);
             }
-            if wish.key.is_some() && images.len() > 1 {
-                self.broke(&format!("a key was told of {images:?}"), &wish);
+            if spec.key.is_some() && images.len() > 1 {
+                self.broke(&format!("one key got several images: {images:?}"), &spec);
             }
-            if wish.key.is_some() {
-                let (lost, takeovers) = (self.lost(&wish), self.state().takeovers);
-                if self.paid(&wish) > 1 + lost + takeovers + gone {
-                    let paid = self.paid(&wish);
+            if spec.key.is_some() {
+                let (lost, takeovers) = (self.lost(&spec), self.state().takeovers);
+                if self.paid(&spec) > 1 + lost + takeovers + gone {
+                    let paid = self.paid(&spec);
                     self.broke(
                         &format!("{paid} paid, {lost} responses lost, {takeovers} taken over, {gone} gone"),
-                        &wish,
+                        &spec,
                     );
                 }
             }
@@ -269,44 +271,44 @@ impl World {
         last.server.abort();
     }
 
-    /// One caller as CPOA is one: three tries of 20 s, with pauses.
+    /// A caller like CPOA: three tries of 20 s, with pauses.
     async fn caller(
         self: Arc<World>,
         number: usize,
         apps: Vec<Arc<App>>,
         mut rng: Rng,
-    ) -> Vec<(Wish, Option<Generated>)> {
-        let wish = if rng.one_in(3) {
-            Wish { key: None, prompt: format!("free-{}", rng.below(2)) }
+    ) -> Vec<(RequestSpec, Option<Generated>)> {
+        let spec = if rng.one_in(3) {
+            RequestSpec { key: None, prompt: format!("free-{}", rng.below(2)) }
         } else {
             let key = rng.below(2);
-            Wish { key: Some(format!("key-{key}")), prompt: format!("keyed-{key}") }
+            RequestSpec { key: Some(format!("key-{key}")), prompt: format!("keyed-{key}") }
         };
         sleep(rng.seconds(20)).await;
-        let mut told = Vec::new();
+        let mut results = Vec::new();
         for attempt in 0..3 {
             let app = &apps[rng.below(apps.len())];
             let id = format!("caller-{number}-{attempt}");
-            let answer = timeout(Duration::from_secs(20), self.ask(app, &wish, &id)).await;
-            self.log(&format!("{id} {wish:?}: {answer:?}"));
-            let answer = answer.ok().and_then(Result::ok);
-            let is_told = answer.is_some();
-            told.push((wish.clone(), answer));
-            if is_told {
+            let result = timeout(Duration::from_secs(20), self.ask(app, &spec, &id)).await;
+            self.log(&format!("{id} {spec:?}: {result:?}"));
+            let result = result.ok().and_then(Result::ok);
+            let is_done = result.is_some();
+            results.push((spec.clone(), result));
+            if is_done {
                 break;
             }
             sleep(Duration::from_millis(if attempt == 0 { 500 } else { 1000 })).await;
         }
-        told
+        results
     }
 
-    async fn ask(&self, app: &Arc<App>, wish: &Wish, id: &str) -> Result<Generated, Error> {
-        let body = json!({"prompt": wish.prompt}).to_string();
+    async fn ask(&self, app: &Arc<App>, spec: &RequestSpec, id: &str) -> Result<Generated, Error> {
+        let body = json!({"prompt": spec.prompt}).to_string();
         let request = GenerateRequest::parse(body.as_bytes(), &app.config)?;
         let origin = Origin { request_id: id.to_owned(), workflow_id: None };
         let deadlines = Deadlines::new(app.config.generation_deadline, None);
         app.flights
-            .answer(request, wish.key.clone(), origin, deadlines)
+            .answer(request, spec.key.clone(), origin, deadlines)
             .await
             .map(|(generated, _)| generated)
     }
@@ -348,7 +350,7 @@ impl World {
         [partition.start, partition.end].map(|at| at - self.start)
     }
 
-    fn state(&self) -> MutexGuard<'_, Happened> {
+    fn state(&self) -> MutexGuard<'_, Progress> {
         self.state.lock().unwrap()
     }
 
@@ -358,7 +360,7 @@ impl World {
     }
 
     #[track_caller]
-    fn broke(&self, rule: &str, wish: &Wish) -> ! {
+    fn broke(&self, rule: &str, spec: &RequestSpec) -> ! {
         let state = self.state();
         let world = format!(
             "fault_in {} refused {} date {} limit {} model {:?}",
@@ -370,11 +372,11 @@ impl World {
         );
         let log = state.log.join("\n  ");
         drop(state);
-        panic!("{rule}: {wish:?}\n  {world}\n  {log}");
+        panic!("{rule}: {spec:?}\n  {world}\n  {log}");
     }
 
-    fn images_of(&self, wish: &Wish) -> Vec<String> {
-        let prompt = iga::id::sha256_hex(&[wish.prompt.as_bytes()]);
+    fn images_of(&self, spec: &RequestSpec) -> Vec<String> {
+        let prompt = iga::id::sha256_hex(&[spec.prompt.as_bytes()]);
         let state = self.state();
         let images = state
             .objects
@@ -383,24 +385,24 @@ impl World {
         images.map(|(name, _)| name.clone()).collect()
     }
 
-    fn paid(&self, wish: &Wish) -> usize {
-        self.state().paid.get(&wish.prompt).copied().unwrap_or_default()
+    fn paid(&self, spec: &RequestSpec) -> usize {
+        self.state().paid.get(&spec.prompt).copied().unwrap_or_default()
     }
 
-    fn lost(&self, wish: &Wish) -> usize {
-        self.state().lost.get(&wish.prompt).copied().unwrap_or_default()
+    fn lost(&self, spec: &RequestSpec) -> usize {
+        self.state().lost.get(&spec.prompt).copied().unwrap_or_default()
     }
 
     fn storage_fault(&self) -> Fault {
         let mut state = self.state();
-        if self.fault_in == 0 || state.is_calm || !state.rng.one_in(self.fault_in) {
+        if self.fault_in == 0 || state.faults_ended || !state.rng.one_in(self.fault_in) {
             return Fault::None;
         }
         let rng = &mut state.rng;
         match rng.below(9) {
             0 => Fault::Slow(rng.below(1900) as u64),
             1 => Fault::Dropped,
-            2 | 3 => Fault::Unanswered,
+            2 | 3 => Fault::NoResponse,
             4 => Fault::Late(rng.below(15_000) as u64),
             5 => Fault::Status([429, 503, 500][rng.below(3)]),
             6 => Fault::DoneButStatus([503, 500][rng.below(2)]),
@@ -409,7 +411,7 @@ impl World {
         }
     }
 
-    /// Does what a request to Cloud Storage asks for: a status and a body.
+    /// Carries out a request to Cloud Storage, and returns the status and the body.
     fn apply(&self, request: &StorageRequest) -> (u16, Value) {
         let mut state = self.state();
         match request {
@@ -445,7 +447,7 @@ impl World {
                     let is_lease = old.resource["metadata"]["renewal"].is_string()
                         || old.resource["metadata"]["life_ms"].is_string();
                     if is_other && is_lease && resource["metadata"]["life_ms"].is_string() {
-                        // A claim by another caller hands the lease's age on.
+                        // A record by another holder inherits the age of the lease.
                         let aged = old.resource["metadata"]["aged_ms"].as_str();
                         let aged = aged.map_or(0, |aged| aged.parse().unwrap());
                         let age = now.duration_since(old.updated) + Duration::from_millis(aged);
@@ -478,7 +480,7 @@ impl World {
     fn dated(&self, status: u16, body: Body) -> Response {
         let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();
         let date = self.clock().format(&Rfc2822).unwrap();
-        // hyper adds a date of its own to a response without one.
+        // hyper adds a date to a response that has none.
         let date = if self.has_date { date } else { "unknown".to_owned() };
         response.headers_mut().insert("date", date.parse().unwrap());
         response
@@ -507,7 +509,7 @@ async fn respond(State(endpoint): State<Endpoint>, request: Request) -> Response
     }
     let request = StorageRequest::read(request).await;
     let is_cut_off = endpoint.partition.is_some_and(|range| range.contains(&Instant::now()));
-    let fault = match is_cut_off && !world.state().is_calm {
+    let fault = match is_cut_off && !world.state().faults_ended {
         true => Fault::Dropped,
         false => world.storage_fault(),
     };
@@ -533,13 +535,13 @@ async fn respond(State(endpoint): State<Endpoint>, request: Request) -> Response
             sleep(Duration::from_millis(ms)).await;
             world.apply(&request)
         }
-        Fault::None | Fault::Unanswered | Fault::DoneButStatus(_) | Fault::DoneButCutShort => {
+        Fault::None | Fault::NoResponse | Fault::DoneButStatus(_) | Fault::DoneButCutShort => {
             world.apply(&request)
         }
     };
     done(&status.to_string());
     match fault {
-        Fault::Unanswered => std::future::pending().await,
+        Fault::NoResponse => std::future::pending().await,
         Fault::DoneButStatus(status) => {
             world.dated(status, Body::from(google_error("it passes").to_string()))
         }
@@ -555,7 +557,7 @@ impl World {
         let prompt = body.pointer("/contents/0/parts/0/text").unwrap().as_str().unwrap().to_owned();
         let (fault, time) = {
             let mut state = self.state();
-            let has_fault = self.model_fault_in > 0 && !state.is_calm;
+            let has_fault = self.model_fault_in > 0 && !state.faults_ended;
             let has_fault = has_fault && state.rng.one_in(self.model_fault_in);
             let fault = has_fault.then(|| state.rng.below(3));
             let Range { start, end } = self.model_time;

@@ -1,7 +1,7 @@
-//! Cloud Storage: put once, confirmed whole, tried again while that can help.
+//! Cloud Storage: uploads overwrite nothing, are confirmed, and are retried; nothing is paid while they cannot work.
 
 use crate::support::service::{
-    BUCKET, CURRENT, PROMPT, Service, answer, config, emulator, emulator_with, eventually, images,
+    BUCKET, CURRENT, PROMPT, Service, config, emulator, emulator_with, eventually, fetch, images,
     reached, records,
 };
 use iga_emulator::{Action, Emulator, Fault, Options, Recorded, Stage};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 #[tokio::test]
-async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server() {
+async fn an_upload_overwrites_nothing_and_carries_its_checksum() {
     let service = Service::current().await;
     service.prompt().await.is_image();
     let upload = service
@@ -32,7 +32,7 @@ async fn the_object_is_created_only_where_nothing_is_and_checked_by_the_server()
 }
 
 #[tokio::test]
-async fn trouble_that_passes_costs_tries_and_no_second_image() {
+async fn a_transient_storage_fault_is_retried_without_a_second_image() {
     for (stage, action) in [
         (Stage::UploadStart, Action::status(503)),
         (Stage::UploadStart, Action::status(429)),
@@ -53,17 +53,17 @@ async fn trouble_that_passes_costs_tries_and_no_second_image() {
             (1, 1),
             "{stage:?} {action:?}"
         );
-        let lost_answer = stage == Stage::UploadEnd;
+        let lost_response = stage == Stage::UploadEnd;
         assert_eq!(
             counters.uploads_refused,
-            u64::from(lost_answer),
-            "a lost answer is met again as 412"
+            u64::from(lost_response),
+            "after a lost response the retry gets 412"
         );
     }
 }
 
 #[tokio::test]
-async fn trouble_that_stays_is_the_contracts_row() {
+async fn a_lasting_storage_fault_is_500() {
     for (action, words) in [
         (Action::status(503), ""),
         (Action::status(403), "storage.objects.create"),
@@ -84,16 +84,16 @@ async fn trouble_that_stays_is_the_contracts_row() {
         let service = with_deadline("1").await;
         let fault = Fault::new(Stage::UploadStart, action).matching("/iga_req_");
         service.emulator.script(fault.always());
-        let answer = service.prompt().await;
-        answer.is_error(500, "IGA_FILE_SAVE_ERROR").details_have(words);
-        assert_eq!(answer.text("message"), "Could not save generated image.");
+        let response = service.prompt().await;
+        response.is_error(500, "IGA_FILE_SAVE_ERROR").details_have(words);
+        assert_eq!(response.text("message"), "Could not save generated image.");
         let counters = service.emulator.counters();
         assert_eq!((counters.paid_generations, images(&service.emulator).len()), (1, 0));
     }
 }
 
 #[tokio::test]
-async fn a_silent_storage_ends_with_the_deadline() {
+async fn a_silent_cloud_storage_ends_with_the_deadline() {
     let service = with_deadline("0.5").await;
     service
         .emulator
@@ -111,8 +111,8 @@ async fn nothing_is_paid_for_a_bucket_that_does_not_exist() {
     let emulator = Emulator::start(Options::default()).await.unwrap();
     let service = Service::on(emulator, CURRENT).await;
     for _ in 0..2 {
-        let answer = service.prompt().await;
-        answer
+        let response = service.prompt().await;
+        response
             .is_error(500, "IGA_FILE_SAVE_ERROR")
             .details_have(BUCKET)
             .details_have("does not exist");
@@ -121,7 +121,7 @@ async fn nothing_is_paid_for_a_bucket_that_does_not_exist() {
 }
 
 #[tokio::test]
-async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
+async fn nothing_is_paid_for_a_bucket_that_accepts_no_objects() {
     let withheld = vec!["storage.objects.create".to_owned()];
     let emulator = emulator_with(Options { withheld, ..Options::default() }).await;
     let service = Service::on(emulator, CURRENT).await;
@@ -133,7 +133,7 @@ async fn nothing_is_paid_for_a_bucket_that_takes_no_objects() {
     assert_eq!(service.emulator.counters().model_calls, 0);
 }
 
-/// Inserts of the object by which a process tries whether the bucket takes objects.
+/// The number of uploads of the probe object, which shows whether the bucket accepts objects.
 fn probes(service: &Service) -> usize {
     let is_probe = |request: &Recorded| {
         request.path.starts_with("/upload/") && request.query.contains("writable")
@@ -147,18 +147,18 @@ async fn with_deadline(seconds: &str) -> Service {
 }
 
 #[tokio::test]
-async fn the_bucket_is_tried_once_in_a_process() {
+async fn the_bucket_is_probed_once_per_process() {
     let service = Service::current().await;
     service.prompt().await.is_image();
     service.prompt().await.is_image();
     assert_eq!(probes(&service), 1);
     let next = Service::on(service.emulator.clone(), CURRENT).await;
     next.prompt().await.is_image();
-    assert_eq!(probes(&service), 2, "412 proves as much");
+    assert_eq!(probes(&service), 2, "412 also proves it");
 }
 
 #[tokio::test]
-async fn what_permissions_are_said_to_be_makes_no_difference() {
+async fn the_permissions_that_cloud_storage_reports_do_not_matter() {
     for said in [Action::status(403), Action::response_with(200, "application/json", "{}")] {
         let service = Service::current().await;
         service.emulator.script(Fault::new(Stage::Permissions, said).always());
@@ -167,7 +167,7 @@ async fn what_permissions_are_said_to_be_makes_no_difference() {
 }
 
 #[tokio::test]
-async fn an_object_that_may_not_be_overwritten_is_no_refusal() {
+async fn a_probe_that_cannot_be_overwritten_is_not_a_refusal() {
     let withheld = vec!["storage.objects.delete".to_owned()];
     let options = Options { withheld, permission_before_precondition: true, ..Options::default() };
     let emulator = emulator_with(options).await;
@@ -179,7 +179,7 @@ async fn an_object_that_may_not_be_overwritten_is_no_refusal() {
 }
 
 #[tokio::test]
-async fn all_callers_share_one_attempt_to_write() {
+async fn concurrent_callers_share_one_probe() {
     let emulator = emulator().await;
     let mut config = config(&emulator, CURRENT);
     config.timing.record_try = Duration::from_millis(200);
@@ -190,7 +190,7 @@ async fn all_callers_share_one_attempt_to_write() {
         .map(|number| {
             let request = service.request().header("content-type", "application/json");
             let body = json!({"prompt": format!("Image {number}")}).to_string();
-            tokio::spawn(answer(request.body(body)))
+            tokio::spawn(fetch(request.body(body)))
         })
         .collect();
     for caller in callers {
@@ -201,15 +201,15 @@ async fn all_callers_share_one_attempt_to_write() {
 }
 
 #[tokio::test]
-async fn an_outage_costs_what_was_under_way() {
+async fn an_outage_costs_only_the_generations_under_way() {
     let service = with_deadline("3").await;
     let outage = Fault::new(Stage::UploadStart, Action::status(503)).matching("/iga_req_");
     service.emulator.script(outage.always());
     service.prompt().await.is_error(500, "IGA_FILE_SAVE_ERROR");
-    // One at a time tries; its image waits for the outage's end, and all others are refused unpaid.
+    // One request at a time tries; its image waits for the end of the outage, and all others are refused unpaid.
     let trial = {
         let request = service.request().header("content-type", "application/json");
-        tokio::spawn(answer(request.body(json!({"prompt": "trial"}).to_string())))
+        tokio::spawn(fetch(request.body(json!({"prompt": "trial"}).to_string())))
     };
     reached(&service.emulator, |counters| counters.paid_generations == 2).await;
     for number in 0..5 {
@@ -223,7 +223,7 @@ async fn an_outage_costs_what_was_under_way() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_recognised_where_looking_is_forbidden() {
+async fn a_lost_upload_response_is_recognised_without_read_permission() {
     for (withheld, first) in [
         (vec!["storage.objects.get", "storage.objects.delete", "storage.objects.list"], true),
         (vec!["storage.objects.get", "storage.objects.list"], false),
@@ -242,7 +242,7 @@ async fn a_lost_answer_is_recognised_where_looking_is_forbidden() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_less_and_adds_more_is_understood() {
+async fn a_server_that_omits_or_adds_fields_is_understood() {
     let added_metadata = [("added-by".to_owned(), "the server".to_owned())].into();
     let options = Options { omit_zero_size: true, added_metadata, ..Options::default() };
     let service = Service::on(emulator_with(options).await, CURRENT).await;
@@ -250,7 +250,7 @@ async fn a_server_that_says_less_and_adds_more_is_understood() {
     let send = || {
         let request = service.request().header("content-type", "application/json");
         let body = json!({"prompt": PROMPT}).to_string();
-        answer(request.header("idempotency-key", "k").body(body))
+        fetch(request.header("idempotency-key", "k").body(body))
     };
     let first = send().await;
     let is_receipt = |record: &Value| record["object"].is_string();
@@ -258,7 +258,7 @@ async fn a_server_that_says_less_and_adds_more_is_understood() {
     let other = Service::on(service.emulator.clone(), CURRENT).await;
     let request = other.request().header("content-type", "application/json");
     let body = json!({"prompt": PROMPT}).to_string();
-    let again = answer(request.header("idempotency-key", "k").body(body)).await;
+    let again = fetch(request.header("idempotency-key", "k").body(body)).await;
     assert_eq!(again.body, first.is_image().body);
     assert_eq!(service.emulator.counters().paid_generations, 1);
 }
@@ -267,15 +267,15 @@ async fn a_server_that_says_less_and_adds_more_is_understood() {
 async fn the_prefix_may_be_the_root() {
     for (prefix, start) in [("", "iga_req_"), ("/a+b/ü//", "a+b/ü/iga_req_")] {
         let service = Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", prefix)]].concat()).await;
-        let answer = service.prompt().await;
+        let response = service.prompt().await;
         let object = service.only_object();
         assert!(object.name.starts_with(start), "{}", object.name);
-        assert_eq!(answer.text("image_url"), format!("gs://{BUCKET}/{}", object.name));
+        assert_eq!(response.text("image_url"), format!("gs://{BUCKET}/{}", object.name));
     }
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_recognised_under_any_prefix() {
+async fn a_lost_upload_response_is_recognised_under_any_prefix() {
     let service =
         Service::with(&[CURRENT, &[("IGA_GCS_IMAGE_PREFIX", "a+b/ü?&%/x")]].concat()).await;
     service.emulator.script(Fault::new(Stage::UploadEnd, Action::Reset).matching("/iga_req_"));

@@ -1,4 +1,4 @@
-//! The whole way with Cloud Storage played by `gcp-storage-emulator`, which knows nothing of this crate.
+//! Requests end to end against `gcp-storage-emulator`, a Cloud Storage emulator that is independent of this crate.
 
 use crate::support::process::command;
 use crate::support::service::{BUCKET, CURRENT, Service};
@@ -15,14 +15,14 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-/// A Cloud Storage of another author, with one empty bucket; ends when dropped.
+/// A running `gcp-storage-emulator` with one empty bucket; it ends when dropped.
 struct ThirdParty {
     process: Child,
     address: SocketAddr,
 }
 
 impl ThirdParty {
-    /// Starts the program that `IGA_TEST_GCP_STORAGE_EMULATOR` names, else the one on the path.
+    /// Starts the program that `IGA_TEST_GCP_STORAGE_EMULATOR` names, otherwise the one on the path.
     async fn start() -> ThirdParty {
         let program =
             std::env::var_os("IGA_TEST_GCP_STORAGE_EMULATOR").unwrap_or(OsString::from(PROGRAM));
@@ -54,7 +54,7 @@ impl ThirdParty {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(Duration::from_secs(60), connected).await.expect("it listens at last");
+        timeout(Duration::from_secs(60), connected).await.expect("it listens");
         self
     }
 
@@ -73,7 +73,7 @@ impl ThirdParty {
 
 #[tokio::test]
 #[ignore = "needs gcp-storage-emulator"]
-async fn another_cloud_storage_holds_what_the_model_sent() {
+async fn another_cloud_storage_holds_the_image_that_the_model_sent() {
     let third_party = ThirdParty::start().await;
     let emulator = Emulator::start(Options::default()).await.unwrap();
     let url = third_party.url();
@@ -86,11 +86,11 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
     ] {
         let image = image(first_bytes, len);
         service.emulator.clear_faults();
-        service.model_answers(200, model_answer(&image));
-        // Each row its own prompt: an equal one soon afterwards would be taken for a retry.
-        let answer = service.post(json!({"prompt": content_type})).await;
+        service.model_responds(200, model_response(&image));
+        // Each row has its own prompt, because an equal one could be a retry.
+        let response = service.post(json!({"prompt": content_type})).await;
         let name =
-            answer.is_image().text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
+            response.is_image().text("image_url").strip_prefix(&format!("gs://{BUCKET}/")).unwrap();
         assert!(name.ends_with(extension), "{name}");
 
         let media = third_party.get(name, "alt=media").await;
@@ -103,7 +103,7 @@ async fn another_cloud_storage_holds_what_the_model_sent() {
         assert_eq!(object["size"], image.len().to_string());
         assert_eq!(object["crc32c"], BASE64_STANDARD.encode(crc32c::crc32c(&image).to_be_bytes()));
         let metadata = &object["metadata"];
-        assert_eq!(metadata["request_id"], answer.header("x-request-id"));
+        assert_eq!(metadata["request_id"], response.header("x-request-id"));
         assert_eq!(metadata["model"], "gemini-3.1-flash-image");
         assert_eq!(metadata["prompt_sha256"].as_str().unwrap().len(), 64);
     }
@@ -128,13 +128,13 @@ async fn the_doctor_leaves_nothing_behind_in_another_cloud_storage() {
     assert!(all["items"].as_array().is_none_or(Vec::is_empty), "{all}");
 }
 
-/// Bytes of every value after the signature, line ends and dashes among them.
+/// The signature, followed by bytes of every value, line ends and dashes included.
 fn image(first_bytes: &[u8], len: usize) -> Vec<u8> {
     let rest = (0..len - first_bytes.len()).map(|n| (n * n / 7 + n) as u8);
     first_bytes.iter().copied().chain(rest).collect()
 }
 
-fn model_answer(image: &[u8]) -> String {
+fn model_response(image: &[u8]) -> String {
     let part =
         json!({"inlineData": {"mimeType": "image/png", "data": BASE64_STANDARD.encode(image)}});
     json!({"candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}]})

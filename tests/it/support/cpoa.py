@@ -1,9 +1,9 @@
-"""The caller: asks IGA for a picture and tries again, exactly as CPOA does.
+"""The caller: requests an image from IGA and tries again, exactly as CPOA does.
 
 Usage: cpoa.py URL[,URL...] PROMPT FACTOR
 
-Prints the picture's URI. Of several services each try asks the next one, as behind a load balancer. CPOA's times
-are divided by FACTOR, so that nobody has to wait for them.
+Prints the image's URI. With several services each try goes to the next one, as behind a load balancer. CPOA's times
+are divided by FACTOR to keep the tests short.
 """
 
 import itertools
@@ -19,14 +19,14 @@ WAITS_SECONDS = [0.5, 1]
 def image_url(urls, prompt, factor):
     for url, wait in zip(itertools.cycle(urls), [*WAITS_SECONDS, None]):
         try:
-            answer = requests.post(
+            response = requests.post(
                 f"{url}/generate_image", json={"prompt": prompt}, timeout=TIMEOUT_SECONDS / factor
             )
-            if answer.status_code < 400:
-                return answer.json()["image_url"]
-            if answer.status_code < 500:
-                sys.exit(f"gives up: {answer.status_code} {answer.text}")
-            problem = f"{answer.status_code} {answer.text}"
+            if response.status_code < 400:
+                return response.json()["image_url"]
+            if response.status_code < 500:
+                sys.exit(f"gives up: {response.status_code} {response.text}")
+            problem = f"{response.status_code} {response.text}"
         except (requests.Timeout, requests.ConnectionError) as error:
             problem = error
         print(f"failed: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-//! What the tests share: a running service, the binary as a process, the caller in Python.
+//! Shared by the tests: a running service, the binary as a process, the caller in Python.
 
 pub mod process;
 pub mod python;

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 pub struct Process {
     pub child: Child,
     pub url: String,
-    /// Reads on from the start: a process blocks once the pipe of its log is full.
+    /// Reads the log all the time, because a process blocks when the pipe is full.
     logged: JoinHandle<Vec<Value>>,
 }
 
@@ -43,7 +43,7 @@ impl Process {
         );
     }
 
-    /// Waits for its end; what it logged since it listened.
+    /// Waits for its end, and returns what it logged after it listened.
     pub async fn end(mut self) -> (ExitStatus, Vec<Value>) {
         let logged = self.logged.await.unwrap();
         (self.child.wait().await.unwrap(), logged)

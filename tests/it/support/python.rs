@@ -1,26 +1,27 @@
-//! The caller's side: CPOA's own loop, in Python (`cpoa.py`).
+//! The caller CPOA: its retry loop in Python (`cpoa.py`).
 
 use crate::support::process::Process;
 use std::ffi::OsString;
 use tokio::process::Command;
 
-/// The Python that has `requests`.
+/// The Python interpreter that has the package `requests`.
 pub fn python() -> OsString {
     std::env::var_os("IGA_TEST_PYTHON").unwrap_or(OsString::from("python3"))
 }
 
-/// What CPOA made of it.
+/// The result of a run of `cpoa.py`.
 pub struct Outcome {
     pub image_url: Option<String>,
     /// One line for each request that failed.
     pub complaints: Vec<String>,
 }
 
+/// Runs `cpoa.py` with CPOA's times divided by `factor`.
 pub async fn ask(process: &Process, prompt: &str, factor: u32) -> Outcome {
     ask_each(&process.url, prompt, factor).await
 }
 
-/// Asks several services in turn; their URLs are separated by commas.
+/// Like `ask`, for several services in turn; `urls` is separated by commas.
 pub async fn ask_each(urls: &str, prompt: &str, factor: u32) -> Outcome {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/cpoa.py");
     let mut command = Command::new(python());

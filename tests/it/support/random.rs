@@ -1,8 +1,8 @@
-//! Random numbers that follow from a seed.
+//! Pseudo-random numbers from a seed.
 
 use std::time::Duration;
 
-/// Numbers that look random and follow from a seed (SplitMix64).
+/// A SplitMix64 generator.
 #[derive(Debug)]
 pub struct Rng(u64);
 

@@ -1,4 +1,4 @@
-//! A running service with an emulator of its own, and what tests ask of it.
+//! A running service with its own emulator, its requests, and assertions on its responses.
 
 use iga::app::App;
 use iga::config::{Config, Timing};
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 pub const BUCKET: &str = "test-images";
 pub const PROMPT: &str = "A red fox in fresh snow";
 
-/// The smallest PNG there is of each colour.
+/// The smallest PNG of each colour.
 pub const RED: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
 pub const GREEN: &str =
@@ -29,9 +29,9 @@ pub struct Service {
     pub http: Client,
 }
 
-/// An answer, read to its end.
+/// A complete HTTP response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Value,
@@ -55,18 +55,18 @@ impl Service {
         Service::with(&[]).await
     }
 
-    /// A service with these settings beside the usual ones; the last of a name wins.
+    /// A service with these settings in addition to the usual ones; the last of a name wins.
     pub async fn with(settings: &[(&str, &str)]) -> Service {
         Service::on(emulator().await, settings).await
     }
 
-    /// One of several services on the same emulator. Every request is a variant to it, none a retry.
+    /// One of several services on the same emulator. It never takes a request without a key for a retry.
     pub async fn on(emulator: Emulator, settings: &[(&str, &str)]) -> Service {
         let config = config(&emulator, settings);
         Service::run(emulator, config).await
     }
 
-    /// A service to which every equal request is a retry.
+    /// A service that takes every equal request for a retry.
     pub async fn that_joins(emulator: Emulator, settings: &[(&str, &str)]) -> Service {
         let mut config = config(&emulator, settings);
         config.timing.variant_age = Duration::ZERO;
@@ -81,7 +81,7 @@ impl Service {
         Service { emulator, url, http: client() }
     }
 
-    /// A service that ends, as on SIGTERM, when the handle's sender is used.
+    /// A service that stops, as on SIGTERM, when `Stop::now` is called.
     pub async fn run_until_stopped(emulator: Emulator, config: Config) -> (Service, Stop) {
         let app = App::new(config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -92,15 +92,16 @@ impl Service {
         (Service { emulator, url, http: client() }, Stop { stop, serving })
     }
 
-    /// A service whose model is a current one, so that no fallback comes in between.
+    /// A service with a current model, so that no fallback is called.
     pub async fn current() -> Service {
         Service::with(CURRENT).await
     }
 
-    /// Makes the model answer this from now on.
-    pub fn model_answers(&self, status: u16, body: impl Into<String>) {
-        let answer = Action::response_with(status, "application/json; charset=UTF-8", body.into());
-        self.emulator.script(Fault::new(Stage::Model, answer).always());
+    /// Makes the model respond like this from now on.
+    pub fn model_responds(&self, status: u16, body: impl Into<String>) {
+        let response =
+            Action::response_with(status, "application/json; charset=UTF-8", body.into());
+        self.emulator.script(Fault::new(Stage::Model, response).always());
     }
 
     pub fn fault(&self, stage: Stage, action: Action) {
@@ -111,28 +112,28 @@ impl Service {
         self.http.post(format!("{}/generate_image", self.url))
     }
 
-    pub async fn post(&self, body: Value) -> Answer {
+    pub async fn post(&self, body: Value) -> Response {
         self.post_text(body.to_string()).await
     }
 
-    pub async fn post_text(&self, body: impl Into<reqwest::Body>) -> Answer {
-        answer(self.request().header("content-type", "application/json").body(body)).await
+    pub async fn post_text(&self, body: impl Into<reqwest::Body>) -> Response {
+        fetch(self.request().header("content-type", "application/json").body(body)).await
     }
 
-    pub async fn prompt(&self) -> Answer {
+    pub async fn prompt(&self) -> Response {
         self.prompt_of(PROMPT).await
     }
 
-    pub async fn prompt_of(&self, prompt: &str) -> Answer {
+    pub async fn prompt_of(&self, prompt: &str) -> Response {
         self.post(json!({"prompt": prompt})).await
     }
 
-    /// The only image there is.
+    /// The only stored image.
     pub fn only_object(&self) -> StoredObject {
         only_image(&self.emulator)
     }
 
-    /// The requests for a generation, as they came in.
+    /// The requests to a model, in order.
     pub fn model_requests(&self) -> Vec<Recorded> {
         let is_generation =
             |request: &Recorded| request.path.contains("/publishers/google/models/");
@@ -140,9 +141,9 @@ impl Service {
     }
 }
 
-impl Answer {
+impl Response {
     #[track_caller]
-    pub fn is_error(&self, status: u16, code: &str) -> &Answer {
+    pub fn is_error(&self, status: u16, code: &str) -> &Response {
         assert_eq!((self.status, self.text("error_code")), (status, code), "{self:?}");
         assert_eq!(self.fields(), ["details", "error_code", "message"]);
         assert!(self.body.as_object().unwrap().values().all(|value| value.is_string()), "{self:?}");
@@ -150,13 +151,13 @@ impl Answer {
     }
 
     #[track_caller]
-    pub fn details_have(&self, words: &str) -> &Answer {
+    pub fn details_have(&self, words: &str) -> &Response {
         assert!(self.text("details").contains(words), "{words:?} is not in {self:?}");
         self
     }
 
     #[track_caller]
-    pub fn is_image(&self) -> &Answer {
+    pub fn is_image(&self) -> &Response {
         assert_eq!(self.status, 200, "{self:?}");
         assert_eq!(self.fields(), ["image_url", "model_version", "prompt_used"]);
         self
@@ -178,7 +179,7 @@ impl Answer {
     }
 }
 
-/// An emulator with the bucket of the usual settings and with small images.
+/// An emulator with the usual bucket and small images.
 pub async fn emulator() -> Emulator {
     emulator_with(Options::default()).await
 }
@@ -189,13 +190,13 @@ pub async fn emulator_with(options: Options) -> Emulator {
         .unwrap()
 }
 
-/// Waits for what the emulator counts.
+/// Waits until the counters of the emulator fulfil a condition.
 pub async fn reached(emulator: &Emulator, happened: impl FnMut(&Counters) -> bool) {
     let limit = Duration::from_secs(60);
     tokio::time::timeout(limit, emulator.reached(happened)).await.expect("it happens");
 }
 
-/// Waits for what happens after an answer, such as a receipt.
+/// Waits until something has happened that may follow a response, such as a receipt.
 pub async fn eventually(mut happened: impl FnMut() -> bool) {
     let wait = async {
         while !happened() {
@@ -205,7 +206,7 @@ pub async fn eventually(mut happened: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it happens");
 }
 
-/// What the records of keys and requests say.
+/// The metadata of all records of keys and requests.
 pub fn records(emulator: &Emulator) -> Vec<Value> {
     let is_record = |object: &StoredObject| {
         object.name.contains("/.iga/key/") || object.name.contains("/.iga/request/")
@@ -214,7 +215,7 @@ pub fn records(emulator: &Emulator) -> Vec<Value> {
     records.map(|record| record.metadata["metadata"].clone()).collect()
 }
 
-/// The only image there is.
+/// The only stored image.
 pub fn only_image(emulator: &Emulator) -> StoredObject {
     let names = images(emulator);
     assert_eq!(names.len(), 1, "{names:?}");
@@ -260,20 +261,21 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
     config
 }
 
-/// A caller, on its own as well: TLS needs its provider even where it is not used.
+/// An HTTP client without a proxy. It installs the TLS provider, which reqwest needs even for plain HTTP.
 pub fn client() -> Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder().no_proxy().build().unwrap()
 }
 
-pub async fn answer(request: RequestBuilder) -> Answer {
+/// Sends a request and reads the whole response.
+pub async fn fetch(request: RequestBuilder) -> Response {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let body = response.bytes().await.unwrap();
     let body = if body.is_empty() {
         Value::Null
     } else {
-        serde_json::from_slice(&body).expect("every answer is JSON")
+        serde_json::from_slice(&body).expect("every response is JSON")
     };
-    Answer { status, headers, body }
+    Response { status, headers, body }
 }
