@@ -375,7 +375,7 @@ async fn an_answer_can_be_had_before_the_image_is_there() {
     let early = service.prompt().await;
     early
         .is_error(503, "IGA_VERTEXAI_API_ERROR")
-        .details_have("Service Unavailable: the image is not there yet");
+        .details_have("Service Unavailable: the image is not ready yet");
     assert_eq!(early.header("retry-after"), "1");
     let mut tries = 0;
     while service.prompt().await.status == 503 {

@@ -137,7 +137,7 @@ async fn what_cannot_finish_gives_its_lease_back_and_the_retry_elsewhere_starts_
     refused.is_error(503, "IGA_OVERLOADED").details_have("stopping");
     assert_eq!(refused.header("retry-after"), "1");
     for answer in all(stalled.into()).await {
-        answer.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was there");
+        answer.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was ready");
         assert_eq!(answer.header("retry-after"), "1");
     }
     assert!(process.end().await.0.success());

@@ -643,7 +643,7 @@ impl Ending<'_> {
                 }
                 (503, "IGA_VERTEXAI_API_ERROR") => {
                     assert_ne!(self.scenario.answer_within, "off", "{told:?}");
-                    answer.details_have("the image is not there yet");
+                    answer.details_have("the image is not ready yet");
                 }
                 _ => panic!("{told:?}"),
             }
