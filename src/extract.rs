@@ -1,8 +1,8 @@
 //! Extracts the images from a model's response while it arrives.
 //!
-//! A push parser: fed the JSON text in whatever chunks the network delivers, it decodes each image's
-//! base64 as it comes and leaves a reference to it (`"#0"`, `"#1"`, …) in a small JSON *skeleton*. The JSON
-//! text, the base64 text and the image are never in memory together.
+//! A push parser: it takes the JSON text in the chunks that the network delivers, decodes each image's
+//! base64 as it arrives and leaves a reference to the image (`"#0"`, `"#1"`, …) in a small JSON
+//! *skeleton*. The JSON text, the base64 text and the image are never in memory together.
 //!
 //! ```text
 //! {"parts":[{"inlineData":{"mimeType":"image/png","data":"iVBORw0KGgo…"}}]}
@@ -1186,7 +1186,7 @@ mod tests {
         })
     }
 
-    /// Responses with an image, and all places where something else may stand.
+    /// Responses with an image, and all places where another value may be.
     const GEMINI: &str = r#"{"promptFeedback": ODD, "x": ODD, "candidates": [ODD, {"finishReason": ODD, "x": ODD,
         "safetyRatings": ODD, "content": {"role": ODD, "parts": [ODD, {"text": ODD}, {"functionCall": ODD},
         {"inlineData": ODD}, {"inlineData": {"data": ODD}}, {"inlineData": {"mimeType": ODD, "data": "IMAGE"},

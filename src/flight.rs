@@ -391,7 +391,7 @@ impl Flight {
         Waiting::on(self)
     }
 
-    /// No caller has its image, and none waits for it.
+    /// Whether no caller has its image and none waits for it.
     fn is_owed(&self) -> bool {
         self.callers.borrow().have_left_without_image()
     }
@@ -748,7 +748,7 @@ mod tests {
         let (report, progress) = watch::channel(Progress::Running);
         match end {
             Some(end) => drop(report.send_replace(end)),
-            // It goes on for as long as the test.
+            // The flight runs for as long as the test.
             None => std::mem::forget(report),
         }
         Arc::new(Flight {

@@ -134,7 +134,7 @@ impl From<Vec<u8>> for Blob {
     }
 }
 
-/// Collects a [`Blob`] in chunks of `CHUNK_BYTES`, so that nothing is ever moved to make room.
+/// Collects a [`Blob`] in chunks of `CHUNK_BYTES`, so that bytes are never moved to make room.
 #[derive(Default)]
 pub struct BlobWriter {
     blob: Blob,

@@ -74,7 +74,7 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// No caller has the image, and none waits for it.
+    /// Whether no caller has the image and none waits for it.
     pub fn have_left_without_image(self) -> bool {
         self.waiting == 0 && !self.delivered
     }
@@ -113,7 +113,7 @@ pub struct Lease {
     create_refused: Option<Error>,
     /// When the first write of our lease was sent.
     sent_at: Instant,
-    /// What was found in the slot when our lease was to be written.
+    /// The record that was in the slot when we tried to write our lease.
     seen: Option<Record>,
     /// A random value that tells this attempt from earlier ones.
     attempt: String,

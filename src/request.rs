@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// A caller's request, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
-    /// As received.
+    /// The prompt as received.
     pub prompt: Prompt,
     /// In hex; logs and metadata show it instead of the prompt.
     pub prompt_sha256: String,

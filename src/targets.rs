@@ -13,7 +13,7 @@ pub struct Targets {
     /// The configured model, then its fallbacks. Never empty.
     list: Vec<Target>,
     fallback_when_busy: bool,
-    /// For each target, until when it counts as gone.
+    /// The time until which each target counts as gone.
     gone_until: Mutex<Vec<Option<Instant>>>,
 }
 

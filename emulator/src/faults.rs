@@ -102,7 +102,7 @@ pub enum Action {
     /// Sends this response instead. An upload's body is read to its end first, so the response
     /// arrives.
     Response(ScriptedResponse),
-    /// Waits, then goes on as usual.
+    /// Waits, then continues as usual.
     Delay { ms: u64 },
     /// Never responds: silent until the client or the emulator goes away.
     Stall,
@@ -188,7 +188,7 @@ impl Fault {
         self
     }
 
-    /// Lets so many matching requests pass first.
+    /// Lets this many matching requests pass first.
     pub fn skip(self, requests: u32) -> Self {
         Self { skip: requests, ..self }
     }

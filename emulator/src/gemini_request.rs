@@ -175,7 +175,7 @@ impl<'a> ImageRequest<'a> {
     }
 }
 
-/// An enum's value, unless it is the one that stands for none.
+/// An enum's value, unless it is the value for "unspecified".
 fn specified(value: &Value) -> Option<&str> {
     value.as_str().filter(|name| !name.ends_with("_UNSPECIFIED"))
 }

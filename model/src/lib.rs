@@ -632,8 +632,8 @@ impl Protocol {
         }
         let slots =
             |wanted: fn(View) -> bool| (first..SLOTS).find(|&slot| seen[slot].is_some_and(wanted));
-        let is_image = |verdict| matches!(verdict, View::Image { .. });
-        let joinable = |verdict| matches!(verdict, View::Image { .. } | View::Alive);
+        let is_image = |view| matches!(view, View::Image { .. });
+        let joinable = |view| matches!(view, View::Image { .. } | View::Alive);
         let of_records = |wanted: &dyn Fn(&Record) -> bool| {
             (first..SLOTS).find(|&slot| {
                 seen[slot].is_some_and(joinable) && s.records[slot].as_ref().is_some_and(wanted)
@@ -641,10 +641,10 @@ impl Protocol {
         };
         let claimed = of_records(&|record| self.is_claimed_by(record, f));
         let owed = of_records(&|record| record.owed);
-        let free = slots(|verdict| verdict == View::Free);
+        let free = slots(|view| view == View::Free);
         if self.is(Broken::FirstFreeSlot)
             && let Some(slot) = free
-            && seen[..slot].iter().flatten().all(|&verdict| verdict == View::Variant)
+            && seen[..slot].iter().flatten().all(|&view| view == View::Variant)
         {
             return self.take_over(s, f, slot, rounded);
         }
@@ -661,7 +661,7 @@ impl Protocol {
             s.flights[f].wire.as_mut().expect("it was sent").carried = carried;
             return;
         }
-        let unsettled = slots(|verdict| verdict == View::Image { settled: false });
+        let unsettled = slots(|view| view == View::Image { settled: false });
         if let Some(slot) = claimed.or(unsettled).or_else(|| slots(joinable)) {
             let record = s.records[slot].expect("it was read");
             s.flights[f].slot = slot;

@@ -125,12 +125,12 @@ pub struct Target {
     pub location: String,
 }
 
-/// Where Application Default Credentials are looked for, in this order.
+/// Where to look for Application Default Credentials, in this order.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// `GOOGLE_APPLICATION_CREDENTIALS`
     pub file: Option<PathBuf>,
-    /// Where `gcloud auth application-default login` leaves its file, whether or not it is there.
+    /// The path of the file of `gcloud auth application-default login`, which need not exist.
     pub gcloud_file: Option<PathBuf>,
     /// `host` or `host:port` of a metadata server other than Google's.
     pub metadata_host: Option<String>,
@@ -293,7 +293,7 @@ impl Config {
         Model::find(name).or_else(|| named().map(|target| target.model))
     }
 
-    /// Where a model that a caller names is asked; `None` if no location of the settings serves it.
+    /// The target for a model that a caller names; `None` if no location of the settings serves it.
     pub fn target_of(&self, model: &'static Model) -> Option<Target> {
         let named = |target: &&Target| target.model == model;
         let listed = self

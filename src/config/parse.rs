@@ -318,8 +318,8 @@ fn is_base64_of_credentials(text: &str) -> bool {
 
 const NOT_A_PATH: &str = "is not a path; it looks like the credentials themselves";
 
-/// What is wrong with a federation file that cannot work on a platform. Lambda has no metadata server; on Cloud
-/// Run, Google's metadata server has the address of AWS's and Azure's.
+/// What is wrong with a federation file that cannot work on this platform, if anything. Lambda has no
+/// metadata server; on Cloud Run, Google's metadata server has the address of AWS's and Azure's.
 fn misplaced(
     kind: &CredentialKind,
     platform: Platform,

@@ -309,7 +309,7 @@ impl Doctor {
         let name = format!("{} in {}", target.model.id, target.location);
         let instead = || remedy::use_model(&self.deployment, &self.replacement_for(target));
         match probed {
-            // Vertex AI may look at the prompt before it looks for the model; our table knows better.
+            // Vertex AI may check the prompt before it looks up the model, so trust the table.
             Ok(()) if target.model.retired => {
                 let text = format!("{name} answers, but Google has retired it");
                 Finding::warn("model", text).remedy(instead())

@@ -38,7 +38,7 @@ struct Pools {
     fresh: Pool<Connector, Body>,
 }
 
-/// Which connection a request goes out on.
+/// The connection on which a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// An idle connection, or a new one where no connection is idle.

@@ -413,8 +413,8 @@ async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleEr
     GoogleError::parse(&body)
 }
 
-/// The failure that an error of Google's stands for: by its status first, then by Google's status word
-/// and reason; the message text only refines it ("API errors").
+/// The failure that a Google error means: by its HTTP status first, then by Google's status word and
+/// reason; the message text only refines it ("API errors").
 fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
     let text = google.text(status);
     match status {
@@ -529,12 +529,12 @@ const SAFETY_WORDS: &[&str] = &[
 
 const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
 
-/// How long and how far the body of an error is read.
+/// The limits of reading the body of an error.
 const ERROR_TIME: Duration = Duration::from_secs(2);
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 const MAX_MODEL_ID_BYTES: usize = 100;
 
-/// How long and how far a response is read on after its JSON.
+/// The limits of reading a response after its JSON.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 const MAX_DRAINED_BYTES: usize = 64 * 1024;
 

@@ -117,7 +117,7 @@ fn is_rated_blocked(value: &Value) -> bool {
     elements(&value["safetyRatings"]).iter().any(|rating| rating["blocked"] == true)
 }
 
-/// The same prompt would most likely be filtered, and paid, again.
+/// Whether a reason is a filter's. The same prompt would most likely be filtered, and paid, again.
 fn is_filter(reason: &str) -> bool {
     !reason.ends_with(UNSPECIFIED) && FILTERS.iter().any(|filter| reason.contains(filter))
 }

@@ -102,9 +102,9 @@ impl Model {
         MODELS.iter().find(|model| model.id == id)
     }
 
-    /// The model of this id, which need not be in the table if its prefix tells the family.
+    /// The model of this id, in the table or not, if the id's prefix tells its family.
     ///
-    /// For the settings only: an id that the table lacks stays in memory as long as the process.
+    /// For the settings only: an id that is not in the table stays in memory until the process ends.
     pub fn named(name: &str) -> Option<&'static Model> {
         Model::find(name).or_else(|| {
             let id = name.strip_prefix(PUBLISHER).unwrap_or(name);

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
-/// What a line looks like.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LineFormat {
     Json,
@@ -202,6 +202,7 @@ const SHOWN_ELSEWHERE: &[&str] = &[
 const RESET: &str = "\u{1b}[0m";
 const LINE_FIELDS: usize = 40;
 
-/// What makes Error Reporting group an entry without a stack trace ("Format errors in logs").
+/// The `@type` with which Error Reporting groups an entry without a stack trace ("Format errors in
+/// logs").
 const REPORTED_ERROR: &str =
     "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent";
