@@ -93,9 +93,9 @@ def main(arguments):
     build()
     subjects = [Iga(), PassThrough(), *(peers() if plan is Plan else [])]
     results |= {"machine": machine(), "programs": [subject.name for subject in subjects]}
-    obstacle = enter_network()
-    if obstacle:
-        print(f"NOT MEASURED: distance. This machine has {obstacle}", flush=True)
+    problem = enter_network()
+    if problem:
+        print(f"NOT MEASURED: distance. This machine has {problem}", flush=True)
         measures.pop("distance", None)
     for name, measure in measures.items():
         print(f"== {name}", flush=True)

@@ -1,4 +1,5 @@
-//! Builds the parts from the settings. Fetches nothing: the first request gets credentials and connections.
+//! Builds the parts of the service from the settings. Sends nothing: the first request fetches
+//! credentials and opens connections.
 
 use crate::budget::Budget;
 use crate::config::{Config, Platform};
@@ -10,6 +11,7 @@ use crate::google::vertex::{CALL_TIME, Vertex};
 use crate::targets::Targets;
 use std::sync::Arc;
 
+/// The parts of the service, shared by all requests.
 pub struct App {
     pub config: Config,
     pub budget: Budget,
@@ -20,6 +22,7 @@ pub struct App {
 }
 
 impl App {
+    /// Builds every part for these settings.
     pub fn new(config: Config) -> Arc<App> {
         // One provider for all TLS of the process; a second App, as in tests, finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -44,7 +47,7 @@ impl App {
             shared_retries: config.shared_retries,
             answer_within: config.answer_within,
             timing: config.timing,
-            answer_at_the_end: config.platform == Platform::Lambda,
+            respond_after_end: config.platform == Platform::Lambda,
         };
         let flights = Arc::new(Flights::new(Arc::clone(&generator), Arc::clone(&storage), rules));
         Arc::new(App { config, budget, flights, generator, storage, client })

@@ -6,17 +6,17 @@ use tokio::sync::Notify;
 
 /// The memory that all images in transfer, and the requests that wait for them, may hold together.
 ///
-/// An image that does not fit waits; freed memory goes to the oldest image that waits. One image at a time may
-/// exceed the budget, so that images which wait for each other finish one after the other. At most the budget and
-/// one image are held.
+/// An image that does not fit waits; freed memory goes to the oldest image that waits. One image at
+/// a time may exceed the budget, so that images which wait for each other finish one after the
+/// other. Memory in use never exceeds the budget plus one image.
 #[derive(Debug, Clone)]
-pub struct Budget(Arc<Mutex<State>>);
+pub struct Budget(Arc<Mutex<BudgetState>>);
 
 /// Memory of the [`Budget`], given back on drop.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Budget,
-    of: Holder,
+    holder: Holder,
     bytes: usize,
 }
 
@@ -28,9 +28,9 @@ enum Holder {
 }
 
 #[derive(Debug)]
-struct State {
+struct BudgetState {
     total: usize,
-    /// What requests may hold even while images wait.
+    /// Bytes that requests may hold even while images wait.
     kept_for_requests: usize,
     held_by_requests: usize,
     held_by_images: usize,
@@ -38,23 +38,24 @@ struct State {
     next_image: u64,
     /// The image that may exceed the budget, while it does.
     exceeding: Option<u64>,
-    /// What an image of unknown length reserves.
+    /// Bytes that an image of unknown length reserves.
     usual: usize,
 }
 
-/// What an image holds and what it waits for.
+/// The bytes that an image holds and the bytes that it waits for.
 #[derive(Debug)]
 struct Holding {
     bytes: usize,
     wanted: usize,
-    /// Its first reservation is what an image usually takes by then.
+    /// Its first reservation is the usual size at the time of the grant.
     begins_with_usual: bool,
     granted: Arc<Notify>,
 }
 
 impl Budget {
+    /// A budget of this many bytes.
     pub fn new(bytes: usize) -> Budget {
-        Budget(Arc::new(Mutex::new(State {
+        Budget(Arc::new(Mutex::new(BudgetState {
             total: bytes,
             kept_for_requests: bytes / 8,
             held_by_requests: 0,
@@ -73,7 +74,7 @@ impl Budget {
         reservation
     }
 
-    /// The same for an image of unknown length: reserves what an image usually takes.
+    /// Like [`reserve`](Budget::reserve), for an image of unknown length: reserves the usual size.
     pub async fn reserve_usual(&self) -> Reservation {
         let mut reservation = self.image(true);
         let usual = self.lock().usual;
@@ -81,9 +82,9 @@ impl Budget {
         reservation
     }
 
-    /// Memory for a request, none at first: see [`Reservation::try_grow_to`].
+    /// An empty reservation for a request, to be grown with [`Reservation::try_grow_to`].
     pub fn request(&self) -> Reservation {
-        Reservation { budget: self.clone(), of: Holder::Request, bytes: 0 }
+        Reservation { budget: self.clone(), holder: Holder::Request, bytes: 0 }
     }
 
     fn image(&self, begins_with_usual: bool) -> Reservation {
@@ -93,17 +94,18 @@ impl Budget {
         let holding =
             Holding { bytes: 0, wanted: 0, begins_with_usual, granted: Arc::clone(&granted) };
         state.images.insert(number, holding);
-        Reservation { budget: self.clone(), of: Holder::Image(number, granted), bytes: 0 }
+        Reservation { budget: self.clone(), holder: Holder::Image(number, granted), bytes: 0 }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reservation {
-    /// Lets a request's reservation cover `bytes`, without waiting; false if the memory is not there. An eighth of the
-    /// budget is kept for requests; beyond it they take only what no image waits for.
+    /// Grows a request's reservation to `bytes` without waiting; returns false if it cannot.
+    ///
+    /// An eighth of the budget is kept for requests. They get more only while no image waits.
     pub fn try_grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let mut state = self.budget.lock();
@@ -121,15 +123,16 @@ impl Reservation {
     /// Waits until the reservation covers `bytes`; returns at once if it does already.
     pub async fn grow_to(&mut self, bytes: usize) {
         if bytes > self.bytes {
-            // In few steps: images that grow side by side in many would all be half read when memory runs out.
+            // Grow in few steps: with many small ones, images that grow side by side would all be
+            // half read when memory runs out.
             let usual = self.budget.lock().usual;
             self.wait_for(if bytes <= usual { usual } else { bytes + bytes / 2 }).await;
         }
     }
 
-    /// Gives back what exceeds `bytes`, the final length of the image, and remembers that length.
+    /// Shrinks the reservation to `bytes`, the image's final length, and remembers that length.
     pub fn settle(&mut self, bytes: usize) {
-        let Holder::Image(number, _) = self.of else { return };
+        let Holder::Image(number, _) = self.holder else { return };
         let mut state = self.budget.lock();
         state.learn(bytes);
         self.bytes = self.bytes.min(bytes);
@@ -138,7 +141,7 @@ impl Reservation {
     }
 
     async fn wait_for(&mut self, bytes: usize) {
-        let Holder::Image(number, granted) = &self.of else { return };
+        let Holder::Image(number, granted) = &self.holder else { return };
         {
             let mut state = self.budget.lock();
             if let Some(holding) = state.images.get_mut(number) {
@@ -160,7 +163,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut state = self.budget.lock();
-        match self.of {
+        match self.holder {
             Holder::Image(number, _) => {
                 state.hold(number, 0);
                 state.images.remove(&number);
@@ -172,8 +175,8 @@ impl Drop for Reservation {
     }
 }
 
-impl State {
-    /// Sets what an image holds; it waits for nothing more.
+impl BudgetState {
+    /// Sets the bytes that an image holds; it then waits for no more.
     fn hold(&mut self, number: u64, bytes: usize) {
         if let Some(holding) = self.images.get_mut(&number) {
             self.held_by_images = self.held_by_images - holding.bytes + bytes;
@@ -182,7 +185,7 @@ impl State {
         }
     }
 
-    /// Remembers the length of an image, for those that begin after it; forgets large ones slowly.
+    /// Updates the usual size with the length of an image: it rises at once and falls slowly.
     fn learn(&mut self, bytes: usize) {
         self.usual = bytes.max(self.usual - self.usual / 8).max(LEAST_USUAL_BYTES);
         let not_begun = |holding: &&mut Holding| holding.begins_with_usual && holding.bytes == 0;
@@ -191,8 +194,8 @@ impl State {
         }
     }
 
-    /// Grants what fits: first to the image that exceeds the budget, then to the oldest that waits, and to no
-    /// younger one before it.
+    /// Grants memory that fits: first to the image that exceeds the budget, then to the waiting
+    /// images, strictly in the order of their age.
     fn grant(&mut self) {
         if self.fits(0) {
             self.exceeding = None;
@@ -229,7 +232,7 @@ impl Holding {
     }
 }
 
-/// What an image usually takes, until the first ones have shown it: one of 2K pixels, as PNG.
+/// The usual size before any image was read: that of a PNG of 2K pixels.
 const FIRST_USUAL_BYTES: usize = 8 << 20;
 
 /// An image of unknown length reserves at least this much.
@@ -441,7 +444,7 @@ mod tests {
         }
     }
 
-    /// Transfers an image in larger chunks; the most that was held in all meanwhile.
+    /// Transfers an image in larger chunks. Returns the most memory that all holders held meanwhile.
     async fn transfer_watched(budget: &Budget, bytes: usize, length_is_known: bool) -> usize {
         let mut reservation = match length_is_known {
             true => budget.reserve(bytes).await,

@@ -1,24 +1,24 @@
-//! Every failure a caller can see, and its row of the contract.
+//! Every error that a caller can get, and its row of the contract's table.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What went wrong, in the words the caller gets as `details`.
+/// An error that a caller gets.
 ///
-/// `Display` is the `details` string: no host, no token, no backtrace. The cause, if there is one, is
-/// in `source`; the router logs it once.
+/// `Display` is the response's `details`: no host, no token, no backtrace. The cause, if any, is in
+/// `source`; the router logs it once.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{details}")]
 pub struct Error {
     pub kind: Kind,
     details: String,
-    /// When to try again, where the upstream said so.
+    /// When to try again, if the upstream says so.
     pub retry_after: Option<Duration>,
     source: Option<SharedError>,
 }
 
-/// One row of the contract's error table: what a [`Kind`] is to a caller, to the metrics and to the log.
+/// One row of the contract's error table: how a [`Kind`] appears to callers, in metrics and in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     pub status: u16,
@@ -32,11 +32,12 @@ pub struct Row {
     pub severity: Severity,
 }
 
+/// How serious an error is for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// The request is at fault.
+    /// The request was wrong.
     Info,
-    /// Google or the moment is at fault.
+    /// Google failed, or too many requests came at once.
     Warning,
     /// An operator must act: a permission, a setting, a paid image that was lost, a bug.
     Error,
@@ -44,15 +45,17 @@ pub enum Severity {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident => $status:literal, $code:literal, $message:literal, $tag:literal, $error_type:literal, $severity:ident;)*) => {
-        /// The rows of the contract's error table, one variant a row that a caller or operator tells apart.
+        /// The kinds of errors: one variant for each case that a caller or an operator must tell apart.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Kind {
             $($(#[$doc])* $kind,)*
         }
 
         impl Kind {
+            /// Every kind, in the order of the table.
             pub const ALL: &[Kind] = &[$(Kind::$kind),*];
 
+            /// The kind's row of the table.
             pub const fn row(self) -> Row {
                 match self {
                     $(Kind::$kind => Row {
@@ -101,7 +104,7 @@ kinds! {
 }
 
 impl Kind {
-    /// A failure of this kind; the caller reads `details`, made presentable.
+    /// An error of this kind. Callers read `details`, which is cut and cleaned of control characters.
     pub fn because(self, details: impl AsRef<str>) -> Error {
         Error {
             kind: self,
@@ -113,18 +116,19 @@ impl Kind {
 }
 
 impl Error {
-    /// Names what caused the failure, for the log.
+    /// Adds the cause, for the log.
     pub fn caused_by(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
         self.source = Some(SharedError(Arc::new(cause)));
         self
     }
 
+    /// Sets when to try again.
     pub fn retry_after(mut self, wait: Duration) -> Error {
         self.retry_after = Some(wait);
         self
     }
 
-    /// `Retry-After` for the caller, on each status after which the same request may succeed.
+    /// The value of `Retry-After`, in seconds, for each status after which the same request may succeed.
     pub fn retry_after_seconds(&self) -> Option<u64> {
         let passes = matches!(self.kind.row().status, 429 | 503);
         passes.then(|| self.retry_after.unwrap_or_default().as_secs().max(1))
@@ -162,9 +166,9 @@ impl std::error::Error for SharedError {
     }
 }
 
-/// At most [`MAX_DETAILS_BYTES`], in one line, without characters that a terminal or log viewer obeys.
+/// The text in one line of at most [`MAX_DETAILS_BYTES`], without control characters.
 fn presentable(details: &str) -> String {
-    let spaced = details.replace(is_obeyed, " ");
+    let spaced = details.replace(is_control, " ");
     let mut line = spaced.trim().to_owned();
     if line.len() > MAX_DETAILS_BYTES {
         line.truncate(line.floor_char_boundary(MAX_DETAILS_BYTES - ELLIPSIS.len()));
@@ -173,9 +177,9 @@ fn presentable(details: &str) -> String {
     line
 }
 
-/// Whether a character moves the cursor, ends a line or changes the direction of text: C0 and C1 controls,
-/// line and paragraph separators, and the Unicode bidirectional controls.
-pub fn is_obeyed(c: char) -> bool {
+/// Whether a character moves the cursor, ends a line or changes the direction of text: C0 and C1
+/// controls, line and paragraph separators, and the Unicode bidirectional controls.
+pub fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
@@ -220,15 +224,15 @@ mod tests {
     #[test]
     fn causes_are_listed_outermost_first_and_never_shown_to_the_caller() {
         let inner = std::io::Error::other("socket 10.0.0.7 closed");
-        let error = Kind::VertexApi.because("no answer").caused_by(inner);
-        assert_eq!(error.to_string(), "no answer");
+        let error = Kind::VertexApi.because("no response").caused_by(inner);
+        assert_eq!(error.to_string(), "no response");
         assert_eq!(error.causes(), "socket 10.0.0.7 closed");
 
         #[derive(Debug, thiserror::Error)]
         #[error("broken: {0}")]
         struct Repeats(#[source] std::io::Error);
         let error = Kind::VertexApi
-            .because("no answer")
+            .because("no response")
             .caused_by(Repeats(std::io::Error::other("closed")));
         assert_eq!(error.causes(), "broken: closed");
     }
@@ -242,10 +246,10 @@ mod tests {
     }
 
     #[test]
-    fn details_hold_no_character_that_a_terminal_obeys() {
+    fn details_hold_no_control_character() {
         let details = "one\r\ntwo\u{1b}[31m\u{7f}\u{9b}\u{2028}\u{202e}\u{2067}\u{61c}\0 three\n";
         let details = Kind::VertexApi.because(details).to_string();
-        assert!(!details.contains(is_obeyed), "{details:?}");
+        assert!(!details.contains(is_control), "{details:?}");
         assert!(details.starts_with("one  two [31m") && details.ends_with(" three"), "{details:?}");
     }
 }

@@ -1,8 +1,8 @@
 //! Extracts the images from a model's response while it arrives.
 //!
-//! A push parser: fed the JSON text in whatever chunks the network delivers, it decodes each image's
-//! base64 as it comes and leaves a reference to it (`"#0"`, `"#1"`, …) in a small JSON *skeleton*. The JSON
-//! text, the base64 text and the image are never in memory together.
+//! A push parser: it takes the JSON text in the chunks that the network delivers, decodes each image's
+//! base64 as it arrives and leaves a reference to the image (`"#0"`, `"#1"`, …) in a small JSON
+//! *skeleton*. The JSON text, the base64 text and the image are never in memory together.
 //!
 //! ```text
 //! {"parts":[{"inlineData":{"mimeType":"image/png","data":"iVBORw0KGgo…"}}]}
@@ -10,13 +10,13 @@
 //! {"parts":[{"inlineData":{"mimeType":null,"data":"#0"}}]}
 //! ```
 //!
-//! Reading is lenient. The skeleton holds only what is read ([`READ_KEYS`]) and is bounded by dropping, never by
-//! failing; everything else is skipped, whatever its type, length or depth. An image is the string under one of
-//! [`IMAGE_KEYS`]; one that cannot be used leaves an empty string. The response is complete when its root value
-//! is.
+//! Reading is lenient. The skeleton holds only the values of [`READ_KEYS`]; all other values are
+//! skipped, whatever their type, length or depth. Values that do not fit into the skeleton are
+//! dropped without an error. An image is a string under one of [`IMAGE_KEYS`]; an unusable image
+//! leaves an empty string. The response is complete when its root value is.
 //!
-//! Models send drafts before the final image, so when another image begins, only the best of the earlier ones is
-//! kept (the family decides which): at most two are held at any time.
+//! Models send drafts before the final image. When another image begins, only the best of the earlier
+//! ones is kept (the family decides which), so at most two are in memory at any time.
 
 use crate::image::{Blob, BlobWriter, Format};
 use base64::Engine as _;
@@ -29,12 +29,14 @@ use std::sync::LazyLock;
 /// The prefix of an image's number in the skeleton.
 pub const REFERENCE: char = '#';
 
-/// How much of one response is kept. What exceeds a limit is dropped.
+/// Limits of what is kept of one response; the rest is dropped.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// About the memory of the skeleton. Beyond it only what leads to an image is added.
+    /// The approximate memory of the skeleton. Beyond it, only values that lead to an image are added.
     pub skeleton_bytes: usize,
+    /// Bytes of one image.
     pub image_bytes: usize,
+    /// The number of images.
     pub images: usize,
 }
 
@@ -52,14 +54,14 @@ pub enum ExtractError {
     Truncated,
 }
 
-/// Why a string in the place of an image is not a usable one.
+/// Why a string under an image key is not a usable image.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     #[error("The image data from Vertex AI was empty or inaccessible.")]
     Empty,
     #[error("The model sent an image that is not valid base64.")]
     NotBase64,
-    #[error("The model sent {0} bytes that are no known image.")]
+    #[error("The model sent {0} bytes that are not an image of a known type.")]
     UnknownFormat(usize),
     #[error("The model sent an image of more than {0} bytes.")]
     TooLarge(usize),
@@ -88,13 +90,13 @@ pub struct ImageExtractor {
 pub struct Extracted {
     pub skeleton: Value,
     pub images: Vec<Option<Blob>>,
-    /// Why the last image that cannot be used is unusable.
+    /// The problem of the last unusable image.
     pub unusable: Option<Unusable>,
 }
 
 enum State {
     Structure,
-    /// A key or string that is read.
+    /// A key or a string that is read.
     Text {
         escaped: bool,
     },
@@ -123,7 +125,7 @@ struct Skip {
     depth: usize,
     in_string: bool,
     escaped: bool,
-    /// Takes its place in the skeleton.
+    /// The value that the skeleton gets in its place.
     value: Value,
 }
 
@@ -142,7 +144,7 @@ struct Frame {
 }
 
 impl ImageExtractor {
-    /// `best_so_far` names the image worth keeping in the skeleton of a response that has arrived this far.
+    /// `best_so_far` takes the skeleton so far and returns the number of the image to keep.
     pub fn new(limits: Limits, best_so_far: fn(&Value) -> Option<usize>) -> ImageExtractor {
         ImageExtractor {
             limits,
@@ -159,6 +161,9 @@ impl ImageExtractor {
     }
 
     /// Reads the next chunk of the response, up to the end of its root value.
+    ///
+    /// # Errors
+    /// If the text is not JSON.
     pub fn feed(&mut self, mut input: &[u8]) -> Result<(), ExtractError> {
         while !input.is_empty() && !self.is_complete() {
             let state = std::mem::replace(&mut self.state, State::Structure);
@@ -193,6 +198,10 @@ impl ImageExtractor {
         open + self.images.iter().flatten().map(Blob::len).sum::<usize>()
     }
 
+    /// The result.
+    ///
+    /// # Errors
+    /// If the response is not complete.
     pub fn finish(mut self) -> Result<Extracted, ExtractError> {
         match self.state {
             State::Complete => {}
@@ -376,7 +385,7 @@ impl ImageExtractor {
 
     fn image_begins(&mut self) -> State {
         if self.images.len() >= self.limits.images {
-            return self.unusable(Unusable::TooMany(self.limits.images));
+            return self.skip_unusable(Unusable::TooMany(self.limits.images));
         }
         self.drop_superseded();
         State::Image(Box::default())
@@ -385,7 +394,7 @@ impl ImageExtractor {
     fn image<'a>(&mut self, mut base64: Box<Base64>, input: &'a [u8]) -> (State, &'a [u8]) {
         let end = memchr::memchr2(b'"', b'\\', input).unwrap_or(input.len());
         if let Err(problem) = base64.push(&input[..end]).and_then(|()| self.check_length(&base64)) {
-            return (self.unusable(problem), &input[end..]);
+            return (self.skip_unusable(problem), &input[end..]);
         }
         match input.get(end) {
             None => (State::Image(base64), &[]),
@@ -396,7 +405,7 @@ impl ImageExtractor {
                     self.images.push(Some(image));
                     (self.value_ends(Value::String(reference), true), &input[end + 1..])
                 }
-                Err(problem) => (self.unusable(problem), &input[end..]),
+                Err(problem) => (self.skip_unusable(problem), &input[end..]),
             },
         }
     }
@@ -411,11 +420,11 @@ impl ImageExtractor {
             Ok(None) => (State::ImageEscape(base64, escape), &input[1..]),
             Ok(Some(byte)) => match base64.push(&[byte]) {
                 Ok(()) => (State::Image(base64), &input[1..]),
-                Err(problem) => (self.unusable(problem), &input[1..]),
+                Err(problem) => (self.skip_unusable(problem), &input[1..]),
             },
             // After `\u`, the byte may already end the string.
-            Err(problem) if escape.hex_digits.is_some() => (self.unusable(problem), input),
-            Err(problem) => (self.unusable(problem), &input[1..]),
+            Err(problem) if escape.hex_digits.is_some() => (self.skip_unusable(problem), input),
+            Err(problem) => (self.skip_unusable(problem), &input[1..]),
         }
     }
 
@@ -439,12 +448,12 @@ impl ImageExtractor {
     }
 
     /// Skips the rest of an image's string.
-    fn unusable(&mut self, problem: Unusable) -> State {
+    fn skip_unusable(&mut self, problem: Unusable) -> State {
         self.unusable = Some(problem);
         State::Skipped(Skip::string(Value::String(String::new())))
     }
 
-    /// Another image begins: of those before it only the best so far can still be chosen.
+    /// Drops all images but the best so far, because another image begins.
     fn drop_superseded(&mut self) {
         if self.images.iter().flatten().count() == 0 {
             return;
@@ -501,7 +510,7 @@ impl Skip {
     }
 }
 
-/// A number that serde cannot represent is as if absent.
+/// Parses a number, `true`, `false` or `null`. A number that serde cannot represent becomes null.
 fn parse_scalar(text: &[u8]) -> Result<Value, ExtractError> {
     match serde_json::from_slice(text) {
         Ok(value) => Ok(value),
@@ -510,7 +519,8 @@ fn parse_scalar(text: &[u8]) -> Result<Value, ExtractError> {
     }
 }
 
-/// The text of a string. One that is cut loses an escape that is cut as well; invalid escapes stay as they are.
+/// The text of a raw JSON string. If it was cut, an incomplete escape at its end is removed. Invalid
+/// escapes stay as they are.
 fn unescape(raw: &[u8], is_cut: bool) -> String {
     let most_lost = if is_cut { "\\ud83d\\ude00".len().min(raw.len()) } else { 0 };
     (0..=most_lost)
@@ -521,7 +531,7 @@ fn unescape(raw: &[u8], is_cut: bool) -> String {
         .unwrap_or_else(|| String::from_utf8_lossy(raw).into_owned())
 }
 
-/// A key in the spelling of the API's JSON, also where a gateway writes it in snake case.
+/// A key in camel case, as the API's JSON has it; some gateways write snake case.
 fn camel_case(key: &str) -> Cow<'_, str> {
     if !key.contains('_') {
         return Cow::Borrowed(key);
@@ -536,13 +546,14 @@ fn camel_case(key: &str) -> Cow<'_, str> {
     Cow::Owned(name)
 }
 
+/// Whether a string goes on after a run of its bytes.
 enum Run {
     Open { escaped: bool },
     Closed,
 }
 
-/// Splits off what belongs to the string up to its next landmark: its end, or a backslash with what
-/// that escapes.
+/// Splits off a run of a string's bytes: up to its end, or up to and including the next backslash. If
+/// `escaped`, the run is the escaped byte.
 fn string_run(input: &[u8], escaped: bool) -> (&[u8], Run, &[u8]) {
     if escaped {
         return (&input[..1], Run::Open { escaped: false }, &input[1..]);
@@ -556,7 +567,7 @@ fn string_run(input: &[u8], escaped: bool) -> (&[u8], Run, &[u8]) {
     }
 }
 
-/// A JSON escape inside an image's base64; its first character after the backslash, then hex digits.
+/// A JSON escape inside an image's base64, read byte by byte after the backslash.
 #[derive(Default)]
 struct Escape {
     hex_digits: Option<u32>,
@@ -564,7 +575,7 @@ struct Escape {
 }
 
 impl Escape {
-    /// The escaped character, at the escape's last byte.
+    /// Reads the next byte. Returns the escaped character at the escape's last byte.
     fn push(&mut self, byte: u8) -> Result<Option<u8>, Unusable> {
         match (self.hex_digits, byte) {
             (None, b'u') => {
@@ -596,7 +607,7 @@ fn ascii_of_base64(value: u32) -> Result<u8, Unusable> {
 #[derive(Default)]
 struct Base64 {
     bytes: BlobWriter,
-    /// Symbols that do not make up four yet.
+    /// Symbols that are not a group of four yet.
     pending: [u8; 4],
     pending_len: usize,
     padding: usize,
@@ -717,17 +728,17 @@ const READ_KEYS: [&str; 26] = [
 /// An error envelope is read whole.
 const ERROR_KEY: &str = "error";
 
-/// A longer string is not a key of interest, even with every character escaped.
+/// No key that is read is longer, even with every character escaped.
 const MAX_KEY_BYTES: usize = "bytesBase64Encoded".len() * "\\u0000".len();
 
-/// No text that is told is longer.
+/// No text that is shown to callers is longer.
 const MAX_TEXT_BYTES: usize = 4096;
 const MAX_TEXT_BYTES_WHEN_FULL: usize = 256;
 
 /// An API error's details are the deepest values that are read.
 const MAX_DEPTH: usize = 12;
 
-/// About the memory of a value beside its text and members.
+/// The approximate memory of a value, without its text and members.
 const VALUE_BYTES: usize = 64;
 /// An object has room for eleven members from the first one on.
 const OBJECT_BYTES: usize = 700;
@@ -755,7 +766,7 @@ mod tests {
         extracted.images[number].as_ref().expect("kept").to_vec()
     }
 
-    /// Bytes that begin like an image, and these.
+    /// Bytes that begin like a GIF image, followed by `more`.
     fn gif(more: &[u8]) -> Vec<u8> {
         [b"GIF89a, and about twenty more", more].concat()
     }
@@ -888,7 +899,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_serde_refuses_do_not_count() {
+    fn values_that_serde_refuses_are_ignored() {
         let deep = "[".repeat(100_000) + &"]".repeat(100_000);
         let image = base64(&gif(b""));
         for odd in [r#""\ud800""#, r#""\x""#, "\"a\nb\"", "1e999", "-1e999", &deep, r#"{"x": {{}"#]
@@ -927,7 +938,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_a_limit_is_dropped() {
+    fn values_beyond_a_limit_are_dropped() {
         let small = base64(&gif(b""));
         let large = base64(&gif(&[0; 1000]));
         let limits = Limits { skeleton_bytes: 1 << 20, image_bytes: 1000, images: 3 };
@@ -1040,8 +1051,8 @@ mod tests {
         assert_eq!(kept, [false, true, false]);
     }
 
-    /// What a plain reader makes of the same text: parse it all, keep what is read, decode every image.
-    fn plainly(text: &str) -> (Value, Vec<Vec<u8>>) {
+    /// The result of a simple reader: it parses the whole text, keeps what is read, and decodes every image.
+    fn read_simply(text: &str) -> (Value, Vec<Vec<u8>>) {
         fn walk(value: &mut Value, images: &mut Vec<Vec<u8>>) {
             match value {
                 Value::Array(elements) => elements.iter_mut().for_each(|value| walk(value, images)),
@@ -1076,7 +1087,7 @@ mod tests {
         (value, images)
     }
 
-    /// Writes JSON text with the freedom a server has: spaces, escapes, either alphabet, with or without padding.
+    /// Writes JSON text with the freedom that a server has: spaces, escapes, either alphabet, with or without padding.
     fn write(value: &Value, freedom: &mut impl FnMut(u32) -> u32, out: &mut String) {
         fn space(freedom: &mut impl FnMut(u32) -> u32, out: &mut String) {
             out.push_str(["", "", " ", "\n  ", "\t\r"][freedom(5) as usize]);
@@ -1175,7 +1186,7 @@ mod tests {
         })
     }
 
-    /// Responses with an image, and all places where something else may stand.
+    /// Responses with an image, and all places where another value may be.
     const GEMINI: &str = r#"{"promptFeedback": ODD, "x": ODD, "candidates": [ODD, {"finishReason": ODD, "x": ODD,
         "safetyRatings": ODD, "content": {"role": ODD, "parts": [ODD, {"text": ODD}, {"functionCall": ODD},
         {"inlineData": ODD}, {"inlineData": {"data": ODD}}, {"inlineData": {"mimeType": ODD, "data": "IMAGE"},
@@ -1195,13 +1206,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_document_in_any_chunks_is_read_as_a_plain_reader_reads_it(
+        fn any_document_in_any_chunks_gives_the_result_of_a_simple_reader(
             value in document(), seed in any::<u64>(), longest in 1u32..200,
         ) {
             let mut freedom = choices(seed);
             let mut text = String::new();
             write(&value, &mut freedom, &mut text);
-            let (expected, images) = plainly(&text);
+            let (expected, images) = read_simply(&text);
 
             let mut extractor = ImageExtractor::new(Limits::DEFAULT, |_| None);
             let mut compared = 0;
@@ -1248,7 +1259,7 @@ mod tests {
                 let Outcome::Image(number) = family.outcome(&extracted.skeleton) else {
                     panic!("no image in {text}");
                 };
-                let others = plainly(&odd_text).1;
+                let others = read_simply(&odd_text).1;
                 let found = image(&extracted, number);
                 prop_assert!(found == gif(b"the one") || others.contains(&found));
 

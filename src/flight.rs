@@ -1,24 +1,24 @@
 //! One paid generation for each request, however often the caller asks: single flight, as in Go's `singleflight`.
 //!
-//! A generation runs in a task of its own, its *flight*; handlers wait for it, and a caller that leaves does not
-//! stop it. A request joins a flight instead of paying for another
+//! A generation runs in a task of its own, its *flight*. Handlers wait for it, and a caller that
+//! leaves does not stop it. A request joins a flight instead of paying for another generation
 //!
-//! - with the same idempotency key, always; with a different request it is refused;
-//! - without a key, if it is equal, and comes while the flight is under way or within the retry window after
-//!   its image was stored, and at least [`Timing::variant_age`] after the flight began: it is a retry. Requests
-//!   fired together are deliberate variants, and each gets its own image.
+//! - with an idempotency key, if the key is the same; a different request with that key is refused;
+//! - without a key, if the requests are equal, and the flight is under way or its image was stored
+//!   within the retry window, and the flight began at least [`Timing::variant_age`] ago. Such a
+//!   request is a retry. Requests fired together are deliberate variants; each gets its own image.
 //!
 //! ```text
-//! begin ─► acquire ─► Running ─────► Stored ─► complete     Stored answers joins until the retry window has passed;
-//!             │         │  ▲           ▲                    the receipt is written after the callers' answer
+//! begin ─► acquire ─► Running ─────► Stored ─► complete     Stored: joined until the retry window has passed;
+//!             │         │  ▲           ▲                    the receipt is written after the callers' response
 //!             │         ▼  │           │
 //!             │       StoreFailed ─────┘                    paid, but Cloud Storage fails: stored again and again, at
 //!             │         │                                   once when a caller joins, until the deadline
-//!             └─────────┴─► Failed ─► release               told to the callers that wait, then forgotten
+//!             └─────────┴─► Failed ─► release               reported to the callers that wait, then forgotten
 //! ```
 //!
-//! The lease makes the same rules hold between instances ([`crate::lease`]). Requests with a key always take
-//! one, those without where the settings say so.
+//! The lease makes the same rules hold between instances ([`crate::lease`]). A request with a key
+//! always takes a lease; a request without a key takes one if the settings say so.
 
 use crate::config::Timing;
 use crate::error::{Error, Kind};
@@ -49,9 +49,9 @@ pub struct Flights {
     /// One permit for each flight that may be under way.
     permits: Arc<Semaphore>,
     index: Mutex<FlightIndex>,
-    /// Closed when no flight may begin any more.
+    /// Closed once no flight may begin any more.
     tasks: TaskTracker,
-    /// Cancelled when flights have no time left to end by themselves.
+    /// Cancelled once flights have no time left to end by themselves.
     cancel: CancellationToken,
 }
 
@@ -63,8 +63,9 @@ pub struct Rules {
     pub shared_retries: bool,
     pub answer_within: Option<Duration>,
     pub timing: Timing,
-    /// The platform freezes an instance that has answered, so the answer waits for the flight's end.
-    pub answer_at_the_end: bool,
+    /// The platform freezes an instance once it has responded, so the response waits for the end of
+    /// the flight.
+    pub respond_after_end: bool,
 }
 
 /// When a request's work must be over.
@@ -72,27 +73,27 @@ pub struct Rules {
 pub struct Deadlines {
     /// The image must be stored by then.
     pub generation: Instant,
-    /// The answer must be sent by then, the lease given back included.
-    pub answer: Instant,
+    /// The response must be sent and the lease given back by then.
+    pub response: Instant,
 }
 
 impl Deadlines {
-    /// For a generation that begins now. Where the platform ends it, the image must be stored a little before, so
-    /// that a lease can still be given back.
+    /// The deadlines of a generation that begins now. If the platform ends the request, the image must
+    /// be stored a little earlier, so that the lease can still be given back.
     pub fn new(generation_limit: Duration, platform: Option<Instant>) -> Deadlines {
         let now = Instant::now();
         let own = now + generation_limit;
         match platform {
-            None => Deadlines { generation: own, answer: own },
+            None => Deadlines { generation: own, response: own },
             Some(end) => {
                 let margin = (end.saturating_duration_since(now) / 4).min(RELEASE_MARGIN);
-                Deadlines { generation: own.min(end - margin), answer: end }
+                Deadlines { generation: own.min(end - margin), response: end }
             }
         }
     }
 }
 
-/// What requests must have in common to share a flight.
+/// What two requests must have in common to share a flight.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum JoinKey {
     /// If two requests use one key, the record in the bucket decides which owns it.
@@ -105,30 +106,31 @@ enum JoinKey {
     },
 }
 
-/// The flights that may be joined, and some that may no longer be: looking through all for each request
-/// would take longer the more there are.
+/// The flights that may be joined, and some that may no longer be: searching all of them for each
+/// request would take too long.
 #[derive(Default)]
 struct FlightIndex {
     flights: HashMap<JoinKey, Vec<Arc<Flight>>>,
-    /// With so many join keys, those of forgotten flights are swept out.
+    /// The number of join keys at which those of forgotten flights are removed.
     sweep_at: usize,
 }
 
 struct Flight {
     /// The id of the request that began it.
     name: String,
-    /// Shared with its callers, so that those who join hold none of their own.
+    /// Shared with its callers, so that a joining request need not keep its own copy.
     prompt: Prompt,
-    /// The holder in its records.
+    /// The `holder` in its records.
     holder: String,
     began: Instant,
     joins: AtomicUsize,
     callers: watch::Sender<Callers>,
     progress: watch::Receiver<Progress>,
-    /// A caller waits for an image that could not be stored.
+    /// Notified when a caller waits for an image that could not be stored.
     store_now: Arc<Notify>,
 }
 
+/// The state of a flight that its callers watch.
 #[derive(Debug, Clone)]
 enum Progress {
     Running,
@@ -138,7 +140,7 @@ enum Progress {
     Failed(Error),
 }
 
-/// A caller that waits for a flight; counted for as long as it lives.
+/// A caller that waits for a flight; counted until it is dropped.
 struct Waiting(Arc<Flight>);
 
 impl Flights {
@@ -154,7 +156,10 @@ impl Flights {
         }
     }
 
-    /// The image for a request: of a flight it may join, otherwise of one of its own.
+    /// The image for a request, from a flight that it may join or from a flight of its own.
+    ///
+    /// # Errors
+    /// The error of the generation; 503 if the instance is full, stops, or has no time left.
     pub async fn answer(
         self: &Arc<Self>,
         request: GenerateRequest,
@@ -172,20 +177,20 @@ impl Flights {
             None => waiting.outcome().await,
             Some(limit) => match timeout(limit, waiting.outcome()).await {
                 Ok(result) => result,
-                Err(_) => return Err(not_there_yet()),
+                Err(_) => return Err(not_ready_yet()),
             },
         };
-        if self.rules.answer_at_the_end {
-            let _ = timeout_at(deadlines.answer, flight.ended()).await;
+        if self.rules.respond_after_end {
+            let _ = timeout_at(deadlines.response, flight.ended()).await;
         }
         result.map(|generated| (generated, flight.prompt.clone()))
     }
 
-    /// Lets no flight begin any more and waits until `deadline` for those under way. Then cancels the rest
+    /// Lets no new flight begin and waits until `deadline` for those under way. Then cancels the rest
     /// and waits a little until they have given their leases back.
     pub async fn stop(&self, deadline: Instant) {
         {
-            // Under this lock flights begin, so that none begins unnoticed.
+            // Flights begin under this lock, so none can begin unnoticed.
             let _index = lock(&self.index);
             self.tasks.close();
         }
@@ -247,7 +252,7 @@ impl Flights {
             return Err(Kind::Overloaded.because("This instance is stopping."));
         }
         let permit = match joinable {
-            // It will hardly pay.
+            // It will most likely join that flight and not pay.
             Some(_) => None,
             None => Some(self.permit()?),
         };
@@ -291,7 +296,7 @@ impl Flights {
         Arc::clone(&self.permits).try_acquire_owned().map_err(|_| overloaded())
     }
 
-    /// The lease to take before paying, if one is to be taken.
+    /// The lease to acquire before paying, if one is required.
     fn lease_request(
         &self,
         join_key: &JoinKey,
@@ -337,7 +342,7 @@ impl Flights {
 }
 
 impl FlightIndex {
-    /// Those with this join_key that may be joined.
+    /// The flights with this join key that may be joined.
     fn flights_of(&mut self, join_key: &JoinKey, retry_window: Option<Duration>) -> &[Arc<Flight>] {
         let forget = |flights: &mut Vec<Arc<Flight>>| {
             flights.retain(|flight| flight.is_remembered(retry_window))
@@ -345,7 +350,7 @@ impl FlightIndex {
         if self.flights.len() >= self.sweep_at {
             self.flights.values_mut().for_each(forget);
             self.flights.retain(|_, flights| !flights.is_empty());
-            self.sweep_at = 2 * self.flights.len().max(FEW_IDENTITIES);
+            self.sweep_at = 2 * self.flights.len().max(MIN_SWEEP);
         }
         match self.flights.get_mut(join_key) {
             Some(flights) => {
@@ -358,8 +363,8 @@ impl FlightIndex {
 }
 
 impl Rules {
-    /// The flight that a request with this join key joins: one whose image no caller has or waits for, else
-    /// the one that fewest have joined. So the retries of variants find the variants' images.
+    /// The flight that a request with this join key joins: one whose image no caller has or waits for,
+    /// otherwise the one with the fewest joins. So retries of variants get the variants' images.
     fn joinable<'a>(
         &self,
         join_key: &JoinKey,
@@ -386,9 +391,9 @@ impl Flight {
         Waiting::on(self)
     }
 
-    /// No caller has its image, and none waits for it.
+    /// Whether no caller has its image and none waits for it.
     fn is_owed(&self) -> bool {
-        self.callers.borrow().are_gone_untold()
+        self.callers.borrow().have_left_without_image()
     }
 
     fn is_remembered(&self, retry_window: Option<Duration>) -> bool {
@@ -413,7 +418,7 @@ impl Waiting {
         Waiting(Arc::clone(flight))
     }
 
-    /// Waits for the image, also while it is paid and cannot be stored for the moment.
+    /// Waits for the image, also while it is paid and cannot be stored at the moment.
     async fn outcome(self) -> Result<Generated, Error> {
         let mut progress = self.0.progress.clone();
         if matches!(*progress.borrow_and_update(), Progress::StoreFailed) {
@@ -423,13 +428,13 @@ impl Waiting {
             match &*progress.borrow_and_update() {
                 Progress::Running | Progress::StoreFailed => {}
                 Progress::Stored(generated, _) => {
-                    self.0.callers.send_modify(|callers| callers.told = true);
+                    self.0.callers.send_modify(|callers| callers.delivered = true);
                     return Ok(generated.clone());
                 }
                 Progress::Failed(error) => return Err(error.clone()),
             }
             if progress.changed().await.is_err() {
-                return Err(panicked());
+                return Err(generation_panicked());
             }
         }
     }
@@ -441,18 +446,18 @@ impl Drop for Waiting {
     }
 }
 
-/// What a flight's task needs.
+/// The task of a flight.
 struct FlightTask {
     flights: Arc<Flights>,
-    /// Given back when the image is stored, or is paid and cannot be stored for the moment.
+    /// Released when the image is stored, or when it is paid and cannot be stored at the moment.
     permit: Option<OwnedSemaphorePermit>,
-    /// A flight of this instance to join, unless another instance owes an image.
+    /// The flight of this instance to join, unless another instance owes an image.
     joinable: Option<Arc<Flight>>,
     join_key: JoinKey,
     lease: Option<Lease>,
     callers: watch::Receiver<Callers>,
     request: GenerateRequest,
-    /// The image's name if no lease names another.
+    /// The image's name, unless an inherited lease has another one.
     stem: String,
     origin: Origin,
     deadline: Instant,
@@ -461,7 +466,7 @@ struct FlightTask {
     stage: Stage,
 }
 
-/// How far a flight has come, for what is to be done if it ends there.
+/// How far a flight has come; this decides what to do if it ends there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// No image of this flight can be in the bucket.
@@ -477,9 +482,9 @@ impl FlightTask {
         let (end, reason) = tokio::select! {
             end = unless_it_panics(self.generate_once()) => match end {
                 Some(end) => (end, "deadline"),
-                None => (Err(panicked()), "panicked"),
+                None => (Err(generation_panicked()), "panicked"),
             },
-            () = cancel.cancelled() => (Err(stopped()), "stopped"),
+            () = cancel.cancelled() => (Err(instance_stopped()), "stopped"),
         };
         // Release the permit before publishing the result, so that a woken caller can start at once.
         drop(self.permit.take());
@@ -504,8 +509,8 @@ impl FlightTask {
         }
     }
 
-    /// Acquires the lease, pays, and stores what was paid for; or finds that another instance does. After the
-    /// callers have their image, writes the receipt.
+    /// Acquires the lease, pays for the image and stores it, or gets the image of another instance.
+    /// Writes the receipt after the callers have the image.
     async fn generate_once(&mut self) -> Result<(), Error> {
         if let Some(flight) = self.joinable.take() {
             let has_claim = match &mut self.lease {
@@ -526,7 +531,7 @@ impl FlightTask {
                     Acquired::Held => {}
                     Acquired::Completed(generated) => {
                         self.stored(generated);
-                        if self.callers.borrow().are_gone_untold() {
+                        if self.callers.borrow().have_left_without_image() {
                             self.give_back_claim().await;
                         }
                         return Ok(());
@@ -595,11 +600,11 @@ impl FlightTask {
         Ok(())
     }
 
-    /// Tells the callers that wait.
+    /// Publishes the image to the callers that wait.
     fn stored(&mut self, generated: Generated) {
         self.stage = Stage::Stored;
         drop(self.permit.take());
-        if self.callers.borrow().are_gone_untold() {
+        if self.callers.borrow().have_left_without_image() {
             let image_url = format!("gs://{}/{}", self.flights.storage.bucket(), generated.object);
             metrics::image_undelivered(&image_url, &generated.model);
         }
@@ -617,8 +622,8 @@ impl FlightTask {
         Naming { stem: self.stem.clone(), is_inherited: false, metadata }
     }
 
-    /// Stores a paid image, however often it takes. Between the attempts it holds no permit: it costs no more
-    /// than its memory, which counts in the budget.
+    /// Stores a paid image, in as many attempts as the deadline allows. Between attempts it holds no
+    /// permit: it costs only its memory, which counts in the budget.
     async fn store_until_confirmed(
         &mut self,
         generator: &Generator,
@@ -659,7 +664,7 @@ impl FlightTask {
     }
 }
 
-/// Runs `work`, and renews the lease beside it if there is one.
+/// Runs `work` and renews the lease, if any, meanwhile.
 async fn during<T>(lease: &mut Option<Lease>, work: impl Future<Output = T>) -> T {
     match lease {
         Some(lease) => lease.during(work).await,
@@ -667,7 +672,7 @@ async fn during<T>(lease: &mut Option<Lease>, work: impl Future<Output = T>) -> 
     }
 }
 
-/// The output of `work`; None if it panics.
+/// The output of `work`; `None` if it panics.
 async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     std::future::poll_fn(|context| {
@@ -680,7 +685,7 @@ async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// Ends what is left of a flight a little after all flights have been cancelled.
+/// Returns a little after all flights have been cancelled.
 async fn stop_soon(cancel: &CancellationToken) {
     cancel.cancelled().await;
     sleep(STOP_TIME).await;
@@ -694,8 +699,8 @@ fn overloaded() -> Error {
     Kind::Overloaded.because("This instance already runs its maximum number of generations.")
 }
 
-fn stopped() -> Error {
-    Kind::Overloaded.because("This instance stopped before the image was there.")
+fn instance_stopped() -> Error {
+    Kind::Overloaded.because("This instance stopped before the image was ready.")
 }
 
 fn abandoned() -> Error {
@@ -709,26 +714,27 @@ fn lease_lost() -> Error {
         .because("Service Unavailable: another instance has taken over this request.")
 }
 
-fn panicked() -> Error {
+fn generation_panicked() -> Error {
     Kind::Internal.because("The generation ended unexpectedly.")
 }
 
-fn not_there_yet() -> Error {
+fn not_ready_yet() -> Error {
     Kind::VertexUnavailable
-        .because("Service Unavailable: the image is not there yet; ask again for the same one.")
+        .because("Service Unavailable: the image is not ready yet; repeat the request to get it.")
 }
 
-/// Below this number sweeping does not pay.
-const FEW_IDENTITIES: usize = 64;
+/// Below this number of join keys, a sweep does not save enough.
+const MIN_SWEEP: usize = 64;
 
-/// The wait between two attempts to store a paid image while no caller asks for it: doubles up to the second.
+/// The wait between two attempts to store a paid image while no caller asks for it. It doubles up to
+/// the second value.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 const STORE_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 
-/// What is left for giving a lease back before the platform ends a request.
+/// The time that is reserved for giving a lease back before the platform ends a request.
 const RELEASE_MARGIN: Duration = Duration::from_secs(3);
 
-/// How long records are looked at before a flight of this instance is joined.
+/// How long to read records before joining a flight of this instance.
 const JOIN_TIME: Duration = Duration::from_secs(4);
 
 /// How long a cancelled flight may take to give its lease back.
@@ -742,7 +748,7 @@ mod tests {
         let (report, progress) = watch::channel(Progress::Running);
         match end {
             Some(end) => drop(report.send_replace(end)),
-            // It goes on for as long as the test.
+            // The flight runs for as long as the test.
             None => std::mem::forget(report),
         }
         Arc::new(Flight {
@@ -751,7 +757,7 @@ mod tests {
             holder: String::new(),
             began,
             joins: joins.into(),
-            callers: watch::Sender::new(Callers { waiting: 1, told: false }),
+            callers: watch::Sender::new(Callers { waiting: 1, delivered: false }),
             progress,
             store_now: Arc::default(),
         })
@@ -764,7 +770,7 @@ mod tests {
             retry_window,
             shared_retries: false,
             answer_within: None,
-            answer_at_the_end: false,
+            respond_after_end: false,
             timing,
         }
     }
@@ -832,7 +838,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_forgotten_is_swept_out_before_it_is_many() {
+    async fn forgotten_flights_are_swept_out_before_they_are_many() {
         let (mut index, window) = (FlightIndex::default(), Some(Duration::from_secs(5)));
         let join_key = |number: usize| JoinKey::Equal { fingerprint: number.to_string() };
         let error = Kind::VertexApi.because("no");
@@ -841,22 +847,22 @@ mod tests {
             let failed = flight("b", 0, Instant::now(), Some(Progress::Failed(error.clone())));
             assert!(index.flights_of(&join_key(number), window).is_empty());
             index.flights.insert(join_key(number), vec![failed]);
-            assert!(index.flights.len() <= 2 * FEW_IDENTITIES);
+            assert!(index.flights.len() <= 2 * MIN_SWEEP);
         }
         assert_eq!(index.flights_of(&join_key(0), window).len(), 1);
         assert!(index.flights_of(&join_key(999), window).is_empty(), "swept or not");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_landed_is_remembered_for_the_window_and_failures_are_not() {
+    async fn a_stored_image_is_remembered_for_the_window_and_a_failure_is_not() {
         let window = Some(Duration::from_secs(5));
         let now = Instant::now();
         let generated = Generated { object: "o".to_owned(), model: "m".to_owned() };
-        let landed = flight("a", 0, now, Some(Progress::Stored(generated, now)));
+        let stored = flight("a", 0, now, Some(Progress::Stored(generated, now)));
         tokio::time::advance(Duration::from_millis(4999)).await;
-        assert!(landed.is_remembered(window) && !landed.is_remembered(None));
+        assert!(stored.is_remembered(window) && !stored.is_remembered(None));
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(!landed.is_remembered(window));
+        assert!(!stored.is_remembered(window));
         let error = Kind::VertexApi.because("no");
         assert!(!flight("b", 0, now, Some(Progress::Failed(error.clone()))).is_remembered(window));
         assert!(

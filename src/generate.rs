@@ -1,4 +1,4 @@
-//! One image: the model is chosen and called, then the image is named and stored.
+//! The steps to one image: choose and call the model, then name and store the image.
 
 use crate::config::Target;
 use crate::error::Error;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
+/// Generates and stores images. It knows nothing of flights and leases.
 pub struct Generator {
     pub vertex: Vertex,
     pub storage: Arc<Storage>,
@@ -27,14 +28,14 @@ pub struct Generated {
     pub model: String,
 }
 
-/// The request that an image is made for; its metadata name it.
+/// The request that an image is made for, as the image's metadata name it.
 #[derive(Debug, Clone)]
 pub struct Origin {
     pub request_id: String,
     pub workflow_id: Option<String>,
 }
 
-/// The name under which an image will be stored, and what its metadata say of the agreement about it.
+/// The name under which an image will be stored, and the metadata that its lease adds.
 #[derive(Debug, Clone)]
 pub struct Naming {
     /// The object's name without prefix and extension.
@@ -50,7 +51,10 @@ impl Generator {
         Generator { vertex, storage, targets }
     }
 
-    /// Has one image made, which is then to be stored.
+    /// Generates one image, which must then be stored.
+    ///
+    /// # Errors
+    /// The last error of Vertex AI, or that of `may_pay`.
     pub async fn generate(
         &self,
         request: &GenerateRequest,
@@ -83,18 +87,21 @@ impl Generator {
             name: self.storage.image_name(&stem, &image),
             image,
             metadata,
-            may_be_there: AtomicBool::new(is_inherited),
+            may_exist: AtomicBool::new(is_inherited),
         }
     }
 
     /// Stores an image, or confirms that it is stored.
+    ///
+    /// # Errors
+    /// The last error of Cloud Storage.
     pub async fn store(&self, upload: &Upload, deadline: Instant) -> Result<Generated, Error> {
         let stored = self.storage.put_image(upload, deadline).await?;
         let model = stored.model.or_else(|| upload.metadata.get(MODEL).cloned());
         Ok(Generated { object: stored.object, model: model.unwrap_or_default() })
     }
 
-    /// The image and the model that made it: the one asked for, else the first fallback that is served.
+    /// Calls the model that the request names, otherwise the configured model or its fallbacks.
     async fn image(
         &self,
         request: &GenerateRequest,

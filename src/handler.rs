@@ -5,7 +5,7 @@ use crate::budget::Reservation;
 use crate::error::{Error, Kind};
 use crate::flight::Deadlines;
 use crate::generate::Origin;
-use crate::headers::{check_content, escaped, idempotency_key, workflow_id};
+use crate::headers::{check_content, idempotency_key, percent_encoded, workflow_id};
 use crate::request::GenerateRequest;
 use crate::response;
 use crate::telemetry::{self, metrics};
@@ -20,15 +20,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// `iga_req_` and eight hex digits: on every response and every log line.
+/// The id of a request: `iga_req_` and eight hex digits, on every response and every log line.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
-/// When the platform ends the request, if it tells.
+/// The time at which the platform ends the request; absent if the platform does not tell.
 #[derive(Debug, Clone, Copy)]
 pub struct PlatformDeadline(pub Instant);
 
-/// Prompt in, image stored, its URI out.
+/// Generates and stores an image for a prompt and returns the image's URI.
 pub async fn generate_image(
     State(app): State<Arc<App>>,
     Extension(RequestId(request_id)): Extension<RequestId>,
@@ -44,7 +44,7 @@ pub async fn generate_image(
     let key = idempotency_key(&headers)?;
     telemetry::prompt_received(&request.prompt, &request.prompt_sha256);
 
-    let workflow_id = workflow_id(&headers).map(|id| escaped(&id));
+    let workflow_id = workflow_id(&headers).map(|id| percent_encoded(&id));
     let origin = Origin { request_id, workflow_id };
     let platform_deadline = platform_deadline.map(|Extension(PlatformDeadline(end))| end);
     let deadlines = Deadlines::new(app.config.generation_deadline, platform_deadline);
@@ -66,8 +66,9 @@ struct ResponseBody<'a> {
     model_version: String,
 }
 
-/// Reads a body of bounded size, as long as there is memory for it. A body that is refused is read on for a while and
-/// discarded, because a caller that is still sending would see a broken connection instead of the response.
+/// Reads a body of bounded size, while there is memory for it. A refused body is read for a while and
+/// discarded, because a caller that is still sending would see a broken connection instead of the
+/// response.
 async fn whole_body(
     mut body: Body,
     mut memory: Reservation,
@@ -104,7 +105,7 @@ async fn whole_body(
         return Err(Kind::PayloadTooLarge.because(details));
     }
     if is_refused {
-        return Err(Kind::Overloaded.because("Other requests hold the memory of this instance."));
+        return Err(Kind::Overloaded.because("Other requests use the memory of this instance."));
     }
     Ok((held.into(), memory))
 }

@@ -49,13 +49,17 @@ pub fn workflow_id(headers: &HeaderMap) -> Option<String> {
     (fits && !id.contains(char::is_control)).then_some(id)
 }
 
-/// A workflow id as an object's metadata holds it: in ASCII, percent-encoded where it is not.
-pub fn escaped(workflow_id: &str) -> String {
+/// A workflow id for an object's metadata: characters outside ASCII are percent-encoded.
+pub fn percent_encoded(workflow_id: &str) -> String {
     const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
     utf8_percent_encode(workflow_id, ESCAPED).to_string()
 }
 
-/// Refuses a body that is compressed or not JSON. An empty body is a missing prompt, whatever its type.
+/// Refuses a body that is compressed or not JSON. An empty body passes; it lacks the prompt, whatever
+/// its type.
+///
+/// # Errors
+/// 415.
 pub fn check_content(headers: &HeaderMap, body: &[u8]) -> Result<(), Error> {
     if body.is_empty() {
         return Ok(());
@@ -72,7 +76,7 @@ pub fn check_content(headers: &HeaderMap, body: &[u8]) -> Result<(), Error> {
     let given = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let essence = given.as_deref().unwrap_or_default().split(';').next().unwrap_or_default();
     let essence = essence.trim().to_ascii_lowercase();
-    // Cloud Tasks sends every body as this, unless the task says otherwise.
+    // Cloud Tasks sends every body with this type, unless the task names another.
     let from_a_task = headers.contains_key(TASK_NAME) && essence == "application/octet-stream";
     if is_json(&essence) || from_a_task {
         return Ok(());
@@ -155,7 +159,7 @@ mod tests {
             (b"50%", "50%", "50%25"),
         ] {
             assert_eq!(id(value).as_deref(), Some(expected));
-            assert_eq!(escaped(expected), metadata);
+            assert_eq!(percent_encoded(expected), metadata);
         }
         let longest = "ü".repeat(MAX_WORKFLOW_ID_CHARS);
         assert_eq!(id(longest.as_bytes()), Some(longest.clone()));
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_taken_under_every_name_that_it_has() {
+    fn json_is_accepted_under_all_its_types() {
         let refused =
             |pairs: &[(&'static str, &[u8])]| check_content(&headers(pairs), b"{}").is_err();
         for taken in [
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coded_body_is_refused() {
+    fn an_encoded_body_is_refused() {
         let json = ("content-type", &b"application/json"[..]);
         let refused = |coding: &[u8]| {
             check_content(&headers(&[json, ("content-encoding", coding)]), b"{}").is_err()

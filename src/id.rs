@@ -1,9 +1,9 @@
-//! Identifiers: random ones for requests and objects, derived ones for what must be equal when its source is.
+//! Random identifiers of requests and objects, and digests of their content.
 
 use ring::digest::{Context, SHA256};
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// `iga_req_` and eight hex digits.
+/// A new request id: `iga_req_` and eight hex digits.
 pub fn request_id() -> String {
     format!("iga_req_{}", random_hex::<4>())
 }
@@ -14,17 +14,17 @@ pub fn random_hex<const N: usize>() -> String {
     SystemRandom::new()
         .fill(&mut bytes)
         .expect("an operating system without random bytes serves no TLS either");
-    hex(&bytes)
+    to_hex(&bytes)
 }
 
 /// SHA-256 of the parts, one after the other, as hex.
 pub fn sha256_hex(parts: &[&[u8]]) -> String {
     let mut context = Context::new(&SHA256);
     parts.iter().for_each(|part| context.update(part));
-    hex(context.finish().as_ref())
+    to_hex(context.finish().as_ref())
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_the_standards() {
+    fn a_digest_is_sha_256() {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(
             (sha256_hex(&[b"a", b"bc"]).as_str(), sha256_hex(&[b"abc"]).as_str()),

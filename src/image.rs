@@ -1,4 +1,4 @@
-//! Image bytes: kept as they were received, typed by their first bytes.
+//! The bytes of images: kept as received; the first bytes decide the type.
 
 use crate::budget::Reservation;
 use bytes::Bytes;
@@ -20,7 +20,7 @@ impl Image {
     }
 }
 
-/// The type of the bytes, whatever type the model names.
+/// The type of an image by its bytes, whatever type the model names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Png,
@@ -134,7 +134,7 @@ impl From<Vec<u8>> for Blob {
     }
 }
 
-/// Collects a [`Blob`] in chunks of `CHUNK_BYTES`, so that nothing is ever moved to make room.
+/// Collects a [`Blob`] in chunks of `CHUNK_BYTES`, so that bytes are never moved to make room.
 #[derive(Default)]
 pub struct BlobWriter {
     blob: Blob,

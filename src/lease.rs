@@ -1,4 +1,5 @@
-//! How instances agree on who pays: records in the bucket, one for each key or for each request without one.
+//! How instances agree which of them pays: records in the bucket, one for each key or for each request
+//! without a key.
 //!
 //! ```text
 //! (nothing) ──acquire──► lease ──complete──► receipt
@@ -8,16 +9,16 @@
 //!                      released
 //! ```
 //!
-//! Every arrow is a write with a generation precondition, so exactly one of several writers makes it. Ages
-//! are Cloud Storage's own: no clock of ours is trusted, but for how long our own last write holds.
+//! Every arrow is a write with a generation precondition, so exactly one of several writers succeeds.
+//! Ages follow Cloud Storage's clock. Our own clock only measures how long our own last write holds.
 //!
 //! A lease names the image that its holder will store, so the image can be found without a receipt. An
 //! instance that takes over an expired lease looks for that image first, and keeps its name: if the former
 //! holder's upload still arrives, both meet under one name. Nothing is ever deleted.
 //!
-//! Equal requests without a key that are fired together are variants. Each has a record of its own: the
-//! first free one of the numbered *slots*. A record whose image no caller has been told of says that it is
-//! *owed*; a retry takes that one first.
+//! Equal requests without a key that are fired together are variants. Each has a record of its own, in
+//! the first free one of the numbered *slots*. A record says that its image is *owed* while no caller
+//! has it; a retry takes an owed image first.
 
 use crate::error::{Error, Kind};
 use crate::generate::{Generated, Naming};
@@ -34,71 +35,71 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-/// Which image is wanted, and when an image that exists already is the answer.
+/// What a lease is about, and when an existing image may be used instead.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
     /// The record's name, without the number of its slot.
     pub name: String,
     /// SHA-256 of the key, for the image's metadata.
     pub key_sha256: Option<String>,
-    /// The request's; a record with another belongs to a different request.
+    /// The request's fingerprint; a record with another one belongs to a different request.
     pub fingerprint: String,
-    /// Random; tells this flight's records from all others.
+    /// A random value that tells this flight's records from all others.
     pub holder: String,
-    /// The name that the image gets unless a lease taken over names another.
+    /// The name that the image gets, unless a lease that is taken over has another one.
     pub stem: String,
-    /// How old a receipt may be; None for a key's, which is good for ever.
+    /// How old a receipt may be; `None` for a key, whose receipt is valid for ever.
     pub receipt_life: Option<Duration>,
     /// Without a key: a lease surely younger than this belongs to a variant.
     pub variant_age: Duration,
-    /// Holders on this instance that are younger than that.
+    /// The holders on this instance whose flights are younger than that.
     pub variants: Vec<String>,
-    /// How long a lease lasts that is not renewed.
+    /// How long a lease lasts without renewal.
     pub lease_life: Duration,
-    /// Between two writes of one record.
+    /// The least time between two writes of one record.
     pub spacing: Duration,
-    /// Limits one request to Cloud Storage.
+    /// The limit of one request to Cloud Storage.
     pub record_try: Duration,
-    /// When the caller asked: before a token or a connection was waited for.
+    /// When the caller asked, before any wait for a token or a connection.
     pub asked_at: Instant,
-    /// The holder does not live longer than this.
+    /// The flight ends by then.
     pub deadline: Instant,
 }
 
-/// How many callers of a flight wait, and whether one was told of its image.
+/// How many callers of a flight wait, and whether one has got the image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Callers {
     pub waiting: usize,
-    pub told: bool,
+    pub delivered: bool,
 }
 
 impl Callers {
-    /// No caller has the image, and none waits for it.
-    pub fn are_gone_untold(self) -> bool {
-        self.waiting == 0 && !self.told
+    /// Whether no caller has the image and none waits for it.
+    pub fn have_left_without_image(self) -> bool {
+        self.waiting == 0 && !self.delivered
     }
 }
 
-/// The right to pay for one request's image, from the first attempt to get it to its end.
+/// The right to pay for one request's image, from the first attempt to acquire it to its end.
 pub struct Lease {
     storage: Arc<Storage>,
     request: LeaseRequest,
     callers: watch::Receiver<Callers>,
     slot: usize,
     stem: String,
-    /// The stem is that of a lease taken over.
+    /// The stem comes from a lease that was taken over.
     is_inherited: bool,
-    /// Of our last confirmed write.
+    /// The generation of our last confirmed write.
     generation: Option<String>,
     /// A write was sent whose result is not known.
     is_unsure: bool,
-    /// Cloud Storage refuses to overwrite our record, for us and so for all others.
+    /// Cloud Storage refuses to overwrite our record, for us and for all other instances.
     is_fixed: bool,
     term: Term,
     renew_at: Instant,
-    /// Writes of our record are spaced.
+    /// The earliest time of the next write of our record.
     next_write: Instant,
-    /// Fields of our record as last written or read.
+    /// Whether our record says that its image is owed, as last written or read.
     owed: bool,
     /// Another instance's caller has asked for the image that we owe.
     is_claimed_elsewhere: bool,
@@ -110,11 +111,11 @@ pub struct Lease {
     refused: HashSet<String>,
     /// Cloud Storage refused to create a record.
     create_refused: Option<Error>,
-    /// When the attempt to write our lease was sent.
-    taken_at: Instant,
-    /// What was found in the slot when our lease was to be written.
+    /// When the first write of our lease was sent.
+    sent_at: Instant,
+    /// The record that was in the slot when we tried to write our lease.
     seen: Option<Record>,
-    /// Tells this attempt from earlier ones.
+    /// A random value that tells this attempt from earlier ones.
     attempt: String,
 }
 
@@ -133,16 +134,16 @@ impl Term {
     }
 }
 
-/// What came of acquiring a lease.
+/// The result of acquiring a lease.
 #[derive(Debug)]
 pub enum Acquired {
     /// This flight pays, and no other.
     Held,
-    /// The image is there.
+    /// The image exists.
     Completed(Generated),
     /// The records cannot be read or are all in use: this flight pays without a lease.
     Unshared,
-    /// All callers have left while another instance's image was waited for.
+    /// All callers left during the wait for another instance's image.
     Abandoned,
 }
 
@@ -164,27 +165,29 @@ enum View {
     /// An expired lease that may not be overwritten.
     Fixed,
     Running(Record),
-    /// The image is there; how old it is at least, and the record that led to it.
+    /// The image exists; its least age, and the record that led to it.
     Image(Generated, Duration, Record),
 }
 
-/// What the records of a request come to.
+/// The result of reading the records of a request.
 struct Scan {
-    /// What comes first among running leases and images.
+    /// The running lease or the image that comes first.
     first: Option<(usize, View)>,
     /// The first place for our lease.
     free: Option<Place>,
     mine: Option<(usize, Record)>,
 }
 
+/// Why the records of a request could not be read.
 enum ScanError {
-    /// The records may not be read, or not be made.
+    /// The account may not read records, or may not create them.
     NoRecords(Error),
     Other(Error),
 }
 
+/// What to do next.
 enum Choice {
-    /// Our own write, whose answer was lost, turns out to have been made.
+    /// Our own write was applied, although its response was lost.
     Held,
     Write(Place),
     Completed(Generated),
@@ -241,13 +244,13 @@ impl Lease {
             first_seen: HashMap::new(),
             refused: HashSet::new(),
             create_refused: None,
-            taken_at: now,
+            sent_at: now,
             seen: None,
             attempt: String::new(),
         }
     }
 
-    /// Whether this flight is surely the only one that may pay.
+    /// How long this flight is surely the only one that may pay.
     pub fn term(&self) -> Term {
         self.term.clone()
     }
@@ -260,24 +263,25 @@ impl Lease {
         Naming { stem: self.stem.clone(), is_inherited: self.is_inherited, metadata }
     }
 
-    /// Takes the lease, or waits for the image of its holder.
+    /// Acquires the lease, or waits for the image of its holder.
     ///
     /// # Errors
-    /// 422 where the key belongs to another request; Cloud Storage's, before anything is paid; 503 at the deadline.
+    /// 422 if the key belongs to another request; an error of Cloud Storage, before anything is paid; 503
+    /// at the deadline.
     pub async fn acquire(&mut self) -> Result<Acquired, Error> {
         let start = Instant::now();
         let mut wait = FIRST_POLL;
         let mut place = Place { slot: 0, if_generation: None, stem: None };
         if self.generation.is_some() {
-            // Held before, and renewed too late: our own record is renewed, unless it has been taken over.
+            // Held before and renewed too late: renew our own record, unless it was taken over.
             let if_generation = self.generation.clone();
             place = Place { slot: self.slot, if_generation, stem: Some(self.stem.clone()) };
         }
         loop {
-            if self.take(&place).await? {
+            if self.write_lease(&place).await? {
                 return Ok(Acquired::Held);
             }
-            // A place that has just been refused is not tried again at once.
+            // Do not retry a place at once that has just been refused.
             let mut refused = Some(place);
             place = loop {
                 match self.choose().await? {
@@ -308,16 +312,16 @@ impl Lease {
         }
     }
 
-    /// Writes our lease; false where something else is there.
-    async fn take(&mut self, place: &Place) -> Result<bool, Error> {
+    /// Writes our lease; returns false if another record is there.
+    async fn write_lease(&mut self, place: &Place) -> Result<bool, Error> {
         self.slot = place.slot;
         self.stem = place.stem.as_ref().unwrap_or(&self.request.stem).clone();
         self.is_inherited = place.stem.is_some();
         (self.generation, self.is_unsure, self.is_fixed) = (None, true, false);
         (self.owed, self.is_claimed_elsewhere) = (false, false);
-        self.taken_at = Instant::now();
+        self.sent_at = Instant::now();
         self.attempt = random_hex::<8>();
-        // A lease that is taken over is a retry's, however young, and not a variant's.
+        // A take-over counts as a renewal: it is a retry's lease, however young, not a variant's.
         let is_retry = place.stem.is_some() && !self.request.is_keyed();
         let renewal = is_retry.then(random_hex::<8>);
         let (name, metadata) = (self.name(), self.lease_metadata(false, renewal));
@@ -326,12 +330,12 @@ impl Lease {
             self.storage.write_record(&name, generation, &metadata, self.request.deadline).await;
         self.next_write = Instant::now() + self.request.spacing;
         match written {
-            Ok(Written::Confirmed(generation)) => self.hold(generation, self.taken_at),
+            Ok(Written::Confirmed(generation)) => self.hold(generation, self.sent_at),
             Ok(Written::Conflict(record)) => {
                 (self.is_unsure, self.seen) = (false, record);
                 return Ok(false);
             }
-            // It may have been written all the same; what is there decides.
+            // An earlier try may have written it; the record decides.
             Err(StorageError::Forbidden(error)) => {
                 match &place.if_generation {
                     Some(generation) => drop(self.refused.insert(generation.clone())),
@@ -356,7 +360,7 @@ impl Lease {
         is_owed(&record) && self.claim(slot, &record, record.metadata.clone(), aged).await
     }
 
-    /// Decides what to do about the records as they are.
+    /// Reads the records and decides what to do.
     async fn choose(&mut self) -> Result<Choice, Error> {
         let Scan { first, free, mine } = match self.scan().await {
             Ok(scan) => scan,
@@ -366,7 +370,7 @@ impl Lease {
         if let Some((slot, record)) = mine {
             if record.metadata.get(ATTEMPT) == Some(&self.attempt) {
                 self.slot = slot;
-                self.hold(record.generation, self.taken_at);
+                self.hold(record.generation, self.sent_at);
                 return Ok(Choice::Held);
             }
             let stem = record.metadata.get(IMAGE).cloned();
@@ -400,7 +404,7 @@ impl Lease {
         }
     }
 
-    /// Looks at the records in their order, up to the first that is missing; with a key, up to the first that
+    /// Reads the records in their order, up to the first that is missing; with a key, up to the first that
     /// counts.
     async fn scan(&mut self) -> Result<Scan, ScanError> {
         let mut scan = Scan { first: None, free: None, mine: None };
@@ -448,7 +452,7 @@ impl Lease {
         Ok(scan)
     }
 
-    /// A key must not be paid for without a record; a request without a key may.
+    /// Decides without usable records: a request with a key fails, one without a key may pay.
     fn without_records(&self, error: Error) -> Result<Choice, Error> {
         if self.request.is_keyed() {
             let text = format!(
@@ -461,6 +465,7 @@ impl Lease {
         Ok(Choice::Unshared)
     }
 
+    /// Decides what a record means for us.
     async fn judge(&mut self, slot: usize, record: Record) -> Result<View, Error> {
         let Record { metadata, generation, .. } = &record;
         let is_released = metadata.contains_key(RELEASED);
@@ -491,7 +496,7 @@ impl Lease {
                 Err(error) => Err(error.into()),
             };
         }
-        let asked = milliseconds(metadata.get(ASKED_MS)).unwrap_or_default();
+        let asked = parse_ms(metadata.get(ASKED_MS)).unwrap_or_default();
         let is_renewed = metadata.contains_key(RENEWAL);
         let is_young = age.plus(asked).is_surely_under(self.request.variant_age);
         if !self.request.is_keyed() && !is_released && !is_renewed && is_young {
@@ -513,19 +518,19 @@ impl Lease {
                 (true, _) | (_, None) => stem = None,
             }
         }
-        let life = milliseconds(metadata.get(LIFE_MS)).unwrap_or(self.request.lease_life);
+        let life = parse_ms(metadata.get(LIFE_MS)).unwrap_or(self.request.lease_life);
         Ok(match (is_expired, is_refused && !is_released) {
             (false, _) => View::Running(record),
-            // If we may not overwrite it, its holder cannot renew it and may be alive all the same.
+            // Its holder cannot renew it either, so it may still be running.
             (true, true) if !age.is_surely_over(life) => View::Running(record),
             (true, _) => free(stem),
         })
     }
 
-    /// A record's age, with what it was aged before its last write; where Cloud Storage does not tell, since it
-    /// was first seen here.
+    /// A record's age, including the age that it had before its last write by another flight. If Cloud
+    /// Storage does not tell the age, it counts from when this flight first saw the record.
     fn age(&mut self, record: &Record) -> Age {
-        let before = milliseconds(record.metadata.get(AGED_MS)).unwrap_or_default();
+        let before = parse_ms(record.metadata.get(AGED_MS)).unwrap_or_default();
         let age = match record.age.has_upper_bound() {
             true => record.age,
             false => {
@@ -537,7 +542,8 @@ impl Lease {
         age.plus(before)
     }
 
-    /// Says in a record that its image is for our caller, best effort; false where another writer came first.
+    /// Marks the image of a record as taken by our caller. Best effort: returns false only if another
+    /// writer came first.
     async fn claim(
         &mut self,
         slot: usize,
@@ -553,7 +559,7 @@ impl Lease {
         true
     }
 
-    /// Gives a claimed image back: our caller has left untold.
+    /// Gives a claimed image back, because our caller has left without it.
     pub async fn give_back_claim(&mut self) {
         let Some(slot) = self.claim.take() else { return };
         let deadline = Instant::now() + self.request.record_try;
@@ -565,7 +571,7 @@ impl Lease {
         }
     }
 
-    /// Writes another flight's record: its age goes on, and it counts as renewed.
+    /// Rewrites another flight's record, which keeps its age and counts as renewed.
     async fn rewrite(
         &mut self,
         slot: usize,
@@ -587,7 +593,7 @@ impl Lease {
         self.storage.write_record_once(&name, generation, &metadata, Via::Pool, deadline).await
     }
 
-    /// Runs `work` and renews the lease beside it.
+    /// Runs `work` and renews the lease meanwhile.
     pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
@@ -606,7 +612,7 @@ impl Lease {
                 (self.name(), self.lease_metadata(owed, Some(random_hex::<8>())));
             let generation = self.generation.clone();
             let sent = Instant::now();
-            // Should this future be dropped, the write may have been made.
+            // If this future is dropped, the write may still be applied.
             self.is_unsure = true;
             self.next_write = sent + self.request.spacing;
             let deadline = sent + self.request.record_try;
@@ -635,7 +641,7 @@ impl Lease {
                     if !self.is_fixed {
                         tracing::warn!("the lease's record may not be overwritten: {error}");
                     }
-                    // Nor can another instance overwrite it: all wait for the end of this flight.
+                    // Other instances cannot overwrite it either: they wait for the end of this flight.
                     (self.is_fixed, self.is_unsure) = (true, false);
                     self.term.set(Some(self.request.deadline));
                     self.renew_at = now + self.request.period();
@@ -666,7 +672,7 @@ impl Lease {
             tokio::select! {
                 () = sleep_until(self.renew_at) => {}
                 _ = self.callers.wait_for(|callers| {
-                    (callers.are_gone_untold() && !elsewhere) != owed
+                    (callers.have_left_without_image() && !elsewhere) != owed
                 }) => {}
             }
         }
@@ -676,18 +682,21 @@ impl Lease {
     fn is_owed_now(&mut self) -> bool {
         let callers = *self.callers.borrow();
         self.is_claimed_elsewhere &= callers.waiting == 0;
-        !self.request.is_keyed() && callers.are_gone_untold() && !self.is_claimed_elsewhere
+        !self.request.is_keyed() && callers.have_left_without_image() && !self.is_claimed_elsewhere
     }
 
-    /// Which image to tell of where the lease may have been lost: the one that a receipt names already, else
-    /// ours, with our receipt written over what is there if possible.
+    /// The image to deliver if the lease may have been lost: the one that a receipt already names,
+    /// otherwise ours. For ours, tries once to write the receipt.
     pub async fn reconcile(&mut self, ours: Generated) -> Generated {
         let deadline = Instant::now() + self.request.record_try;
         let name = self.name();
         let record = match self.storage.read_record_once(&name, Via::Fresh, deadline).await {
             Ok(record) => record,
             Err(error) => {
-                tracing::warn!("the record could not be read before answering: {}", error.error());
+                tracing::warn!(
+                    "the record could not be read before the response: {}",
+                    error.error()
+                );
                 return ours;
             }
         };
@@ -708,8 +717,8 @@ impl Lease {
         ours
     }
 
-    /// Makes the lease a receipt for this image. Tries until the deadline, with the lease renewed between:
-    /// the caller has its answer already.
+    /// Turns the lease into a receipt for this image. Tries until the deadline and renews the lease
+    /// between the tries; the caller already has its response.
     pub async fn complete(&mut self, generated: &Generated) {
         let mut wait = self.request.spacing;
         let mut via = Via::Pool;
@@ -737,7 +746,7 @@ impl Lease {
         }
     }
 
-    /// True where a receipt is there, be it another's.
+    /// Returns true if a receipt is there, ours or another's.
     async fn write_receipt(
         &mut self,
         generated: &Generated,
@@ -764,7 +773,7 @@ impl Lease {
                 }
                 Ok(true)
             }
-            // A lease, be it one that a renewal of ours has moved on: a stored image comes first.
+            // A lease, perhaps a later generation of ours: the receipt of a stored image replaces it.
             Written::Conflict(record) => {
                 self.generation = record.map(|record| record.generation);
                 Ok(false)
@@ -775,14 +784,14 @@ impl Lease {
     /// Gives the lease back, so that the next request need not wait for its end. Only for a holder that has
     /// begun no upload. Best effort: the lease expires anyway.
     pub async fn release(&mut self, until: Instant) {
-        let mut looks = 0;
+        let mut reads = 0;
         let mut via = Via::Pool;
         while self.generation.is_some() || self.is_unsure {
             if timeout_at(until, sleep_until(self.next_write)).await.is_err() {
                 tracing::warn!("lease not given back in time");
                 return;
             }
-            let released = self.release_once(via, &mut looks).await;
+            let released = self.release_once(via, &mut reads).await;
             self.next_write = Instant::now() + self.request.spacing;
             via = Via::Fresh;
             match released {
@@ -798,16 +807,16 @@ impl Lease {
         }
     }
 
-    async fn release_once(&mut self, via: Via, looks: &mut usize) -> Result<(), StorageError> {
+    async fn release_once(&mut self, via: Via, reads: &mut usize) -> Result<(), StorageError> {
         let (name, deadline) = (self.name(), Instant::now() + self.request.record_try);
         if self.is_unsure {
             match self.storage.read_record_once(&name, via, deadline).await? {
                 Some(record) if self.is_mine(&record) => self.adopt(record),
-                // A write that is still on its way may arrive later: look twice.
+                // A write that is still on its way may be applied later: read twice.
                 Some(_) | None => {
                     self.generation = None;
-                    *looks += 1;
-                    self.is_unsure = *looks < 2;
+                    *reads += 1;
+                    self.is_unsure = *reads < 2;
                     return Ok(());
                 }
             }
@@ -815,8 +824,8 @@ impl Lease {
         let Some(generation) = self.generation.clone() else { return Ok(()) };
         self.is_unsure = true;
         let generation = Some(generation.as_str());
-        // Overwritten, not deleted: slots have no gaps, and the name that an upload of a former holder may
-        // still get is not forgotten.
+        // Overwrite instead of deleting: slots have no gaps, and a late upload of a former holder can still
+        // be found by its name.
         let mut metadata = fields([(FINGERPRINT, &self.request.fingerprint), (IMAGE, &self.stem)]);
         metadata.insert(RELEASED.to_owned(), random_hex::<8>());
         let written =
@@ -839,7 +848,7 @@ impl Lease {
         self.renew_at = sent + self.request.period();
     }
 
-    /// Goes on from a record of ours that another write has changed.
+    /// Takes over the state of our record after another write has changed it.
     fn adopt(&mut self, record: Record) {
         let owed = is_owed(&record);
         self.is_claimed_elsewhere = !owed && record.metadata.contains_key(CLAIMANT);
@@ -854,10 +863,10 @@ impl Lease {
         let LeaseRequest { fingerprint, holder, .. } = &self.request;
         let mut metadata =
             fields([(FINGERPRINT, fingerprint), (HOLDER, holder), (IMAGE, &self.stem)]);
-        let life = self.request.deadline.saturating_duration_since(self.taken_at);
+        let life = self.request.deadline.saturating_duration_since(self.sent_at);
         metadata.insert(LIFE_MS.to_owned(), life.as_millis().to_string());
         metadata.insert(ATTEMPT.to_owned(), self.attempt.clone());
-        let asked = self.taken_at.saturating_duration_since(self.request.asked_at);
+        let asked = self.sent_at.saturating_duration_since(self.request.asked_at);
         metadata.insert(ASKED_MS.to_owned(), asked.as_millis().to_string());
         metadata.extend(renewal.map(|renewal| (RENEWAL.to_owned(), renewal)));
         metadata.extend((!self.request.is_keyed()).then(|| (OWED.to_owned(), yes_or_no(owed))));
@@ -893,7 +902,8 @@ fn is_owed(record: &Record) -> bool {
     record.metadata.get(OWED).is_some_and(|owed| owed == "yes")
 }
 
-fn milliseconds(field: Option<&String>) -> Option<Duration> {
+/// A number of milliseconds in a record.
+fn parse_ms(field: Option<&String>) -> Option<Duration> {
     Some(Duration::from_millis(field?.parse().ok()?))
 }
 
@@ -919,7 +929,7 @@ fn completed(record: &Record) -> Option<Generated> {
     Some(Generated { object: object.clone(), model: model.clone() })
 }
 
-/// None for an object that does not tell its model: this service has not written it.
+/// `None` if the object's metadata name no model: this service did not write the object.
 fn generated(image: StoredImage) -> Option<Generated> {
     Some(Generated { object: image.object, model: image.model? })
 }
@@ -941,7 +951,7 @@ const RELEASED: &str = "released";
 const OBJECT: &str = "object";
 const KEY_SHA256: &str = "key_sha256";
 
-/// Records of one request, at most.
+/// The most records of one request.
 const SLOTS: usize = 16;
 const FIRST_POLL: Duration = Duration::from_millis(200);
 const LONGEST_POLL: Duration = Duration::from_secs(2);

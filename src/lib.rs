@@ -1,7 +1,7 @@
 //! IGA, the Image Generation Agent: it takes a prompt, has Vertex AI make an image, stores the image in Cloud
 //! Storage and returns its `gs://` URI.
 //!
-//! # The way of the data
+//! # The path of a request
 //!
 //! ```text
 //! server, runtime ── router ── handler ── request ── flight ── generate ── google/vertex ── extract ── image ── google/storage
@@ -10,8 +10,8 @@
 //!                                                      request)   function)                    JSON)
 //! ```
 //!
-//! `response` turns results and errors into HTTP. `flight` asks `lease` who pays, between instances, and `generate` asks
-//! `targets` which model is next.
+//! `response` turns results and errors into HTTP. `flight` asks `lease` which instance pays, and
+//! `generate` asks `targets` which model is next.
 //!
 //! # The order of imports
 //!
@@ -40,8 +40,8 @@
 //! error   id
 //! ```
 //!
-//! The emulator of Google's services is a crate of its own, `iga-emulator`, which knows nothing of this one. It is reached
-//! through the settings that name Google's hosts: offline is another URL, never another branch.
+//! The emulator of Google's services is a crate of its own, `iga-emulator`, which does not depend on
+//! this one. The settings that name Google's hosts lead to it: the code has no branch for it.
 
 pub mod app;
 pub mod budget;

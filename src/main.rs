@@ -23,8 +23,8 @@ fn main() -> ExitCode {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => serve(),
         ["health"] => ask_health(),
-        ["doctor"] => diagnose(doctor::Format::Text),
-        ["doctor", "--json"] => diagnose(doctor::Format::Json),
+        ["doctor"] => diagnose(doctor::OutputFormat::Text),
+        ["doctor", "--json"] => diagnose(doctor::OutputFormat::Json),
         ["-h" | "--help"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -33,17 +33,17 @@ fn main() -> ExitCode {
             println!("iga {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        _ => refuse(USAGE.trim_end()),
+        _ => cannot_serve(USAGE.trim_end()),
     }
 }
 
 fn serve() -> ExitCode {
     if let Err(problem) = config::load_env_file() {
-        return refuse(problem);
+        return cannot_serve(problem);
     }
     let config = match Config::from_env() {
         Ok(config) => config,
-        Err(problems) => return refuse(problems),
+        Err(problems) => return cannot_serve(problems),
     };
     // SAFETY: the thread that writes the log is started below; until then this is the only thread.
     unsafe { proxy::exempt_token_sources(&config.credentials) };
@@ -63,20 +63,20 @@ fn serve() -> ExitCode {
     }
 }
 
-/// Serves. Building the HTTP client dominates start-up, so it is deferred until the health probe is answered; an
-/// earlier request builds it.
+/// Runs the service. Building the HTTP client dominates start-up, so it is deferred until the health
+/// probe is answered; an earlier request builds the client.
 async fn run(app: Arc<App>) -> ExitCode {
     let client = build_client(Arc::clone(&app));
     let served = tokio::select! {
         biased;
-        served = runtime::run(app) => served.map_or_else(stopped, |()| ExitCode::SUCCESS),
-        problem = client => refuse(problem),
+        served = runtime::run(app) => served.map_or_else(log_and_fail, |()| ExitCode::SUCCESS),
+        problem = client => cannot_serve(problem),
     };
     telemetry::flush();
     served
 }
 
-/// Ends only where the client can never be built. A full file table passes.
+/// Returns only if the client can never be built. A full file table is a temporary failure.
 async fn build_client(app: Arc<App>) -> NoClient {
     tokio::time::sleep(AFTER_THE_PROBE).await;
     loop {
@@ -89,12 +89,12 @@ async fn build_client(app: Arc<App>) -> NoClient {
     }
 }
 
-fn stopped(problem: String) -> ExitCode {
+fn log_and_fail(problem: String) -> ExitCode {
     tracing::error!("{problem}");
     fail(problem)
 }
 
-fn diagnose(format: doctor::Format) -> ExitCode {
+fn diagnose(format: doctor::OutputFormat) -> ExitCode {
     match doctor::run(&variable, format) {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
@@ -119,8 +119,8 @@ fn fail(problem: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// For settings, arguments or machines with which the process cannot serve.
-fn refuse(problem: impl Display) -> ExitCode {
+/// Reports settings, arguments or a machine with which the process cannot serve.
+fn cannot_serve(problem: impl Display) -> ExitCode {
     eprintln!("{problem}");
     ExitCode::from(2)
 }
@@ -142,6 +142,6 @@ Options:
 All settings are environment variables, see docs/settings.md.
 ";
 
-/// Long enough for the first health probe; an earlier request builds the client itself.
+/// Long enough for the first health probe.
 const AFTER_THE_PROBE: Duration = Duration::from_millis(50);
 const BUILD_AGAIN: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use crate::budget::Reservation;
 use crate::config::{Config, Target, parse};
 use crate::error::{Error, Kind};
 use crate::id::sha256_hex;
-use crate::model::{ImageSize, MODELS, OutputMimeType, Params, PersonGeneration, RATIOS};
+use crate::model::{ImageSize, MODELS, OutputMimeType, Params, PersonGeneration, RATIOS, listed};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
@@ -14,9 +14,9 @@ use std::sync::Arc;
 /// A caller's request, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
-    /// As received.
+    /// The prompt as received.
     pub prompt: Prompt,
-    /// In hex; what logs and metadata show instead of the prompt.
+    /// In hex; logs and metadata show it instead of the prompt.
     pub prompt_sha256: String,
     pub params: Params,
     /// The fields that have defaults, as sent.
@@ -83,9 +83,9 @@ impl GenerateRequest {
         })
     }
 
-    /// Equal for requests that ask for the same, and for no others: the version of this list of fields, and
-    /// the SHA-256 of the fields as sent. Settings' defaults are not in it: another default must not make
-    /// another request of the same body.
+    /// A text that is equal for equal requests and for no others: the version of this list of fields, a
+    /// colon, and the SHA-256 of the fields as sent. It does not include the settings' defaults: the same
+    /// body must stay the same request when a default changes.
     pub fn fingerprint(&self) -> String {
         let params = &self.params;
         let person_generation = params.person_generation.map(|persons| match persons {
@@ -109,10 +109,10 @@ impl GenerateRequest {
     }
 }
 
-/// To be raised when the fields of the fingerprint, or how they are written, change.
+/// Raise it when the fields of the fingerprint, or how they are written, change.
 const FINGERPRINT_VERSION: u32 = 2;
 
-/// A prompt, shared by those who need it, and the memory of the request that it came with. It is never formatted.
+/// A prompt in shared memory, with the reservation of its request. `Debug` does not show its text.
 #[derive(Clone)]
 pub struct Prompt {
     text: Arc<str>,
@@ -120,7 +120,7 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Counts `memory` as in use for as long as the prompt is.
+    /// Keeps `memory` reserved for as long as the prompt is in use.
     pub fn hold(&mut self, memory: Reservation) {
         self.memory = Some(Arc::new(memory));
     }
@@ -198,7 +198,7 @@ fn malformed(error: serde_json::Error) -> Error {
     Kind::MalformedJson.because(format!("{error}."))
 }
 
-/// A field's value. A value that no field can use is not held, only named.
+/// A field's value. A value that no field can use is not kept, only described.
 #[derive(Debug, Default)]
 enum FieldValue {
     #[default]
@@ -258,7 +258,7 @@ impl FieldValue {
                 "Field 'model_id_override': {} is not served in {}, where prompts may go; allowed: {}.",
                 model.id,
                 settings.prompt_locations().join(", "),
-                or_nothing(served.map(|model| model.id).collect())
+                listed(&served.map(|model| model.id).collect::<Vec<_>>())
             ))
         })
     }
@@ -283,15 +283,11 @@ impl FieldValue {
             FieldValue::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
             FieldValue::Bool(value) => value.to_string(),
             FieldValue::Whole(number) => format!("the number {number}"),
-            FieldValue::Other(what) => (*what).to_owned(),
+            FieldValue::Other(description) => (*description).to_owned(),
         };
         Kind::UnsupportedParameter
             .because(format!("Field '{field}': {given} is not allowed; allowed: {allowed}."))
     }
-}
-
-fn or_nothing(ids: Vec<&str>) -> String {
-    if ids.is_empty() { "nothing".to_owned() } else { ids.join(", ") }
 }
 
 const MAX_SEED: u64 = i32::MAX as u64;
@@ -462,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_neither_crashes_nor_counts() {
+    fn deep_nesting_is_skipped() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(parse(format!(r#"{{"prompt": "x", "other": {deep}}}"#)).is_ok());
         let (kind, _) = error(format!(r#"{{"prompt": {deep}}}"#));
@@ -470,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_cannot_be_is_named_with_what_is_allowed() {
+    fn an_invalid_field_is_named_with_the_allowed_values() {
         for (field, value, allowed) in [
             ("aspect_ratio", json!("4:7"), "16:9"),
             ("aspect_ratio", json!(1), "16:9"),

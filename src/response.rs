@@ -1,4 +1,4 @@
-//! Answers on the wire: JSON always, an error as its line of the contract.
+//! HTTP responses: always JSON; an error becomes its row of the contract.
 
 use crate::error::Error;
 use axum::body::Body;
@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::sync::Arc;
 
+/// The body of an error's response.
 #[derive(Serialize)]
 struct ErrorBody {
     error_code: &'static str,
@@ -29,7 +30,7 @@ impl IntoResponse for Error {
     }
 }
 
-/// An answer with a JSON body, its fields in their own order.
+/// A response with a JSON body; the fields keep their order.
 pub fn json(status: u16, body: &impl Serialize) -> Response {
     let text = serde_json::to_vec(body).expect("strings and lists of strings are JSON");
     let mut response = Response::new(Body::from(text));

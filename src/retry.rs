@@ -13,10 +13,11 @@ pub struct Failure {
     pub again: Again,
 }
 
+/// Whether and when to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
     Never,
-    /// After the back-off, or after the error's `retry_after` where that is longer.
+    /// After the back-off, or after the error's `retry_after` if that is longer.
     Later,
 }
 
@@ -35,7 +36,7 @@ impl Failure {
 /// The attempt gets its number, from 1. A wait that would end past the deadline is not begun.
 ///
 /// # Errors
-/// Of the last attempt.
+/// The error of the last attempt.
 pub async fn until<T, F>(
     deadline: Instant,
     first_wait: Duration,
@@ -71,11 +72,12 @@ fn backoff(first_wait: Duration) -> ExponentialBuilder {
     ExponentialBuilder::default().with_min_delay(first_wait).with_jitter().with_max_times(TRIES - 1)
 }
 
-/// The end of a try that may take `limit`, within the deadline.
+/// The end of a try that begins now and may take `limit`, but not longer than the deadline.
 pub fn within(deadline: Instant, limit: Duration) -> Instant {
     deadline.min(Instant::now() + limit)
 }
 
+/// The most attempts.
 pub const TRIES: usize = 3;
 
 #[cfg(test)]

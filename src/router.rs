@@ -35,8 +35,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health", get(health).fallback(|| method_not_allowed("GET, HEAD")))
         .route("/", get(index).fallback(|| method_not_allowed("GET, HEAD")))
         .fallback(not_found)
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(Arc::clone(&app), around))
+        .layer(CatchPanicLayer::custom(panic_response))
+        .layer(from_fn_with_state(Arc::clone(&app), handle_request))
         .with_state(app)
 }
 
@@ -60,16 +60,16 @@ async fn method_not_allowed(allowed: &'static str) -> Response {
     response
 }
 
-fn panicked(_: Box<dyn Any + Send>) -> Response {
+fn panic_response(_: Box<dyn Any + Send>) -> Response {
     Kind::Internal.because("The request could not be handled.").into_response()
 }
 
-/// The client's address, where the platform tells it.
+/// The client's address, if the platform tells it.
 #[derive(Debug, Clone, Copy)]
 pub struct RemoteIp(pub IpAddr);
 
-/// Everything that happens once a request, whatever its route and outcome.
-async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+/// The steps of every request, whatever its route and outcome.
+async fn handle_request(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = request_id();
     let trace = Trace::from_headers(request.headers());
     let span = telemetry::request_span(
@@ -109,7 +109,7 @@ fn remote_ip(request: &Request, platform: Platform) -> Option<IpAddr> {
     }
 }
 
-/// HTTP/1.1 wants exactly one `Host`, a host with or without a port (RFC 9112, section 3.2).
+/// HTTP/1.1 requires exactly one `Host`, with or without a port (RFC 9112, section 3.2).
 fn check_host(request: &Request) -> Result<(), Error> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let is_from_socket = request.extensions().get::<RemoteIp>().is_some();
@@ -138,7 +138,7 @@ mod tests {
     async fn a_panic_becomes_the_contracts_500() {
         let panics = get(async || -> Response { panic!("a bug") });
         let router: Router =
-            Router::new().route("/", panics).layer(CatchPanicLayer::custom(panicked));
+            Router::new().route("/", panics).layer(CatchPanicLayer::custom(panic_response));
         let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(response.status(), 500);
         let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();

@@ -28,15 +28,15 @@ use tokio::time::Instant;
 /// Serves until the platform ends the process or a signal stops it.
 ///
 /// # Errors
-/// A sentence for the operator: the address is taken, the Lambda runtime gave up.
+/// A sentence for the operator, if the address is in use or the Lambda runtime fails.
 pub async fn run(app: Arc<App>) -> Result<(), String> {
     match app.config.platform {
         Platform::Lambda => {
             started(&app.config, None);
-            let answer = |event: LambdaEvent<Value>| {
+            let handler = |event: LambdaEvent<Value>| {
                 answer_event(Arc::clone(&app), event.payload, event.context)
             };
-            lambda_runtime::run(service_fn(answer)).await.map_err(|error| error.to_string())
+            lambda_runtime::run(service_fn(handler)).await.map_err(|error| error.to_string())
         }
         Platform::CloudRun | Platform::Plain => {
             let address = SocketAddr::new(app.config.host, app.config.port);
@@ -54,7 +54,7 @@ pub async fn run(app: Arc<App>) -> Result<(), String> {
     }
 }
 
-/// The line by which an operator sees what runs where, with which settings.
+/// Logs what runs where, with which settings.
 fn started(config: &Config, address: Option<SocketAddr>) {
     let targets: Vec<_> =
         config.targets().map(|target| format!("{}/{}", target.location, target.model.id)).collect();
@@ -90,7 +90,7 @@ pub async fn invoke_until(app: Arc<App>, event: &str, deadline: u64) -> Result<V
     answer_event(app, event, context).await
 }
 
-/// A response in the form that the sender of the event expects.
+/// Answers an event in the form that its sender expects.
 async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<Value, String> {
     let is_http = event.get("requestContext").is_some();
     if !is_http && event.get("prompt").is_some() {
@@ -113,7 +113,7 @@ async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<V
     serde_json::to_value(response).map_err(|error| error.to_string())
 }
 
-/// The payload is the request's body, and the result is the response's body.
+/// Answers a direct invocation: its payload is the request's body, and the result is the response's body.
 async fn answer_directly(app: Arc<App>, body: Value, context: Context) -> Result<Value, String> {
     let request = Request::post(GENERATE_IMAGE)
         .header(CONTENT_TYPE, "application/json")
@@ -125,7 +125,8 @@ async fn answer_directly(app: Arc<App>, body: Value, context: Context) -> Result
     serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
 }
 
-/// An event whose body claims to be base64 and is not: `lambda_http` panics over it. Its text is refused as JSON.
+/// Corrects an event whose body claims to be base64 and is not, because `lambda_http` would panic. The
+/// body is then refused as invalid JSON.
 fn with_readable_body(mut event: Value) -> Value {
     let is_base64 = event.get("isBase64Encoded") == Some(&Value::Bool(true));
     let body = event.get("body").and_then(Value::as_str).unwrap_or_default();
@@ -135,7 +136,7 @@ fn with_readable_body(mut event: Value) -> Value {
     event
 }
 
-/// Takes those headers out of an event that are not ASCII, because `lambda_http` refuses a whole event over one.
+/// Takes the headers out of an event that are not ASCII, because `lambda_http` would refuse the event.
 fn take_odd_headers(event: &mut Value) -> HeaderMap {
     let mut odd = HeaderMap::new();
     let mut is_plain = |name: &str, value: &Value| {
@@ -162,7 +163,7 @@ fn take_odd_headers(event: &mut Value) -> HeaderMap {
     odd
 }
 
-/// API Gateway names its stage as the first part of the path; IGA's routes have no stages.
+/// Removes API Gateway's stage, which is the first part of the path; IGA's routes have no stages.
 fn without_stage(mut request: lambda_http::Request) -> lambda_http::Request {
     let stage = match request.request_context_ref() {
         Some(RequestContext::ApiGatewayV1(context)) => context.stage.as_deref(),
@@ -182,7 +183,7 @@ fn lambda_service(app: Arc<App>) -> Router {
     router(app).layer(map_request(with_lambda_deadline))
 }
 
-/// Lambda kills a function at its timeout; everything must end a little earlier.
+/// Adds the deadline of the request: a little before Lambda's timeout, at which the function is killed.
 async fn with_lambda_deadline(mut request: Request) -> Request {
     if let Some(context) = request.extensions().get::<Context>() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The service on a socket: connections are bounded in number, in time and in what they hold.
+//! The service on a socket: connections are bounded in number, in time and in memory.
 
 use crate::app::App;
 use crate::config::Config;
@@ -31,9 +31,9 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves on a socket until `stop`, then finishes what it holds.
+/// Serves on a socket until `stop`, then finishes the requests under way.
 ///
-/// New requests are answered, with 503, until the last flight has ended: no client sees a refused connection.
+/// New requests get a 503 until the last flight has ended: no client sees a refused connection.
 pub async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
     let connections = Connections::new(&app);
     let finished = async {
@@ -124,7 +124,7 @@ async fn connection(stream: TcpStream, peer: IpAddr, router: Router, closing: Ca
     let mut is_closing = false;
     loop {
         tokio::select! {
-            // An error is the client's: it left, or sent what is no HTTP.
+            // An error is the client's: it left, or did not send valid HTTP.
             _ = connection.as_mut() => return,
             () = &mut first_header, if is_waiting => {
                 if !is_used.load(Ordering::Relaxed) {
@@ -140,7 +140,7 @@ async fn connection(stream: TcpStream, peer: IpAddr, router: Router, closing: Ca
     }
 }
 
-/// As many as the settings say, but no more than leave files for what generations open.
+/// The maximum of the settings, or fewer, so that enough files are left for generations.
 fn max_connections(config: &Config) -> usize {
     let files = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let files = usize::try_from(files).unwrap_or(usize::MAX);
@@ -155,7 +155,7 @@ fn is_about_the_peer(kind: ErrorKind) -> bool {
     )
 }
 
-/// The model, the upload and the record of a generation.
+/// The connections of a generation: to the model, for the upload, and for the record.
 const FILES_PER_GENERATION: usize = 3;
 const FILES_BESIDE: usize = 64;
 
@@ -168,13 +168,13 @@ const FIRST_HEADER: Duration = Duration::from_secs(20);
 /// How long a connection may be idle: longer than the 60 s of a load balancer, which closes first.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// The longest header, and what is read ahead of the handler.
+/// The longest header, and the most that is read ahead of the handler.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// While the file table is full, accepting fails at once, again and again.
+/// The pause after a failure to accept: while the file table is full, every attempt fails at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 
-/// Cloud Run kills the process 10 s after SIGTERM: flights may go on for this long; a second is for cancelling the
-/// rest, and the responses have what is left then.
+/// Cloud Run kills the process 10 s after SIGTERM. Flights may go on for this long, the rest is
+/// cancelled within a second, and the responses have the time that is left then.
 const FINISH_WITHIN: Duration = Duration::from_millis(7500);
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);

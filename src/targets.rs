@@ -1,4 +1,4 @@
-//! Which model is asked, and where: the configured one, or a fallback where that one is gone.
+//! Which model is asked, and where: the configured one, or a fallback if that one is gone.
 
 use crate::config::{Config, Target};
 use crate::error::{Error, Kind};
@@ -8,11 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// The configured model and its fallbacks, and which of them are gone.
 pub struct Targets {
     /// The configured model, then its fallbacks. Never empty.
     list: Vec<Target>,
     fallback_when_busy: bool,
-    /// For each target, until when it counts as gone.
+    /// The time until which each target counts as gone.
     gone_until: Mutex<Vec<Option<Instant>>>,
 }
 
@@ -23,7 +24,8 @@ impl Targets {
         Targets { list, fallback_when_busy: config.fallback_when_busy, gone_until }
     }
 
-    /// Calls `ask` for one target after the other, past those that are gone, and returns the first result.
+    /// Calls `ask` for one target after the other, skips those that are gone, and returns the first
+    /// result.
     ///
     /// # Errors
     /// If every target fails: the error of the first busy one, otherwise the parameter that no fallback takes,
@@ -39,8 +41,8 @@ impl Targets {
     {
         let (mut busy, mut refused, mut not_found) = (None, None, None);
         let mut found_gone = Vec::new();
-        for place in self.places() {
-            let target = &self.list[place];
+        for index in self.indexes_to_ask() {
+            let target = &self.list[index];
             if let Err(error) = target.model.check(params) {
                 // The model that the operator chose decides what a request may ask for.
                 if target.model == self.list[0].model {
@@ -51,12 +53,12 @@ impl Targets {
             }
             match ask(target).await {
                 Err(error) if error.kind == Kind::ModelNotFound => {
-                    if self.remember_gone(place) {
+                    if self.remember_gone(index) {
                         found_gone.push(target);
                     }
-                    not_found = Some((place, error));
+                    not_found = Some((index, error));
                 }
-                Err(error) if self.passes_by(&error, deadline) => {
+                Err(error) if self.may_skip_busy(&error, deadline) => {
                     let Target { model, location } = target;
                     tracing::warn!(
                         model = model.id,
@@ -73,37 +75,37 @@ impl Targets {
             }
         }
         warn_of(&found_gone, None);
-        let not_found = not_found.map(|(place, error)| self.without_what_was_tried(place, error));
+        let not_found = not_found.map(|(index, error)| self.with_untried_advice(index, error));
         Err(busy.or(refused).or(not_found).expect("at least one target is checked or asked"))
     }
 
-    /// The places in `list` to ask, in order: all that are not gone, or all if every one is.
-    fn places(&self) -> Vec<usize> {
+    /// The indexes in `list` to ask, in order: all that are not gone, or all if every one is.
+    fn indexes_to_ask(&self) -> Vec<usize> {
         let mut gone_until = self.gone_until.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let is_gone = |until: &Option<Instant>| until.is_some_and(|until| until > now);
         if gone_until.iter().all(is_gone) {
             gone_until.fill(None);
         }
-        (0..self.list.len()).filter(|place| !is_gone(&gone_until[*place])).collect()
+        (0..self.list.len()).filter(|index| !is_gone(&gone_until[*index])).collect()
     }
 
-    /// Whether this request is the first to notice.
-    fn remember_gone(&self, place: usize) -> bool {
+    /// Marks a target as gone. Returns true if this request is the first to notice.
+    fn remember_gone(&self, index: usize) -> bool {
         let mut gone_until = self.gone_until.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let before = gone_until[place].replace(now + GONE_FOR);
+        let before = gone_until[index].replace(now + GONE_FOR);
         before.is_none_or(|until| until <= now)
     }
 
-    fn passes_by(&self, error: &Error, deadline: Instant) -> bool {
+    fn may_skip_busy(&self, error: &Error, deadline: Instant) -> bool {
         let is_busy = matches!(error.kind, Kind::ResourceExhausted | Kind::VertexUnavailable);
         self.fallback_when_busy && is_busy && Instant::now() < deadline
     }
 
-    /// The error of the target at `place`, with advice that leaves out the whole list.
-    fn without_what_was_tried(&self, place: usize, error: Error) -> Error {
-        let Target { model, location } = &self.list[place];
+    /// The error of the target at `index`, with advice that does not propose the targets of the list.
+    fn with_untried_advice(&self, index: usize, error: Error) -> Error {
+        let Target { model, location } = &self.list[index];
         let tried: Vec<_> =
             self.list.iter().map(|target| (target.model.id, target.location.as_str())).collect();
         let details = error.to_string();
@@ -136,7 +138,7 @@ fn warn_of(gone: &[&Target], next: Option<&Target>) {
     );
 }
 
-/// How long a model that is gone is not asked again.
+/// How long a target counts as gone.
 const GONE_FOR: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_busy_model_is_passed_by_only_where_the_settings_say_so() {
+    async fn a_busy_model_is_skipped_only_if_the_settings_say_so() {
         let busy = [
             ("gemini-3-pro-image", Kind::ResourceExhausted),
             ("gemini-nano-banana-2.1", Kind::VertexUnavailable),

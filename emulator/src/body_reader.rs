@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use crate::response::{Ending, Refusal};
 
 pub(crate) struct BodyReader {
-    /// `None` once there is nothing more to come.
+    /// `None` if the whole body is in `read`.
     body: Option<Incoming>,
     /// What has arrived so far.
     pub read: BytesMut,

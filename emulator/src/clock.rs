@@ -1,4 +1,4 @@
-//! The time that responses tell, and its formats.
+//! The time that responses show, and its formats.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -24,14 +24,14 @@ impl Clock {
     }
 }
 
-/// Such as `2026-03-01T12:00:00.000Z`.
+/// A time such as `2026-03-01T12:00:00.000Z`.
 pub(crate) fn rfc3339(at: OffsetDateTime) -> String {
     let (date, millisecond) = (at.date(), at.millisecond());
     let (hour, minute, second) = at.to_hms();
     format!("{date}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
 }
 
-/// The format of `Date`.
+/// A time in the format of the header `Date`.
 pub(crate) fn http_date(at: OffsetDateTime) -> String {
     let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
     let (weekday, month) = (&weekday[..3], &month[..3]);

@@ -11,9 +11,9 @@ use crate::services::{Call, Services};
 
 pub(crate) async fn handle(services: &Services, mut call: Call) -> HandlerResult {
     let body = call.body.all().await?;
-    let what = call.segments.get(1..).unwrap_or_default().join("/");
+    let endpoint = call.segments.get(1..).unwrap_or_default().join("/");
     let json = |value: Value| Ok(Response::json(StatusCode::OK, &value));
-    let result = match (call.method.as_str(), what.as_str()) {
+    let result = match (call.method.as_str(), endpoint.as_str()) {
         ("POST", "faults") => add_fault(services, &body),
         ("DELETE", "faults") => {
             services.faults.clear();

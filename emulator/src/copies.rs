@@ -15,7 +15,7 @@ use crate::storage_access::{admit, conditions, now, record, refused, require};
 use crate::storage_error::{invalid, invalid_parameter};
 use crate::upload::metadata_fields;
 
-/// The places of a copy: bucket and name.
+/// The place of an object: bucket and name.
 type Place<'a> = (&'a str, &'a str);
 
 /// `POST …/o/SOURCE/copyTo/b/BUCKET/o/NAME`.

@@ -447,7 +447,7 @@ impl Rng {
     }
 }
 
-/// Colours that go together, as 0xRRGGBB.
+/// The colours of one drawing, as 0xRRGGBB.
 struct Palette {
     zenith: u32,
     horizon: u32,

@@ -1,4 +1,4 @@
-//! A running emulator, as its user holds it.
+//! The handle of a running emulator.
 
 use std::io;
 use std::sync::Arc;

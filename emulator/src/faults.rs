@@ -55,7 +55,7 @@ pub struct Fault {
     pub action: Action,
 }
 
-/// The operation and its moment at which a fault acts.
+/// The operation at which a fault acts, and the moment in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -102,7 +102,7 @@ pub enum Action {
     /// Sends this response instead. An upload's body is read to its end first, so the response
     /// arrives.
     Response(ScriptedResponse),
-    /// Waits, then goes on as usual.
+    /// Waits, then continues as usual.
     Delay { ms: u64 },
     /// Never responds: silent until the client or the emulator goes away.
     Stall,
@@ -188,7 +188,7 @@ impl Fault {
         self
     }
 
-    /// Lets so many matching requests pass first.
+    /// Lets this many matching requests pass first.
     pub fn skip(self, requests: u32) -> Self {
         Self { skip: requests, ..self }
     }
@@ -224,7 +224,7 @@ impl Stage {
         self == stage || self == Self::Read && matches!(stage, Self::Stat | Self::Download)
     }
 
-    /// The permission that Cloud Storage asks for there.
+    /// The permission that Cloud Storage requires at this stage.
     fn permission(self) -> &'static str {
         match self {
             Self::Read | Self::Stat | Self::Download => "storage.objects.get",
@@ -389,8 +389,8 @@ impl Faults {
         self.lock().clear();
     }
 
-    /// The first fault for this stage and subject, used up by one. Those that let the request pass
-    /// count it.
+    /// The first fault that acts on this stage and subject; its remaining `times` decrease by one.
+    /// Faults that still skip requests count this one.
     pub fn take(&self, stage: Stage, subject: Subject) -> Option<Fault> {
         let mut faults = self.lock();
         let mut matching = faults.iter_mut().filter(|fault| fault.acts_on(stage, &subject));

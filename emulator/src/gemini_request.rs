@@ -37,7 +37,7 @@ pub(crate) fn read(model: &'static Model, request: &Value) -> Result<GenerationS
     })
 }
 
-/// The number of words in a request's contents, and one: the emulator's tokens.
+/// The emulator's count of a request's tokens: the words in its contents, plus one.
 pub(crate) fn count_tokens(request: &Value) -> Result<usize, Refusal> {
     let request = message(request, COUNT_TOKENS_REQUEST, "", Dialect::Proto)?;
     Ok(prompt(&request["contents"])?.split_whitespace().count() + 1)
@@ -175,7 +175,7 @@ impl<'a> ImageRequest<'a> {
     }
 }
 
-/// An enum's value, unless it is the one that stands for none.
+/// An enum's value, unless it is the value for "unspecified".
 fn specified(value: &Value) -> Option<&str> {
     value.as_str().filter(|name| !name.ends_with("_UNSPECIFIED"))
 }

@@ -12,7 +12,7 @@ use crate::models::{Family, pixels};
 /// The images of a response.
 #[derive(Clone, Copy)]
 pub(crate) struct Rendering {
-    /// Divides the sides.
+    /// The divisor of the sides.
     pub shrunk: u32,
     pub image: ImageSpec,
 }

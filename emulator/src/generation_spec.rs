@@ -1,4 +1,4 @@
-//! What a generation is to make.
+//! What a generation must make.
 
 use std::ops::RangeInclusive;
 

@@ -108,7 +108,7 @@ impl ResponseBody {
         }
     }
 
-    /// The next chunk; shorter where the cut comes first, empty where nothing more may be sent.
+    /// The next chunk; shorter if the cut comes first, empty if no more may be sent.
     fn next_chunk(&mut self) -> Bytes {
         let allowed = self.cut.map_or(u64::MAX, |cut| cut.after);
         let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
@@ -292,7 +292,7 @@ impl Throttle {
         }
     }
 
-    /// Waits for the time of the bytes spent so far; then so many bytes may follow at once.
+    /// Waits until the bytes sent so far are due. Returns how many bytes may follow at once.
     fn poll_allowance(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         ready!(self.free_at.as_mut().poll(cx));
         let share = self.bytes_per_second / ALLOWANCES_PER_SECOND;

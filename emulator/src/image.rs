@@ -128,7 +128,7 @@ fn gif_comment(bytes: usize) -> Vec<u8> {
     comment
 }
 
-/// Of the ISO base media file format.
+/// A box that readers of the ISO base media file format skip.
 fn free_box(bytes: usize) -> Vec<u8> {
     let size = bytes.max(8);
     let mut padding = (size as u32).to_be_bytes().to_vec();

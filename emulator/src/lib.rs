@@ -48,7 +48,7 @@
 //!
 //! # Prompts that choose the outcome
 //!
-//! For tests by hand, a prompt that contains one of these words gets the outcome: `[blocked]` (the
+//! For tests by hand, one of these words in a prompt chooses the outcome: `[blocked]` (the
 //! prompt), `[filtered]` (the image), `[empty]` (no image, no reason), `[refuse]` (text instead of
 //! an image), `[quota]` (429), `[overloaded]` (503), `[denied]` (403). Faults can do everything
 //! else.
@@ -107,15 +107,15 @@
 //! {"stage": "upload_end", "prefix": "images/.iga/", "write": "overwrite", "skip": 2, "action": "reset"}
 //! ```
 //!
-//! Overwriting is refused for ever; so is every upload of an object with the metadata key `image`:
+//! Every overwrite is refused, and every upload of an object with the metadata key `image`:
 //!
 //! ```json
 //! {"stage": "upload_start", "write": "overwrite", "times": null, "action": {"response": {"status": 403}}}
 //! {"stage": "upload_start", "metadata": ["image"], "times": null, "action": {"response": {"status": 403}}}
 //! ```
 //!
-//! A GET of metadata never gets a response; one delete is not applied, the next one is, both in
-//! silence:
+//! A GET of metadata never gets a response. Two deletes get no response either: the first is not
+//! applied, the second is:
 //!
 //! ```json
 //! {"stage": "stat", "times": null, "action": "stall"}
@@ -137,7 +137,7 @@
 //!   "delivery": {"chunk_bytes": 65536, "chunk_delay_ms": 10}}}}
 //! ```
 //!
-//! A response of one's own; `$IMAGE` becomes the image in base64:
+//! A custom response; `$IMAGE` becomes the image in base64:
 //!
 //! ```json
 //! {"stage": "response", "prompt": "fox", "action": {"response": {"body": {
@@ -167,8 +167,8 @@
 //! `/_emulator/objects`.
 //!
 //! With [`Options::journal`] or `EMULATOR_JOURNAL=FILE` every request is appended to a file with
-//! its response, one JSON object a line, without `Authorization`: what a check against Google's
-//! schemas reads.
+//! its response, one JSON object a line, without `Authorization`. A check against Google's schemas
+//! can read that file.
 //!
 //! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with
 //! `{"advance_ms": 60000}` moves the clock behind `Date` and the objects' times.

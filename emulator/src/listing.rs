@@ -20,7 +20,7 @@ pub(crate) struct Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    /// Reads them from a query; the error is the invalid parameter.
+    /// Reads the parameters from a query; the error is the invalid parameter.
     pub fn from_query(query: &'a BTreeMap<String, String>) -> Result<Self, &'static str> {
         let text = |name: &str| query.get(name).map(String::as_str).filter(|text| !text.is_empty());
         let page = match text("maxResults") {

@@ -39,7 +39,7 @@ pub(crate) struct NewObject {
     pub bytes: Bytes,
 }
 
-/// When something happens: by the clock of the responses, and by the one that measures intervals.
+/// The time of an event: by the clock of the responses, and by the clock that measures intervals.
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
     pub time: OffsetDateTime,
@@ -54,7 +54,7 @@ pub(crate) enum StoreError {
     /// The caller lacks this permission.
     Forbidden(&'static str),
     Retained(Retention),
-    /// The object was changed too short a time ago.
+    /// The last change of the object was too short a time ago.
     TooManyMutations,
     Io(io::Error),
 }
@@ -170,7 +170,7 @@ impl Objects {
         self.lock().objects.get(&key(bucket, name)).map(|entry| entry.metadata.clone())
     }
 
-    /// Reads the live object; `generation` asks for that one and no other.
+    /// Reads the live object; with `generation`, only if it is that one.
     pub fn read(
         &self,
         bucket: &str,
@@ -506,7 +506,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_are_google_s() {
+    fn checksums_are_those_of_google() {
         assert_eq!(crc32c(b"hello world"), "yZRlqg==");
         assert_eq!(md5_hash(b"hello world"), "XrY7u+Ae7tCTyyK7j1rNww==");
         assert_eq!(crc32c(b""), "AAAAAA==");

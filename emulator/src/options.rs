@@ -18,7 +18,7 @@ pub struct Options {
     pub latency: Duration,
     /// Retired models that respond as if they were still served.
     pub revive: Vec<String>,
-    /// Divides the sides of images; 1 gives Google's sizes.
+    /// The divisor of the sides of images; 1 gives Google's sizes.
     pub shrunk: u32,
     /// Pads images to this many bytes.
     pub image_bytes: Option<usize>,
@@ -26,10 +26,10 @@ pub struct Options {
     pub token_life: Duration,
     /// Cloud Storage permissions that the caller lacks, such as `storage.objects.create`.
     pub withheld: Vec<String>,
-    /// Refuse to create an object over an existing one for want of `storage.objects.delete` (403)
-    /// and not for its precondition (412); Cloud Storage may do either.
+    /// Refuse to create an object over an existing one with 403, for lack of
+    /// `storage.objects.delete`, and not with 412, for its precondition. Cloud Storage may do either.
     pub permission_before_precondition: bool,
-    /// What forbids to overwrite or delete any object, whatever permissions the caller has.
+    /// The protection that forbids every overwrite and delete, whatever permissions the caller has.
     pub retention: Option<Retention>,
     /// The shortest time between two changes of one object; an earlier one is refused with 429.
     pub mutation_interval: Option<Duration>,

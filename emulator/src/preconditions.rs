@@ -19,7 +19,7 @@ pub(crate) enum FailedCondition {
 }
 
 impl Preconditions {
-    /// Reads them from a query; the error is the parameter that is not a number.
+    /// Reads the conditions from a query; the error is the parameter that is not a number.
     pub fn from_query(query: &BTreeMap<String, String>) -> Result<Self, &'static str> {
         Self::from_parameters(
             query,
@@ -32,7 +32,7 @@ impl Preconditions {
         )
     }
 
-    /// Reads those on the source of a copy.
+    /// Reads the conditions on the source of a copy.
     pub fn on_source(query: &BTreeMap<String, String>) -> Result<Self, &'static str> {
         Self::from_parameters(
             query,
@@ -66,7 +66,7 @@ impl Preconditions {
         self.generation_match
     }
 
-    /// Both numbers are the live object's, 0 if there is none.
+    /// Both numbers are those of the live object, or 0 if no object exists.
     pub fn check(&self, generation: i64, metageneration: i64) -> Result<(), FailedCondition> {
         let differs = |wanted: Option<i64>, is: i64| wanted.is_some_and(|wanted| wanted != is);
         let equals = |unwanted: Option<i64>, is: i64| unwanted == Some(is);

@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     /// Its values; their numbers are their positions.
     Enum(&'static [&'static str]),
     Message(&'static [Field]),
-    /// What the emulator does not look at.
+    /// A value that the emulator does not read.
     Any,
 }
 

@@ -46,11 +46,11 @@ pub struct Recorded {
     pub path: String,
     pub query: String,
     pub headers: HeaderMap,
-    /// Its beginning; of an upload only the JSON metadata.
+    /// The beginning of the body; of an upload only the JSON metadata.
     pub body: Bytes,
-    /// It is a generation that made an image, delivered or not.
+    /// Whether it is a generation that made an image, delivered or not.
     pub paid: bool,
-    /// `None` as long as there is no response, or where there was none.
+    /// `None` while there is no response, or if the connection ended without one.
     pub status: Option<u16>,
 }
 
@@ -62,9 +62,9 @@ pub struct Generation {
     pub model: String,
     pub prompt: String,
     pub labels: BTreeMap<String, String>,
-    /// An image was made, delivered or not.
+    /// Whether an image was made, delivered or not.
     pub paid: bool,
-    /// `None` as long as there is no response, or where there was none.
+    /// `None` while there is no response, or if the connection ended without one.
     pub status: Option<u16>,
 }
 
@@ -79,9 +79,9 @@ pub struct StorageOperation {
     pub conditions: BTreeMap<String, String>,
     /// The custom metadata of an uploaded object.
     pub metadata: BTreeMap<String, String>,
-    /// The objects of the bucket were changed, whatever the response says.
+    /// Whether the objects of the bucket were changed, whatever the response says.
     pub applied: bool,
-    /// `None` as long as there is no response, or where there was none.
+    /// `None` while there is no response, or if the connection ended without one.
     pub status: Option<u16>,
 }
 
@@ -102,7 +102,7 @@ pub enum OperationKind {
     Bucket,
 }
 
-/// Collects all of it; requests are named by their number.
+/// Collects all records; requests are identified by their numbers.
 #[derive(Default)]
 pub(crate) struct Recorder {
     counters: watch::Sender<Counters>,
@@ -130,7 +130,7 @@ impl Recorder {
         self.counters.borrow().clone()
     }
 
-    /// Waits until the counters are such.
+    /// Waits until the counters meet the condition.
     pub async fn reached(&self, condition: impl FnMut(&Counters) -> bool) {
         // The sender lives in `self`.
         let _ = self.counters.subscribe().wait_for(condition).await;

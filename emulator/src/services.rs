@@ -56,7 +56,7 @@ impl Services {
 /// A request whose body is still to be read.
 pub(crate) struct Call {
     pub method: Method,
-    /// Split at `/` first and decoded then, so that an object's name is one segment.
+    /// Split at `/` and then decoded, so that an object's name is one segment.
     pub segments: Vec<String>,
     /// Decoded; faults are matched against it.
     pub path: String,
@@ -65,7 +65,7 @@ pub(crate) struct Call {
     pub permissions: Vec<String>,
     pub headers: HeaderMap,
     pub body: BodyReader,
-    /// Under which the recorder has it.
+    /// Its number in the recorder.
     pub number: usize,
 }
 

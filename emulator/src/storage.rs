@@ -176,7 +176,7 @@ fn get_bucket(services: &Services, call: &Call, bucket: &str, permission: &str) 
     Ok(Response::json(StatusCode::OK, &bucket_resource(bucket)))
 }
 
-/// Which of the named permissions the caller has; asking requires none.
+/// Which of the named permissions the caller has; this request requires no permission.
 async fn test_permissions(services: &Services, call: &Call, bucket: &str) -> HandlerResult {
     admit(services, call, bucket, "")?;
     record(services, call, OperationKind::Bucket, bucket, "", BTreeMap::new());

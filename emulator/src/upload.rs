@@ -1,4 +1,4 @@
-//! What all kinds of uploads share: their faults, and the storing.
+//! What all kinds of uploads share: their faults, and storing the object.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub(crate) async fn apply_at_start(
     apply_before(fault).await
 }
 
-/// Reads to the end if a response is to arrive, or the connection to end without an RST.
+/// Reads the body to its end if the fault sends a response or closes the connection without an RST.
 pub(crate) async fn drain(fault: Option<&Fault>, body: &mut BodyReader) -> Result<(), Refusal> {
     let Some(fault) = fault else { return Ok(()) };
     match fault.action {

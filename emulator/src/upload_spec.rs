@@ -1,4 +1,4 @@
-//! What an upload is to become, before its bytes are known.
+//! The object that an upload makes, before its bytes are known.
 
 use std::collections::BTreeMap;
 

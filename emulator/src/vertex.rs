@@ -77,7 +77,7 @@ pub(crate) async fn generate(
     apply_after(fault, response).await
 }
 
-/// What is asked of a model.
+/// The method of a model that a request calls.
 #[derive(Clone, Copy, PartialEq)]
 enum Verb {
     Predict,

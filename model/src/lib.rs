@@ -1,19 +1,19 @@
-//! A specification of the protocol by which instances agree who pays for an image, as a model whose
-//! every interleaving can be explored.
+//! A specification of the protocol by which instances agree which of them pays for an image, as a
+//! model whose every interleaving can be explored.
 //!
-//! Each *flight* runs on an instance of its own and shares nothing with the others but the store. A
-//! write is sent, then applied and answered; its answer may be lost, and a write without an answer
-//! may be applied later or never. A flight may be slow, freeze, die, or be cancelled between any
-//! two steps. Time is a count of ticks, one renewal period each; any number of steps fit between
+//! Each *flight* runs on an instance of its own and shares only the store with the others. A write is
+//! sent, then applied, then gets its response. The response may be lost, and a write without a
+//! response may be applied later or never. A flight may be slow, freeze, die, or be cancelled between
+//! any two steps. Time is a count of ticks, one renewal period each; any number of steps fit between
 //! two ticks. A live flight renews its lease in every tick in which it is due, because record calls
-//! are bounded well below a tick; a frozen one does nothing.
+//! are bounded well below a tick; a frozen flight does nothing.
 //!
-//! Image names are inherited by take-overs and nothing is deleted: a release is a write that says
-//! so. The switches of [`Broken`] undo one rule each.
+//! A take-over inherits the image's name, and nothing is deleted: a release is a write. The switches
+//! of [`Broken`] undo one rule each.
 //!
-//! What is not modelled: the bytes, the door (whether the bucket takes objects at all), generation
-//! permits, retries of reads. A read and the look for the image that follows it are one step, as
-//! are reading a conflict and its answer.
+//! The model leaves out the bytes, the admission (whether the bucket accepts objects at all),
+//! generation permits and retries of reads. Reading a record and looking for its image are one step;
+//! so are a conflict and the read that follows it.
 
 use stateright::{Model, Property};
 
@@ -55,7 +55,7 @@ pub struct Request {
 /// How many faults of each kind a run may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Budget {
-    /// Writes and uploads whose answer does not come.
+    /// Writes and uploads that get no response.
     pub silences: u8,
     pub freezes: u8,
     pub deaths: u8,
@@ -75,35 +75,36 @@ pub enum Broken {
     ReleaseAfterPaying,
     /// A late holder deletes its image when it finds another's receipt.
     DeleteDuplicate,
-    /// The model is called without a look at the clock.
+    /// The model is called without checking the clock.
     PayWithoutHolding,
-    /// The life of a lease counts from the answer to its last write, not from its sending.
-    HoldFromAnswer,
+    /// The life of a lease counts from the response to its last write, not from its sending.
+    HoldFromResponse,
     /// The life of an acquired lease counts from the last of several tries.
     HoldFromLastTry,
     /// A lease is taken over when it may have expired, not when it surely has.
     TakeOverInDoubt,
     TakeOverWithoutLooking,
-    /// A taker stores its image under a name of its own.
+    /// After a take-over, the image is stored under a new name.
     FreshNameOnTakeOver,
     /// A release deletes the record.
     ReleaseDeletes,
-    /// A lease of an age in doubt is a variant's.
+    /// A lease of uncertain age counts as a variant's.
     DoubtIsVariant,
     /// A lease's age counts from its write, not from when its caller asked.
     VariantByLeaseAge,
     ReceiptFailureFailsRequest,
     RenewalStopsDuringUpload,
     RenewalStopsDuringReceipt,
-    /// A release is tried once, although the store may answer 429.
+    /// A release is tried once, although the store may response 429.
     ReleaseOnce,
     /// A cancelled acquire leaves what it may have written.
     AcquireLeavesLease,
-    /// The write of a joiner makes the lease young again.
+    /// The write of a joining flight resets the age of the lease.
     JoinRenews,
-    /// Equal requests join the first flight, or the one with the fewest joins, whatever it owes.
+    /// Equal requests join the first flight, or the one with the fewest joins, even if another owes an
+    /// image.
     JoinLeast,
-    /// A claim bears no name, so that its flight does not know it again when the answer is lost.
+    /// A claim has no name, so its flight does not recognise it after a lost response.
     ClaimWithoutName,
     /// A slot is created or replaced before the later ones are read.
     FirstFreeSlot,
@@ -181,13 +182,13 @@ pub struct Record {
     pub name: Id,
     /// Ticks since this generation was written.
     pub age: u8,
-    /// Age handed down by writes of others than the holder (`aged_ms`).
+    /// The age before the last write by another flight than the holder (`aged_ms`).
     pub carried: u8,
     pub renewed: bool,
     /// How long ago its caller had asked when the lease was acquired; 0 or 1.
     pub asked: u8,
     pub owed: bool,
-    /// The running flight whose claim made it owed no more.
+    /// The running flight whose claim ended that it was owed.
     pub claimant: Option<Id>,
     /// How long the holder may live after its write.
     pub ends: u8,
@@ -210,10 +211,10 @@ pub struct Flight {
     pub stage: Stage,
     pub slot: usize,
     pub name: Id,
-    /// The record write on the wire, and one that had no answer and may yet be applied.
+    /// The record write under way, and one that got no response and may still be applied.
     pub wire: Option<Write>,
     pub late: Option<Write>,
-    /// The name under which an upload without an answer may yet be applied.
+    /// The name under which an upload without a response may still be applied.
     pub late_upload: Option<Id>,
     /// Ticks since the last confirmed write of the lease was sent.
     pub held_for: u8,
@@ -222,18 +223,18 @@ pub struct Flight {
     /// Another flight has the record: nothing is renewed any more.
     pub lost: bool,
     pub frozen: bool,
-    /// Had reason to miss a renewal: frozen, or a write without an answer.
+    /// Had a reason to miss a renewal: it was frozen, or a write got no response.
     pub excused: bool,
     /// Ticks since its caller asked.
     pub age: u8,
     /// Ticks since it first saw the generation it waits for.
     pub seen_for: Option<u8>,
-    /// Ticks since the first unanswered try to acquire.
+    /// Ticks since the first try to acquire that got no response.
     pub doubt_for: Option<u8>,
     /// Its caller has left, and the record does not say so yet.
     pub owes: bool,
     pub paid: bool,
-    /// The store has not answered while it released.
+    /// The store did not respond to a release.
     pub release_doubt: bool,
     /// An image was stored before its caller asked.
     pub asked_after_stored: bool,
@@ -257,8 +258,8 @@ pub enum Stage {
     Stored,
     /// The caller is told; the receipt is not confirmed.
     Recording,
-    /// Found an image in an expired lease and told it; writes the receipt once.
-    Noting,
+    /// Found an image in an expired lease and told its caller; writes the receipt once.
+    WritingReceipt,
     Releasing,
     Done,
     /// Done, and remembers its image (without records).
@@ -275,13 +276,13 @@ pub enum WriteKind {
     Claim,
 }
 
-/// What must stand there for a write to be applied.
+/// The precondition of a write: what must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Over {
+pub enum IfGeneration {
     Nothing,
-    /// The generation that stands there now.
+    /// The generation that is there now.
     Current,
-    /// One that is gone for ever.
+    /// A generation that is gone for ever.
     Gone,
 }
 
@@ -289,18 +290,18 @@ pub enum Over {
 pub struct Write {
     pub kind: WriteKind,
     pub slot: usize,
-    pub over: Over,
+    pub if_generation: IfGeneration,
     pub name: Id,
     pub owed: bool,
-    /// Age that the record hands down.
+    /// The age to write into the record.
     pub carried: u8,
     pub sent_for: u8,
-    /// Applied or refused while the sender was frozen; it has not read the answer yet.
-    pub answer: Option<Answer>,
+    /// The response that the sender has not read yet, because it was frozen.
+    pub response: Option<Response>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Answer {
+pub enum Response {
     Confirmed,
     Conflict,
 }
@@ -314,26 +315,26 @@ pub enum Action {
         request: Id,
         flight: Id,
     },
-    /// Reads the records and judges them; `rounded`: by an age a tick too small.
-    Look {
+    /// Reads the records and judges them; `rounded` takes each age as a tick too small.
+    ReadRecords {
         flight: Id,
         rounded: bool,
     },
-    /// Sends the first write of an acquire again, without looking at what came of it.
+    /// Sends the first write of an acquire again, without reading its result.
     Resend(Id),
-    /// The store applies the flight's write if it may, and answers.
+    /// The store applies the flight's write if the precondition holds, and responds.
     Serve(Id),
-    /// The store applies it, and the answer is lost.
+    /// The store applies the write, and the response is lost.
     ServeSilently(Id),
-    /// No answer comes; the write may be applied later or never.
+    /// No response comes; the write may be applied later or never.
     Delay(Id),
     /// 429: the record was written in this tick.
     TooMany(Id),
     ApplyLate(Id),
     Renew(Id),
-    /// Looks at the clock and calls the model.
+    /// Checks the clock and calls the model.
     Call(Id),
-    ModelAnswers(Id),
+    ModelResponds(Id),
     ModelFails {
         flight: Id,
         retry: bool,
@@ -344,10 +345,10 @@ pub enum Action {
     ApplyLateUpload(Id),
     /// The lease is held: the caller is told at once.
     Tell(Id),
-    /// The lease is not surely held: the record is read first, if the store answers.
+    /// The lease is not surely held: the record is read first, if the store responds.
     ReadThenTell {
         flight: Id,
-        answered: bool,
+        responds: bool,
     },
     SendReceipt(Id),
     SendRelease(Id),
@@ -396,14 +397,14 @@ impl Flight {
         !matches!(self.stage, Stage::NotBegun | Stage::Done | Stage::Remembered)
     }
 
-    /// What tells it from other flights without naming any.
+    /// What distinguishes it from other flights, without naming any.
     fn shape(&self) -> impl Ord + Copy + use<> {
-        let wire = self.wire.map(|write| (write.kind, write.over, write.sent_for));
-        let late = self.late.map(|write| (write.kind, write.over));
+        let wire = self.wire.map(|write| (write.kind, write.if_generation, write.sent_for));
+        let late = self.late.map(|write| (write.kind, write.if_generation));
         (self.stage, self.held_for, self.frozen, wire, late)
     }
 
-    /// It holds a lease, and nothing excuses it for letting the lease expire.
+    /// It holds a lease and has no excuse for letting the lease expire.
     pub fn must_keep_its_lease(&self) -> bool {
         self.holds_record() && !self.lost && !self.excused && !self.frozen
     }
@@ -416,18 +417,18 @@ impl Flight {
     }
 }
 
-/// What a record means for a flight that looks at it.
+/// What a record means for a flight that reads it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum View {
     Mine,
-    /// Its image is stored; `settled` unless the record still has to say so.
+    /// Its image is stored; `settled` unless the record must still be turned into a receipt.
     Image {
         settled: bool,
     },
     Variant,
     Alive,
     /// Expired, released or replaceable, and no image is there.
-    Over,
+    Free,
 }
 
 impl Protocol {
@@ -442,13 +443,13 @@ impl Protocol {
     // ---- The store
 
     /// Applies a write if its precondition holds.
-    fn apply(&self, s: &mut State, by: Id, write: &Write) -> Answer {
+    fn apply(&self, s: &mut State, by: Id, write: &Write) -> Response {
         let slot = write.slot;
         let before = s.records[slot];
-        match write.over {
-            Over::Nothing if before.is_none() => {}
-            Over::Current if before.is_some() => {}
-            _ => return Answer::Conflict,
+        match write.if_generation {
+            IfGeneration::Nothing if before.is_none() => {}
+            IfGeneration::Current if before.is_some() => {}
+            _ => return Response::Conflict,
         }
         let sender = &s.flights[by];
         let holder = sender.is_running().then_some(by);
@@ -486,7 +487,7 @@ impl Protocol {
             }),
             (WriteKind::Claim, Some(old)) => {
                 let carried = if self.is(Broken::JoinRenews) { 0 } else { write.carried };
-                // The joiner rounds down what it hands down: that much is lost.
+                // The joining flight rounds down the age that it writes: that much is lost.
                 let lost = (old.carried + old.age).saturating_sub(write.carried);
                 let silent = old.silent.saturating_sub(lost);
                 let (renewed, owed, claimant) = (true, false, holder);
@@ -520,20 +521,20 @@ impl Protocol {
                 silent: 0,
                 ..old
             }),
-            (_, None) => return Answer::Conflict,
+            (_, None) => return Response::Conflict,
         };
         s.records[slot] = after;
         for flight in &mut s.flights {
             for pending in [&mut flight.wire, &mut flight.late] {
                 if let Some(other) = pending
                     && other.slot == slot
-                    && other.over == Over::Current
+                    && other.if_generation == IfGeneration::Current
                 {
-                    other.over = Over::Gone;
+                    other.if_generation = IfGeneration::Gone;
                 }
             }
             // It can never be applied.
-            if flight.late.is_some_and(|late| late.over == Over::Gone) {
+            if flight.late.is_some_and(|late| late.if_generation == IfGeneration::Gone) {
                 flight.late = None;
             }
             if flight.slot == slot {
@@ -541,18 +542,34 @@ impl Protocol {
                 flight.seen_for = None;
             }
         }
-        Answer::Confirmed
+        Response::Confirmed
     }
 
-    fn send(&self, s: &mut State, f: Id, kind: WriteKind, slot: usize, over: Over, name: Id) {
+    fn send(
+        &self,
+        s: &mut State,
+        f: Id,
+        kind: WriteKind,
+        slot: usize,
+        if_generation: IfGeneration,
+        name: Id,
+    ) {
         let owed = s.flights[f].owes;
-        s.flights[f].wire =
-            Some(Write { kind, slot, over, name, owed, carried: 0, sent_for: 0, answer: None });
+        s.flights[f].wire = Some(Write {
+            kind,
+            slot,
+            if_generation,
+            name,
+            owed,
+            carried: 0,
+            sent_for: 0,
+            response: None,
+        });
     }
 
     // ---- Acquire
 
-    /// The age that the flight takes a record to have at least.
+    /// The least age that a record can have, as far as the flight knows.
     fn low(&self, record: &Record, flight: &Flight, rounded: bool) -> u8 {
         if self.dateless {
             return record.carried + flight.seen_for.unwrap_or(0).min(record.age);
@@ -560,16 +577,16 @@ impl Protocol {
         record.carried + record.age.saturating_sub(u8::from(rounded))
     }
 
-    fn judge(&self, s: &State, f: Id, record: &Record, rounded: bool) -> Verdict {
+    fn judge(&self, s: &State, f: Id, record: &Record, rounded: bool) -> View {
         let flight = &s.flights[f];
         let low = self.low(record, flight, rounded);
         let is_there = s.images.has(record.name);
         match record.kind {
-            Kind::Receipt if self.window.is_some_and(|window| low > window) => Verdict::Over,
-            Kind::Receipt if is_there => Verdict::Image { settled: true },
-            Kind::Released if is_there => Verdict::Image { settled: false },
-            Kind::Receipt | Kind::Released => Verdict::Over,
-            Kind::Lease if record.holder == Some(f) && flight.doubt_for.is_some() => Verdict::Mine,
+            Kind::Receipt if self.window.is_some_and(|window| low > window) => View::Free,
+            Kind::Receipt if is_there => View::Image { settled: true },
+            Kind::Released if is_there => View::Image { settled: false },
+            Kind::Receipt | Kind::Released => View::Free,
+            Kind::Lease if record.holder == Some(f) && flight.doubt_for.is_some() => View::Mine,
             Kind::Lease => {
                 let young = if self.is(Broken::DoubtIsVariant) {
                     low == 0
@@ -580,7 +597,7 @@ impl Protocol {
                     || self.is(Broken::VariantByLeaseAge)
                     || self.is(Broken::DoubtIsVariant);
                 if !self.keyed && !record.renewed && young && fresh {
-                    return Verdict::Variant;
+                    return View::Variant;
                 }
                 let expired = match self.is(Broken::TakeOverInDoubt) {
                     true => low + 1 >= self.life,
@@ -589,23 +606,23 @@ impl Protocol {
                 let looks =
                     if expired { !self.is(Broken::TakeOverWithoutLooking) } else { low >= 1 };
                 match (looks && is_there, expired) {
-                    (true, _) => Verdict::Image { settled: !expired },
-                    (false, true) => Verdict::Over,
-                    (false, false) => Verdict::Alive,
+                    (true, _) => View::Image { settled: !expired },
+                    (false, true) => View::Free,
+                    (false, false) => View::Alive,
                 }
             }
         }
     }
 
-    /// Reads the records up to the first that is missing, and does what they ask for.
-    fn look(&self, s: &mut State, f: Id, rounded: bool) {
+    /// Reads the records up to the first that is missing, and acts on them.
+    fn read_records(&self, s: &mut State, f: Id, rounded: bool) {
         let first = if self.keyed { s.flights[f].slot } else { 0 };
         s.flights[f].seen_for.get_or_insert(0);
         let mut seen = [None; SLOTS];
         for (slot, seen) in seen.iter_mut().enumerate().skip(first) {
             let Some(record) = &s.records[slot] else { break };
             *seen = Some(self.judge(s, f, record, rounded));
-            if *seen == Some(Verdict::Mine) {
+            if *seen == Some(View::Mine) {
                 let doubt = s.flights[f].doubt_for.unwrap_or(0);
                 return self.hold(s, f, slot, record.name, doubt);
             }
@@ -613,11 +630,10 @@ impl Protocol {
                 break;
             }
         }
-        let slots = |wanted: fn(Verdict) -> bool| {
-            (first..SLOTS).find(|&slot| seen[slot].is_some_and(wanted))
-        };
-        let is_image = |verdict| matches!(verdict, Verdict::Image { .. });
-        let joinable = |verdict| matches!(verdict, Verdict::Image { .. } | Verdict::Alive);
+        let slots =
+            |wanted: fn(View) -> bool| (first..SLOTS).find(|&slot| seen[slot].is_some_and(wanted));
+        let is_image = |view| matches!(view, View::Image { .. });
+        let joinable = |view| matches!(view, View::Image { .. } | View::Alive);
         let of_records = |wanted: &dyn Fn(&Record) -> bool| {
             (first..SLOTS).find(|&slot| {
                 seen[slot].is_some_and(joinable) && s.records[slot].as_ref().is_some_and(wanted)
@@ -625,10 +641,10 @@ impl Protocol {
         };
         let claimed = of_records(&|record| self.is_claimed_by(record, f));
         let owed = of_records(&|record| record.owed);
-        let over = slots(|verdict| verdict == Verdict::Over);
+        let free = slots(|view| view == View::Free);
         if self.is(Broken::FirstFreeSlot)
-            && let Some(slot) = over
-            && seen[..slot].iter().flatten().all(|&verdict| verdict == Verdict::Variant)
+            && let Some(slot) = free
+            && seen[..slot].iter().flatten().all(|&view| view == View::Variant)
         {
             return self.take_over(s, f, slot, rounded);
         }
@@ -641,11 +657,11 @@ impl Protocol {
         {
             let record = s.records[slot].expect("it was read");
             let carried = self.low(&record, &s.flights[f], rounded);
-            self.send(s, f, WriteKind::Claim, slot, Over::Current, record.name);
+            self.send(s, f, WriteKind::Claim, slot, IfGeneration::Current, record.name);
             s.flights[f].wire.as_mut().expect("it was sent").carried = carried;
             return;
         }
-        let unsettled = slots(|verdict| verdict == Verdict::Image { settled: false });
+        let unsettled = slots(|view| view == View::Image { settled: false });
         if let Some(slot) = claimed.or(unsettled).or_else(|| slots(joinable)) {
             let record = s.records[slot].expect("it was read");
             s.flights[f].slot = slot;
@@ -657,20 +673,20 @@ impl Protocol {
                 return;
             }
             self.tell(s, f, record.name);
-            if seen[slot] == Some(Verdict::Image { settled: false }) && !self.overwrite_refused {
-                s.flights[f].stage = Stage::Noting;
-                self.send(s, f, WriteKind::Receipt, slot, Over::Current, record.name);
+            if seen[slot] == Some(View::Image { settled: false }) && !self.overwrite_refused {
+                s.flights[f].stage = Stage::WritingReceipt;
+                self.send(s, f, WriteKind::Receipt, slot, IfGeneration::Current, record.name);
                 return;
             }
             return self.end(s, f);
         }
-        if let Some(slot) = over {
+        if let Some(slot) = free {
             return self.take_over(s, f, slot, rounded);
         }
-        let free = (first..SLOTS).find(|&slot| s.records[slot].is_none());
-        if let Some(slot) = free {
+        let missing = (first..SLOTS).find(|&slot| s.records[slot].is_none());
+        if let Some(slot) = missing {
             s.flights[f].slot = slot;
-            self.send_acquire(s, f, WriteKind::Create, slot, Over::Nothing, f);
+            self.send_acquire(s, f, WriteKind::Create, slot, IfGeneration::Nothing, f);
         }
     }
 
@@ -685,7 +701,7 @@ impl Protocol {
             let limit = if self.is(Broken::SucceedAtLeaseLife) { self.life } else { record.ends };
             if self.low(&record, &s.flights[f], rounded) > limit && slot + 1 < SLOTS {
                 s.flights[f].slot = slot + 1;
-                self.send_acquire(s, f, WriteKind::Create, slot + 1, Over::Nothing, f);
+                self.send_acquire(s, f, WriteKind::Create, slot + 1, IfGeneration::Nothing, f);
             }
             return;
         }
@@ -699,7 +715,7 @@ impl Protocol {
         } else {
             record.name
         };
-        self.send_acquire(s, f, WriteKind::TakeOver, slot, Over::Current, name);
+        self.send_acquire(s, f, WriteKind::TakeOver, slot, IfGeneration::Current, name);
     }
 
     fn send_acquire(
@@ -708,13 +724,13 @@ impl Protocol {
         f: Id,
         kind: WriteKind,
         slot: usize,
-        over: Over,
+        if_generation: IfGeneration,
         name: Id,
     ) {
         if self.is(Broken::HoldFromLastTry) && s.flights[f].doubt_for.is_some() {
             s.flights[f].doubt_for = Some(0);
         }
-        self.send(s, f, kind, slot, over, name);
+        self.send(s, f, kind, slot, if_generation, name);
     }
 
     fn hold(&self, s: &mut State, f: Id, slot: usize, name: Id, held_for: u8) {
@@ -730,16 +746,16 @@ impl Protocol {
         flight.seen_for = None;
     }
 
-    // ---- Answers
+    // ---- Responses
 
-    fn answered(&self, s: &mut State, f: Id, write: &Write, answer: Answer) {
-        let sent_for = if self.is(Broken::HoldFromAnswer) { 0 } else { write.sent_for };
+    fn handle_response(&self, s: &mut State, f: Id, write: &Write, response: Response) {
+        let sent_for = if self.is(Broken::HoldFromResponse) { 0 } else { write.sent_for };
         let flight = s.flights[f];
         let record = s.records[write.slot];
         let is_mine = record.is_some_and(|r| r.kind == Kind::Lease && r.holder == Some(f));
         s.flights[f].wire = None;
-        match (write.kind, answer) {
-            (WriteKind::Create | WriteKind::TakeOver, Answer::Confirmed) => {
+        match (write.kind, response) {
+            (WriteKind::Create | WriteKind::TakeOver, Response::Confirmed) => {
                 let current = is_mine;
                 self.hold(s, f, write.slot, write.name, sent_for);
                 s.flights[f].knows = current;
@@ -747,10 +763,10 @@ impl Protocol {
                     s.flights[f].owes = false;
                 }
             }
-            (WriteKind::Create | WriteKind::TakeOver, Answer::Conflict) => {
+            (WriteKind::Create | WriteKind::TakeOver, Response::Conflict) => {
                 s.flights[f].seen_for = None;
             }
-            (WriteKind::Renew, Answer::Confirmed) => {
+            (WriteKind::Renew, Response::Confirmed) => {
                 let flight = &mut s.flights[f];
                 flight.held_for = sent_for;
                 flight.excused = sent_for > 0 || flight.frozen;
@@ -759,8 +775,8 @@ impl Protocol {
                     flight.owes = false;
                 }
             }
-            (WriteKind::Renew, Answer::Conflict) if is_mine => s.flights[f].knows = true,
-            (WriteKind::Renew, Answer::Conflict) => match flight.stage {
+            (WriteKind::Renew, Response::Conflict) if is_mine => s.flights[f].knows = true,
+            (WriteKind::Renew, Response::Conflict) => match flight.stage {
                 // Unpaid: it waits for the image of the flight that has the lease now.
                 Stage::Unpaid => {
                     s.flights[f].stage = Stage::Acquiring;
@@ -769,16 +785,19 @@ impl Protocol {
                 }
                 _ => s.flights[f].lost = true,
             },
-            (WriteKind::Receipt, answer) => {
+            (WriteKind::Receipt, response) => {
                 if flight.stage == Stage::Stored {
                     self.tell(s, f, flight.name);
                     s.flights[f].stage = Stage::Recording;
                 }
                 let is_settled = record.is_some_and(|r| r.kind == Kind::Receipt);
-                if answer == Answer::Confirmed {
+                if response == Response::Confirmed {
                     self.tell(s, f, flight.name);
                 }
-                if answer == Answer::Confirmed || is_settled || flight.stage == Stage::Noting {
+                if response == Response::Confirmed
+                    || is_settled
+                    || flight.stage == Stage::WritingReceipt
+                {
                     return self.end(s, f);
                 }
                 if self.is(Broken::ReleaseAfterStoring) {
@@ -788,13 +807,13 @@ impl Protocol {
                 }
                 s.flights[f].knows = true;
             }
-            (WriteKind::Release, Answer::Conflict) if is_mine => s.flights[f].knows = true,
+            (WriteKind::Release, Response::Conflict) if is_mine => s.flights[f].knows = true,
             (WriteKind::Release, _) => self.end(s, f),
             (WriteKind::Claim, _) => {}
         }
     }
 
-    fn unanswered(&self, s: &mut State, f: Id, write: &Write) {
+    fn handle_silence(&self, s: &mut State, f: Id, write: &Write) {
         let flight = &mut s.flights[f];
         flight.wire = None;
         flight.excused = true;
@@ -805,7 +824,7 @@ impl Protocol {
             }
             WriteKind::Renew => {}
             WriteKind::Receipt => match flight.stage {
-                Stage::Noting => self.end(s, f),
+                Stage::WritingReceipt => self.end(s, f),
                 Stage::Stored => {
                     let name = flight.name;
                     self.tell(s, f, name);
@@ -843,7 +862,7 @@ impl Protocol {
         }
     }
 
-    /// The flight is over; its writes without an answer may yet be applied.
+    /// The flight is over; its writes without a response may still be applied.
     fn end(&self, s: &mut State, f: Id) {
         let flight = s.flights[f];
         let keeps = flight.paid || flight.release_doubt || self.overwrite_refused;
@@ -860,7 +879,9 @@ impl Protocol {
 
     fn vanish(&self, s: &mut State, f: Id) {
         let flight = s.flights[f];
-        let wire = flight.wire.filter(|write| write.answer.is_none() && write.over != Over::Gone);
+        let wire = flight
+            .wire
+            .filter(|write| write.response.is_none() && write.if_generation != IfGeneration::Gone);
         s.flights[f] = Flight {
             stage: Stage::Done,
             late: flight.late.or(wire),
@@ -879,7 +900,10 @@ impl Protocol {
     fn cancel(&self, s: &mut State, f: Id) {
         let stage = s.flights[f].stage;
         if let Some(write) = s.flights[f].wire.take() {
-            if write.answer.is_none() && write.over != Over::Gone && s.flights[f].late.is_none() {
+            if write.response.is_none()
+                && write.if_generation != IfGeneration::Gone
+                && s.flights[f].late.is_none()
+            {
                 s.flights[f].late = Some(write);
             }
             if matches!(write.kind, WriteKind::Create | WriteKind::TakeOver) {
@@ -944,7 +968,7 @@ impl Protocol {
             && !stops
     }
 
-    /// A live flight does not let this tick end: something is due.
+    /// Whether a live flight still has to act in this tick.
     fn is_due(&self, flight: &Flight) -> bool {
         if flight.frozen || !flight.is_running() {
             return false;
@@ -988,7 +1012,7 @@ impl Protocol {
                 (0..SLOTS).find(|&slot| s.records[slot].is_some_and(|r| r.owed && r.is_a_retrys()));
         }
         s.flights[r].stage = Stage::Acquiring;
-        self.send(s, r, WriteKind::Create, 0, Over::Nothing, r);
+        self.send(s, r, WriteKind::Create, 0, IfGeneration::Nothing, r);
     }
 
     fn may_ask(&self, s: &State, r: Id) -> bool {
@@ -1059,7 +1083,7 @@ impl Protocol {
         let flight = &s.flights[f];
         let budget = &s.budget;
         if let Some(late) = &flight.late
-            && (late.over == Over::Current || s.records[late.slot].is_none())
+            && (late.if_generation == IfGeneration::Current || s.records[late.slot].is_none())
         {
             actions.push(ApplyLate(f));
         }
@@ -1082,7 +1106,7 @@ impl Protocol {
             actions.push(Die(f));
         }
         if let Some(write) = flight.wire
-            && write.answer.is_none()
+            && write.response.is_none()
         {
             actions.push(Serve(f));
             if budget.silences > 0 && !flight.frozen {
@@ -1091,7 +1115,7 @@ impl Protocol {
                     actions.push(Delay(f));
                 }
             }
-            // Any other write is simply sent again in the same tick.
+            // Any other write is sent again in the same tick.
             let is_busy = s.records[write.slot].is_some_and(|record| record.age == 0);
             if write.kind == WriteKind::Release && is_busy {
                 actions.push(TooMany(f));
@@ -1119,8 +1143,8 @@ impl Protocol {
         }
         match flight.stage {
             Stage::Acquiring if idle => {
-                actions.push(Look { flight: f, rounded: false });
-                actions.push(Look { flight: f, rounded: true });
+                actions.push(ReadRecords { flight: f, rounded: false });
+                actions.push(ReadRecords { flight: f, rounded: true });
                 if flight.doubt_for.is_some() {
                     actions.push(Resend(f));
                 }
@@ -1129,7 +1153,7 @@ impl Protocol {
                 actions.push(Call(f));
             }
             Stage::Calling => {
-                actions.push(ModelAnswers(f));
+                actions.push(ModelResponds(f));
                 if budget.model_errors > 0 {
                     actions.push(ModelFails { flight: f, retry: true });
                     actions.push(ModelFails { flight: f, retry: false });
@@ -1144,9 +1168,9 @@ impl Protocol {
             }
             Stage::Stored if self.is_held(flight) => actions.push(Tell(f)),
             Stage::Stored if idle => {
-                actions.push(ReadThenTell { flight: f, answered: true });
+                actions.push(ReadThenTell { flight: f, responds: true });
                 if budget.silences > 0 {
-                    actions.push(ReadThenTell { flight: f, answered: false });
+                    actions.push(ReadThenTell { flight: f, responds: false });
                 }
             }
             Stage::Recording if idle => actions.push(SendReceipt(f)),
@@ -1170,34 +1194,34 @@ impl Protocol {
                     self.tell(s, flight, flight);
                 }
             }
-            Action::Look { flight, rounded } => self.look(s, flight, rounded),
+            Action::ReadRecords { flight, rounded } => self.read_records(s, flight, rounded),
             Action::Resend(f) => {
                 let slot = s.flights[f].slot;
-                self.send_acquire(s, f, WriteKind::Create, slot, Over::Nothing, f);
+                self.send_acquire(s, f, WriteKind::Create, slot, IfGeneration::Nothing, f);
             }
             Action::Serve(f) => {
                 let write = s.flights[f].wire.expect("a write is on the wire");
-                let answer = self.apply(s, f, &write);
-                self.note_succession(s, &write, answer);
+                let response = self.apply(s, f, &write);
+                self.count_succession(s, &write, response);
                 match s.flights[f].frozen {
-                    true => s.flights[f].wire.as_mut().expect("as above").answer = Some(answer),
-                    false => self.answered(s, f, &write, answer),
+                    true => s.flights[f].wire.as_mut().expect("as above").response = Some(response),
+                    false => self.handle_response(s, f, &write, response),
                 }
             }
             Action::ServeSilently(f) => {
                 s.budget.silences -= 1;
                 let write = s.flights[f].wire.expect("a write is on the wire");
-                let answer = self.apply(s, f, &write);
-                self.note_succession(s, &write, answer);
-                self.unanswered(s, f, &write);
+                let response = self.apply(s, f, &write);
+                self.count_succession(s, &write, response);
+                self.handle_silence(s, f, &write);
             }
             Action::Delay(f) => {
                 s.budget.silences -= 1;
                 let write = s.flights[f].wire.expect("a write is on the wire");
-                if write.over != Over::Gone {
+                if write.if_generation != IfGeneration::Gone {
                     s.flights[f].late = Some(write);
                 }
-                self.unanswered(s, f, &write);
+                self.handle_silence(s, f, &write);
             }
             Action::TooMany(f) => {
                 if self.is(Broken::ReleaseOnce) {
@@ -1207,13 +1231,14 @@ impl Protocol {
             }
             Action::ApplyLate(f) => {
                 let write = s.flights[f].late.take().expect("a write is late");
-                let answer = self.apply(s, f, &write);
-                self.note_succession(s, &write, answer);
+                let response = self.apply(s, f, &write);
+                self.count_succession(s, &write, response);
             }
             Action::Renew(f) => {
                 let flight = s.flights[f];
-                let over = if flight.knows { Over::Current } else { Over::Gone };
-                self.send(s, f, WriteKind::Renew, flight.slot, over, flight.name);
+                let if_generation =
+                    if flight.knows { IfGeneration::Current } else { IfGeneration::Gone };
+                self.send(s, f, WriteKind::Renew, flight.slot, if_generation, flight.name);
             }
             Action::Call(f) => {
                 let flight = &mut s.flights[f];
@@ -1240,7 +1265,7 @@ impl Protocol {
                     }
                 }
             }
-            Action::ModelAnswers(f) => {
+            Action::ModelResponds(f) => {
                 let flight = &mut s.flights[f];
                 flight.stage = Stage::Paid;
                 flight.paid = true;
@@ -1272,11 +1297,12 @@ impl Protocol {
                 s.images.insert(name);
             }
             Action::Tell(f) => self.tell_stored(s, f),
-            Action::ReadThenTell { flight: f, answered } => self.read_then_tell(s, f, answered),
+            Action::ReadThenTell { flight: f, responds } => self.read_then_tell(s, f, responds),
             Action::SendReceipt(f) => {
                 let flight = s.flights[f];
-                let over = if flight.knows { Over::Current } else { Over::Gone };
-                self.send(s, f, WriteKind::Receipt, flight.slot, over, flight.name);
+                let if_generation =
+                    if flight.knows { IfGeneration::Current } else { IfGeneration::Gone };
+                self.send(s, f, WriteKind::Receipt, flight.slot, if_generation, flight.name);
                 // The image is owed if no caller was told and no other flight has claimed it.
                 let record = s.records[flight.slot];
                 let was_told = matches!(s.callers[f], Caller::Told(_));
@@ -1296,7 +1322,7 @@ impl Protocol {
                 match slot {
                     Some(slot) if !self.overwrite_refused => {
                         let name = s.records[slot].expect("it is mine").name;
-                        self.send(s, f, WriteKind::Release, slot, Over::Current, name);
+                        self.send(s, f, WriteKind::Release, slot, IfGeneration::Current, name);
                     }
                     _ => self.end(s, f),
                 }
@@ -1329,9 +1355,9 @@ impl Protocol {
             Action::Thaw(f) => {
                 s.flights[f].frozen = false;
                 if let Some(write) = s.flights[f].wire
-                    && let Some(answer) = write.answer
+                    && let Some(response) = write.response
                 {
-                    self.answered(s, f, &write, answer);
+                    self.handle_response(s, f, &write, response);
                 }
             }
             Action::Tick => self.tick(s),
@@ -1340,8 +1366,8 @@ impl Protocol {
     }
 
     /// A record that cannot be overwritten is succeeded by the next one.
-    fn note_succession(&self, s: &mut State, write: &Write, answer: Answer) {
-        if answer == Answer::Confirmed
+    fn count_succession(&self, s: &mut State, write: &Write, response: Response) {
+        if response == Response::Confirmed
             && write.kind == WriteKind::Create
             && self.keyed
             && write.slot > 0
@@ -1370,12 +1396,13 @@ impl Protocol {
         }
     }
 
-    fn read_then_tell(&self, s: &mut State, f: Id, answered: bool) {
+    fn read_then_tell(&self, s: &mut State, f: Id, responds: bool) {
         let flight = s.flights[f];
-        if !answered {
+        if !responds {
             s.budget.silences -= 1;
-            let over = if flight.knows { Over::Current } else { Over::Gone };
-            return self.send(s, f, WriteKind::Receipt, flight.slot, over, flight.name);
+            let if_generation =
+                if flight.knows { IfGeneration::Current } else { IfGeneration::Gone };
+            return self.send(s, f, WriteKind::Receipt, flight.slot, if_generation, flight.name);
         }
         match s.records[flight.slot] {
             Some(record) if record.kind == Kind::Receipt => {
@@ -1386,8 +1413,9 @@ impl Protocol {
                 self.end(s, f);
             }
             record => {
-                let over = if record.is_some() { Over::Current } else { Over::Nothing };
-                self.send(s, f, WriteKind::Receipt, flight.slot, over, flight.name);
+                let if_generation =
+                    if record.is_some() { IfGeneration::Current } else { IfGeneration::Nothing };
+                self.send(s, f, WriteKind::Receipt, flight.slot, if_generation, flight.name);
             }
         }
     }
@@ -1428,7 +1456,7 @@ impl Protocol {
         }
     }
 
-    /// Makes states equal that differ in nothing that any step looks at.
+    /// Makes states equal that differ only in what no step reads.
     fn forget_what_no_longer_matters(&self, s: &mut State) {
         for record in s.records.iter_mut().flatten() {
             if self.keyed {
@@ -1495,7 +1523,7 @@ impl State {
             }
             sorted
         };
-        // Most orders differ in what the flights look like: only those that tie are worth building.
+        // Most orders differ in the shapes of the flights; build only those that tie.
         let least = orders.iter().map(is_sorted).min().expect("there are some");
         let tied = orders.iter().filter(|order| is_sorted(order) == least);
         tied.map(|order| self.reordered(order)).min().expect("as above")

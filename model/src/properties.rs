@@ -150,7 +150,8 @@ mod tests {
         );
     }
 
-    /// Asks for the configurations that take minutes each, whose names contain its value.
+    /// If this variable is set, the test explores the large configurations whose names contain its value.
+    /// Each takes minutes.
     const LARGE: &str = "IGA_MODEL_LARGE";
 
     #[test]
@@ -204,7 +205,7 @@ mod tests {
             (ReleaseAfterPaying, key(CANCEL), PAID_ONCE),
             (DeleteDuplicate, key(Budget { silences: 0, ..FREEZE }), TOLD_IS_THERE),
             (PayWithoutHolding, key(FREEZE), PAID_WHILE_HOLDING),
-            (HoldFromAnswer, key(FREEZE), PAID_WHILE_HOLDING),
+            (HoldFromResponse, key(FREEZE), PAID_WHILE_HOLDING),
             (HoldFromLastTry, key(FREEZE), PAID_WHILE_HOLDING),
             (TakeOverInDoubt, key(FREEZE), PAID_WHILE_HOLDING),
             (TakeOverWithoutLooking, key(DEATH), STORED_IS_TOLD),

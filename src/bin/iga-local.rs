@@ -147,7 +147,7 @@ async fn serve(google: bool, dir: PathBuf) -> Result<ExitCode, String> {
             "IGA with the emulator, images under {}. Try:\n  \
              curl http://127.0.0.1:{}/generate_image -H 'Content-Type: application/json' \
              -d '{{\"prompt\": \"a red fox\"}}'\n",
-            shown(&dir),
+            absolute(&dir),
             app.config.port
         ));
     }
@@ -183,7 +183,7 @@ Response  {status}
     Ok(if body["error_code"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The stored object as the emulator has it, which proves the response.
+/// Describes the stored object as the emulator has it; this proves the response.
 fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<String, String> {
     let name = uri.strip_prefix(&format!("gs://{bucket}/")).unwrap_or(uri);
     let object =
@@ -194,11 +194,11 @@ fn object(emulator: &Emulator, dir: &Path, bucket: &str, uri: &str) -> Result<St
         text(&object.metadata["size"]),
         text(&object.metadata["contentType"]),
         text(&object.metadata["metadata"]["model"]),
-        shown(&dir.join(bucket).join(name))
+        absolute(&dir.join(bucket).join(name))
     ))
 }
 
-/// Ignores a closed pipe.
+/// Prints to standard output and ignores a closed pipe.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
@@ -222,7 +222,7 @@ fn event(args: &Invoke) -> Result<(String, String), String> {
     }
 }
 
-/// The function, with the emulator that it uses instead of the real clouds.
+/// The service, and the emulator that it uses unless it uses the real clouds.
 async fn app(google: bool, dir: &Path) -> Result<(Arc<App>, Option<Emulator>), String> {
     let environment = |name: &str| std::env::var(name).ok();
     if google {
@@ -254,7 +254,7 @@ fn with_directory(dir: PathBuf) -> Options {
     Options { directory: Some(dir), ..Options::default() }
 }
 
-fn shown(path: &Path) -> String {
+fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or(path.to_owned()).display().to_string()
 }
 

@@ -14,13 +14,13 @@ pub struct Entry {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub targets: Vec<Target>,
-    /// Not served in any location that is allowed for them.
+    /// The models that no allowed location serves.
     pub left_out: Vec<&'static Model>,
 }
 
 /// The targets to ask after `first`, in this order and each once.
 ///
-/// `first` itself may be served in another allowed location; that comes before another model.
+/// If another allowed location serves the model of `first`, that target comes before other models.
 pub fn resolve(first: &Target, entries: &[Entry]) -> Resolved {
     let mut resolved = Resolved::default();
     if entries.is_empty() {
@@ -59,7 +59,8 @@ pub fn implied(configured: &str) -> Vec<&str> {
     }
 }
 
-/// The first allowed location that serves the model. A model that the table lacks is asked in all of them.
+/// The model in the first allowed location that serves it. A model that is not in the table is asked
+/// in all allowed locations.
 fn targets(model: &'static Model, allowed: &[&str]) -> Vec<Target> {
     let served = allowed.iter().filter(|location| model.may_be_served_in(location));
     let at_most = if model.is_in_the_table() { 1 } else { allowed.len() };
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_list_names_is_asked_where_it_says() {
+    fn an_entry_with_a_location_is_asked_there() {
         for location in ["europe-west4", "eu", "us", "asia-east1", "us-central1", "global"] {
             let list = "global/gemini-3-pro-image,us-east1/gemini-2.5-flash-image";
             let expected = ["global/gemini-3-pro-image", "us-east1/gemini-2.5-flash-image"];

@@ -30,7 +30,7 @@ pub struct Config {
     /// Asked in this order when the configured model is gone.
     pub fallbacks: Vec<Target>,
     pub fallback_when_busy: bool,
-    /// Sent with every generation, for the bill.
+    /// Sent with every generation; they appear on the bill.
     pub labels: BTreeMap<String, String>,
     pub request_type: Option<RequestType>,
     pub bucket: String,
@@ -51,7 +51,7 @@ pub struct Config {
     pub log_format: LogFormat,
     pub max_connections: usize,
     pub timing: Timing,
-    /// For the operator, before the first request.
+    /// Hints for the operator, logged at the start.
     pub warnings: Vec<Warning>,
 }
 
@@ -82,22 +82,24 @@ impl RequestType {
     }
 }
 
-/// Times that are not settings; tests choose their own.
+/// Durations that are not settings; tests set their own.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
     /// The first wait before a call is tried again.
     pub first_retry_wait: Duration,
-    /// One try to get an access token.
+    /// The limit of one try to get an access token.
     pub token_try: Duration,
-    /// One try of a small request to Cloud Storage.
+    /// The limit of one try of a small request to Cloud Storage.
     pub record_try: Duration,
-    /// Between two writes of one record: Cloud Storage takes about one mutation a second of one object.
+    /// The least time between two writes of one record: Cloud Storage accepts about one mutation of
+    /// an object per second.
     pub record_spacing: Duration,
     /// How long giving back a lease may be tried.
     pub release: Duration,
-    /// One try to upload an image.
+    /// The limit of one try to upload an image.
     pub upload_try: Duration,
-    /// A second equal request without a key within this time asks for another image; later it is a retry.
+    /// A second equal request without a key within this time asks for another image; after it, the
+    /// request is a retry.
     pub variant_age: Duration,
     /// How long a lease lasts without being renewed: a retry after a crash waits at most this long.
     pub lease_life: Duration,
@@ -123,12 +125,12 @@ pub struct Target {
     pub location: String,
 }
 
-/// Where Application Default Credentials are looked for, in this order.
+/// Where to look for Application Default Credentials, in this order.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// `GOOGLE_APPLICATION_CREDENTIALS`
     pub file: Option<PathBuf>,
-    /// Where `gcloud auth application-default login` leaves its file, whether or not it is there.
+    /// The path of the file of `gcloud auth application-default login`, which need not exist.
     pub gcloud_file: Option<PathBuf>,
     /// `host` or `host:port` of a metadata server other than Google's.
     pub metadata_host: Option<String>,
@@ -152,7 +154,7 @@ pub struct Problems(pub Vec<Problem>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub setting: &'static Setting,
-    /// The variable that is set, or the first of those that may be.
+    /// The variable that is set, otherwise the first name of the setting.
     pub name: &'static str,
     /// A sentence that begins with the name.
     pub text: String,
@@ -291,7 +293,7 @@ impl Config {
         Model::find(name).or_else(|| named().map(|target| target.model))
     }
 
-    /// Where a model that a caller names is asked; `None` if no location of the settings serves it.
+    /// The target for a model that a caller names; `None` if no location of the settings serves it.
     pub fn target_of(&self, model: &'static Model) -> Option<Target> {
         let named = |target: &&Target| target.model == model;
         let listed = self
@@ -365,7 +367,7 @@ impl Reader<'_> {
         self.parse(&settings::PORT, |text| parse::number(text, 0..=u16::MAX))
     }
 
-    /// The value that is set, otherwise the table's. After a problem the value is arbitrary.
+    /// The value that is set, otherwise the table's default. After a problem the value is arbitrary.
     fn parse<T: Default>(
         &mut self,
         setting: &'static Setting,
@@ -443,7 +445,7 @@ pub fn load_env_file() -> Result<(), String> {
     }
 }
 
-/// Where a line stands that is not `NAME=VALUE`, and which setting it is about if it is about one.
+/// Says which line is not `NAME=VALUE`: its number, and the setting's name if it has one.
 fn place_of(line: &str, file: &str) -> String {
     let number = file.find(line).map_or(0, |start| file[..start].matches('\n').count()) + 1;
     let name =
@@ -460,7 +462,8 @@ pub fn environment_names() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
-/// Whether a tool kept the quotes around a value. Credentials in place of their path are another mistake.
+/// Whether a tool kept the quotes around a value. A value with a brace does not count: it is likely to
+/// be credentials in place of their path, which has its own message.
 fn is_quoted(text: &str) -> bool {
     (text.starts_with(['"', '\'']) || text.ends_with(['"', '\''])) && !text.contains('{')
 }
@@ -523,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_the_contracts() {
+    fn the_defaults_are_those_of_the_contract() {
         let config = with(&[]);
         assert_eq!((config.host, config.port, config.debug), ([0, 0, 0, 0].into(), 5007, true));
         assert_eq!(
@@ -573,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_address_needs_no_other_setting_and_is_one_to_connect_to() {
+    fn the_own_address_needs_only_host_and_port() {
         let own = |vars: &[(&str, &str)]| {
             let vars: HashMap<_, _> = vars.iter().copied().collect();
             own_address(&|name| vars.get(name).map(|text| text.to_string()))
@@ -593,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_take_all_their_words_in_any_case() {
+    fn a_switch_accepts_all_its_words_in_any_case() {
         for (text, value) in [
             ("true", true),
             ("FALSE", false),
@@ -645,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_stays_on_this_machine_or_in_a_network_around_it() {
+    fn plain_http_is_accepted_for_near_hosts_only() {
         for (text, endpoint) in [
             ("http://127.0.0.1:9023/", "http://127.0.0.1:9023"),
             ("localhost:9023", "http://localhost:9023"),
@@ -739,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_that_a_tool_kept_are_named_as_such() {
+    fn a_value_in_quotes_is_refused() {
         for (name, text) in [
             ("GCS_BUCKET_NAME", "\"my-bucket\""),
             ("IGA_GCS_IMAGE_PREFIX", "\"\""),
@@ -766,7 +769,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_google_clouds() {
+    fn labels_follow_the_rules_of_google_cloud() {
         let labels = |text: &str| with(&[("IGA_VERTEXAI_LABELS", text)]).labels;
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(
@@ -785,7 +788,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_one_of_a_few() {
+    fn a_word_that_is_not_allowed_is_refused() {
         assert_eq!(with(&[("IGA_LOG_FORMAT", "JSON")]).log_format, LogFormat::Json);
         assert_eq!(with(&[("IGA_LOG_FORMAT", "text")]).log_format, LogFormat::Text);
         assert_eq!(
@@ -800,7 +803,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_the_table_lacks_is_taken_with_a_warning() {
+    fn a_model_that_is_not_in_the_table_is_accepted_with_a_warning() {
         let config = with(&[
             ("IGA_VERTEXAI_IMAGE_MODEL_ID", "publishers/google/models/gemini-9-image"),
             ("IGA_VERTEXAI_FALLBACK_MODELS", "eu/publishers/google/models/imagen-9,gemini-9-image"),
@@ -822,7 +825,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fallback_without_an_allowed_location_is_a_warning_that_says_what_to_set() {
+    fn a_fallback_without_an_allowed_location_gives_a_warning_with_a_fix() {
         let in_europe =
             |vars: &[(&str, &str)]| with(&[&[("GCP_LOCATION", "europe-west4")], vars].concat());
         let config = in_europe(&[]);
@@ -882,7 +885,7 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_that_is_read_is_in_the_table_or_the_platforms() {
+    fn every_variable_that_is_read_is_a_setting_or_one_of_the_platform() {
         let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
         let _ = Config::from_vars(|name| {
             asked.borrow_mut().insert(name.to_owned());
@@ -899,7 +902,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_env_file_is_told_by_number_and_name_only() {
+    fn a_bad_line_of_the_env_file_is_reported_by_number_and_name_only() {
         let file = "A=b\nIGA_PORT=\"5007\nSECRET SECRET\n";
         assert_eq!(
             place_of("IGA_PORT=\"5007\nSECRET SECRET\n", file),
@@ -974,7 +977,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deprecated_directory_is_one_warning() {
+    fn the_deprecated_directory_gives_one_warning() {
         assert_eq!(
             with(&[("IGA_GENERATED_IMAGE_DIR", "/shared_audio/iga_images")]).warnings.len(),
             1
@@ -982,7 +985,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credentials_file_must_be_one_and_is_never_quoted() {
+    fn an_unusable_credentials_file_is_refused_and_never_quoted() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);

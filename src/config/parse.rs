@@ -1,4 +1,4 @@
-//! How the text of each setting is read: a value, or what is wrong with it.
+//! Parsers of the settings: each returns the value, or says what is wrong with the text.
 
 use super::locations::Entry;
 use super::{LogFormat, Platform, RequestType};
@@ -15,14 +15,16 @@ use std::str::FromStr;
 use std::time::Duration;
 use url::{Host, Url};
 
+/// `true` or `false`, or one of their synonyms, in any case.
 pub fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),
-        _ => Err(format!("must be true, false, 1, 0, yes or no, not {}", shown(text))),
+        _ => Err(format!("must be true, false, 1, 0, yes or no, not {}", quoted(text))),
     }
 }
 
+/// A whole number in the range.
 pub fn number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
 where
     T: FromStr + PartialOrd + fmt::Display,
@@ -33,18 +35,20 @@ where
             "must be a whole number from {} to {}, not {}",
             range.start(),
             range.end(),
-            shown(text)
+            quoted(text)
         )),
     }
 }
 
+/// Seconds, with decimals, up to an hour.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds) if (0.001..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("must be a number of seconds, at most 3600, not {}", shown(text))),
+        _ => Err(format!("must be a number of seconds, at most 3600, not {}", quoted(text))),
     }
 }
 
+/// Seconds; `None` for `off`.
 pub fn seconds_or_off(text: &str) -> Result<Option<Duration>, String> {
     match text.eq_ignore_ascii_case("off") {
         true => Ok(None),
@@ -57,7 +61,7 @@ pub fn log_format(text: &str) -> Result<LogFormat, String> {
         "auto" => Ok(LogFormat::Auto),
         "json" => Ok(LogFormat::Json),
         "text" => Ok(LogFormat::Text),
-        _ => Err(format!("must be auto, json or text, not {}", shown(text))),
+        _ => Err(format!("must be auto, json or text, not {}", quoted(text))),
     }
 }
 
@@ -65,7 +69,7 @@ pub fn request_type(text: &str) -> Result<RequestType, String> {
     match text {
         "dedicated" => Ok(RequestType::Dedicated),
         "shared" => Ok(RequestType::Shared),
-        _ => Err(format!("must be dedicated or shared, not {}", shown(text))),
+        _ => Err(format!("must be dedicated or shared, not {}", quoted(text))),
     }
 }
 
@@ -87,7 +91,7 @@ pub fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
             return Err(format!(
                 "must be labels such as team=podcast,env=prod: lower-case letters, digits, _ and -, at most \
                  {MAX_LABEL_CHARS} characters each, not {}",
-                shown(entry)
+                quoted(entry)
             ));
         }
         if labels.insert(key.to_owned(), value.to_owned()).is_some() {
@@ -103,25 +107,25 @@ pub fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
 pub fn ip_address(text: &str) -> Result<Option<IpAddr>, String> {
     text.parse()
         .map(Some)
-        .map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {}", shown(text)))
+        .map_err(|_| format!("must be an IP address such as 0.0.0.0 or ::, not {}", quoted(text)))
 }
 
 pub fn project(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
     match text.chars().all(fits) {
         true => Ok(text.to_owned()),
-        false => Err(format!("must be a project id such as my-project-123, not {}", shown(text))),
+        false => Err(format!("must be a project id such as my-project-123, not {}", quoted(text))),
     }
 }
 
-/// The location becomes part of a host name: letters, digits and hyphens only.
+/// A location: letters, digits and hyphens only, because it becomes part of a host name.
 pub fn location(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     match !text.is_empty() && text.chars().all(fits) {
         true => Ok(text.to_owned()),
         false => Err(format!(
             "must be a location such as us-central1, us, eu or global, not {}",
-            shown(text)
+            quoted(text)
         )),
     }
 }
@@ -136,7 +140,7 @@ fn named_model(text: &str) -> Result<&'static Model, String> {
             MODELS.iter().filter(|model| !model.retired).map(|model| model.id).collect();
         format!(
             "names no model: {}; an id begins with gemini-, imagen or imagegeneration, such as {}",
-            shown(text),
+            quoted(text),
             current.join(", ")
         )
     })
@@ -164,19 +168,20 @@ pub fn bucket(text: &str) -> Result<String, String> {
     {
         true => Ok(text.to_owned()),
         false => {
-            Err(format!("must be a bucket's name alone (no gs://, no slash), not {}", shown(text)))
+            Err(format!("must be a bucket's name alone (no gs://, no slash), not {}", quoted(text)))
         }
     }
 }
 
-/// No leading slash, one trailing slash, and only what stays the same in a URI and in a shell.
+/// A prefix without a leading slash and with one trailing slash. Refuses characters that a URI or a
+/// shell would change.
 pub fn prefix(text: &str) -> Result<String, String> {
     let inner = text.trim_matches('/');
     if text.contains("gs:/") {
         return Err("must be a folder in the bucket alone, without gs:// and the bucket".to_owned());
     }
     if inner.split('/').any(|segment| segment == "." || segment == "..") {
-        return Err(format!("must not hold . or .. as a folder, as {} does", shown(text)));
+        return Err(format!("must not hold . or .. as a folder, as {} does", quoted(text)));
     }
     let unfit = |c: char| c.is_control() || c.is_whitespace() || UNFIT_FOR_A_PREFIX.contains(c);
     if inner.len() > MAX_PREFIX_BYTES || inner.contains(unfit) {
@@ -187,15 +192,16 @@ pub fn prefix(text: &str) -> Result<String, String> {
     Ok(if inner.is_empty() { String::new() } else { format!("{inner}/") })
 }
 
-/// One that a model of the table takes, or of that form where the settings name another model.
+/// A ratio that a model of the table takes; with `any_model`, any ratio, because the settings name a
+/// model that is not in the table.
 pub fn ratio(text: &str, any_model: bool) -> Result<String, String> {
     match RATIOS.contains(&text) || any_model && is_ratio(text) {
         true => Ok(text.to_owned()),
-        false => Err(format!("must be one of {}, not {}", RATIOS.join(", "), shown(text))),
+        false => Err(format!("must be one of {}, not {}", RATIOS.join(", "), quoted(text))),
     }
 }
 
-/// Two numbers and a colon.
+/// Whether a text is two numbers with a colon between them.
 pub fn is_ratio(text: &str) -> bool {
     let fits = |side: &str| {
         (1..=4).contains(&side.len()) && side.bytes().all(|byte| byte.is_ascii_digit())
@@ -226,7 +232,8 @@ pub fn endpoint(text: &str) -> Result<String, String> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// Tokens come from there over plain http. Never quotes the text.
+/// The host of a metadata server. It must be near, because it sends tokens over plain http. Never
+/// quotes the text.
 pub fn metadata_host(text: &str) -> Result<String, String> {
     let refusal = || {
         format!(
@@ -270,7 +277,7 @@ pub fn http_proxy(text: &str) -> Result<(), String> {
 /// The path of a file that a credential can be built from, on this platform.
 ///
 /// # Errors
-/// What is wrong. Nothing of the file is repeated, and the path only if a file stands there.
+/// What is wrong. Nothing of the file is repeated, and the path only if it leads to a file.
 pub fn credentials_file(
     path: &str,
     platform: Platform,
@@ -294,7 +301,7 @@ pub fn credentials_file(
     }
 }
 
-/// Whether a text is a credentials file or a key, rather than a path.
+/// Whether a text is the content of a credentials file, or a key, instead of a path.
 fn is_credentials(text: &str) -> bool {
     text.trim_start_matches(['"', '\'']).trim_start().starts_with('{')
         || text.contains("-----BEGIN")
@@ -303,7 +310,7 @@ fn is_credentials(text: &str) -> bool {
 
 fn is_base64_of_credentials(text: &str) -> bool {
     let text: String = text.split_whitespace().collect();
-    // Enough for the first characters; the end may be cut off or padded.
+    // Decode the first characters only: the end may be cut off or padded.
     let head = text.get(..16).unwrap_or_default().replace('-', "+").replace('_', "/");
     let decoded = BASE64_STANDARD.decode(head).unwrap_or_default();
     is_credentials(String::from_utf8_lossy(&decoded).trim_start())
@@ -311,8 +318,8 @@ fn is_base64_of_credentials(text: &str) -> bool {
 
 const NOT_A_PATH: &str = "is not a path; it looks like the credentials themselves";
 
-/// What is wrong with a federation file that cannot work on a platform. Lambda has no metadata server; on Cloud
-/// Run, Google's metadata server has the address of AWS's and Azure's.
+/// What is wrong with a federation file that cannot work on this platform, if anything. Lambda has no
+/// metadata server; on Cloud Run, Google's metadata server has the address of AWS's and Azure's.
 fn misplaced(
     kind: &CredentialKind,
     platform: Platform,
@@ -340,8 +347,8 @@ fn misplaced(
     }
 }
 
-/// The start of a value, for a message about it. Not of a value that may be a secret in the wrong variable.
-fn shown(text: &str) -> String {
+/// The start of a value in quotes, for a message; a placeholder if the value may be a secret.
+fn quoted(text: &str) -> String {
     if is_credentials(text) || is_base64_of_credentials(text) || text.contains(['@', '=']) {
         return "what is set (not shown: it may hold a secret)".to_owned();
     }
@@ -359,6 +366,6 @@ const MAX_SHOWN_CHARS: usize = 60;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_CHARS: usize = 63;
 
-/// An object's name has at most 1024 bytes; the rest is for the name itself.
+/// Cloud Storage limits an object's name to 1024 bytes; the rest is for the part after the prefix.
 const MAX_PREFIX_BYTES: usize = 900;
 const UNFIT_FOR_A_PREFIX: &str = "\"'`#\u{201c}\u{201d}\u{2018}\u{2019}";

@@ -3,11 +3,11 @@
 /// One row of the settings table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The first that is set wins.
+    /// The names of its variables; the first one that is set wins.
     pub names: &'static [&'static str],
     pub preset: Preset,
     pub meaning: &'static str,
-    /// An empty value is a value, not the same as an unset variable.
+    /// Whether an empty value counts as set.
     pub may_be_empty: bool,
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 pub struct Warning {
     /// A sentence that begins with the name of a variable.
     pub text: String,
-    /// The change that ends it, where one variable is enough.
+    /// The change that removes the cause, if one variable is enough.
     pub fix: Option<Fix>,
 }
 
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_setting_is_named_and_what_others_set_is_not() {
+    fn a_misspelt_setting_gives_a_warning_and_a_foreign_variable_does_not() {
         let names = |names: &[&str]| -> Vec<String> {
             let warnings = unknown_variables(names.iter().map(|name| (*name).to_owned()));
             warnings.into_iter().map(|w| w.text.split(' ').next().unwrap().to_owned()).collect()

@@ -1,6 +1,6 @@
-//! `iga doctor`: checks everything that an image needs, in the order of need, and says how to fix what fails.
+//! `iga doctor`: checks everything that a generation needs, in order, and prints a fix for each failure.
 //!
-//! It predicts what a generation would meet. It pays for nothing, leaves nothing behind and shows no secret.
+//! It generates no image, leaves no object behind and prints no secret.
 
 use crate::app::App;
 use crate::config::warnings::{Fix, unknown_variables};
@@ -25,10 +25,10 @@ use tokio::time::Instant;
 pub mod remedy;
 mod report;
 
-pub use report::Format;
+pub use report::OutputFormat;
 
-/// Prints what each check finds, with the command that fixes it; whether no check failed.
-pub fn run(variable: Variables, format: Format) -> bool {
+/// Runs all checks and prints their findings, each with its fix. Returns true if no check failed.
+pub fn run(variable: Variables, format: OutputFormat) -> bool {
     let mut report = Report::new(format);
     let env_file = config::load_env_file();
     report.add(env_file.err().map(|problem| Finding::fail("settings", problem)));
@@ -65,12 +65,12 @@ struct Doctor {
     config: Config,
     problems: Vec<Problem>,
     deployment: Deployment,
-    /// The member that roles are to be granted to.
+    /// The member that roles must be granted to.
     member: String,
     is_storage_reached: bool,
 }
 
-/// Whether a model would answer.
+/// Whether a model can be used.
 type Probed = Result<(), (ProbeError, Error)>;
 
 impl Doctor {
@@ -84,7 +84,8 @@ impl Doctor {
         Doctor { config, problems, deployment, member, is_storage_reached: true }
     }
 
-    /// The settings of these names are valid, or the finding that `subject` is not checked.
+    /// Requires valid settings of these names; otherwise returns the finding that `subject` was not
+    /// checked.
     fn require(&self, subject: &'static str, names: &[&str]) -> Result<(), Finding> {
         let problem =
             self.problems.iter().find(|problem| names.iter().any(|name| problem.is_about(name)));
@@ -170,11 +171,11 @@ impl Doctor {
         report.add([self.bucket(&app.storage).await]);
     }
 
-    /// Also remembers the member that roles are to be granted to.
+    /// The source of the credential. Also stores the member that roles must be granted to.
     async fn identity(&mut self, app: &App) -> Result<(CredentialSource, Finding), Finding> {
         self.require("identity", &["GOOGLE_APPLICATION_CREDENTIALS", "GCE_METADATA_HOST"])?;
         let source = app.client.credentials.credential_source().map_err(|error| {
-            Finding::fail("identity", said(&error)).remedy(self.remedy_credentials())
+            Finding::fail("identity", with_causes(&error)).remedy(self.remedy_credentials())
         })?;
         let finding = match &source {
             CredentialSource::File(path, kind) => {
@@ -205,11 +206,11 @@ impl Doctor {
         if let Err(finding) = self.require("clock", &["STORAGE_EMULATOR_HOST"]) {
             return finding;
         }
-        let skew = match storage.time(soon()).await {
+        let skew = match storage.time(check_deadline()).await {
             Ok(time) => OffsetDateTime::now_utc() - time,
             Err(error) => {
                 self.is_storage_reached = false;
-                return Finding::skip("clock", said(&error));
+                return Finding::skip("clock", with_causes(&error));
             }
         };
         let seconds = skew.abs().whole_seconds();
@@ -226,7 +227,7 @@ impl Doctor {
     }
 
     async fn token(&self, app: &App, source: &CredentialSource) -> Result<(), Finding> {
-        let Err(error) = app.client.credentials.try_token(soon()).await else {
+        let Err(error) = app.client.credentials.try_token(check_deadline()).await else {
             return Ok(());
         };
         let remedy = match source {
@@ -236,10 +237,11 @@ impl Doctor {
             }
             CredentialSource::MetadataServer => remedy::identity(&self.deployment),
         };
-        Err(Finding::fail("token", said(&error)).remedy(remedy))
+        Err(Finding::fail("token", with_causes(&error)).remedy(remedy))
     }
 
-    /// Follows the order of a generation: models that are gone are passed over, the first other one is used.
+    /// Probes all models at once and judges them in the order of a generation: models that are gone
+    /// are passed over, and the first other model makes the images.
     async fn models(&self, app: &App) -> Vec<Finding> {
         let needed = ["IGA_VERTEXAI_PROJECT_ID", "IGA_VERTEXAI_ENDPOINT"];
         if let Err(finding) = self.require("model", &needed) {
@@ -253,7 +255,7 @@ impl Doctor {
         for target in targets {
             let generator = Arc::clone(&app.generator);
             probes.push(tokio::spawn(async move {
-                let probed = generator.vertex.probe(&target, soon()).await;
+                let probed = generator.vertex.probe(&target, check_deadline()).await;
                 (target, probed)
             }));
         }
@@ -264,8 +266,8 @@ impl Doctor {
         let is_served =
             |(_, probed): &(Target, Probed)| !matches!(probed, Err((ProbeError::ModelGone, _)));
         let served = results.iter().position(is_served);
-        for (place, (target, probed)) in results.iter().enumerate() {
-            findings.push(match served.map(|served| (place.cmp(&served), &results[served].0)) {
+        for (index, (target, probed)) in results.iter().enumerate() {
+            findings.push(match served.map(|served| (index.cmp(&served), &results[served].0)) {
                 Some((Ordering::Less, next)) => self.passed_over(target, next),
                 Some((Ordering::Equal, _)) | None => self.model(target, probed),
                 Some((Ordering::Greater, _)) => self.fallback(target, probed),
@@ -286,7 +288,7 @@ impl Doctor {
             let text = format!("{} may be retired by Google from {day} on", target.model.id);
             let is_first = *target == self.config.model;
             let remedy =
-                is_first.then(|| remedy::use_model(&self.deployment, &self.another(target)));
+                is_first.then(|| remedy::use_model(&self.deployment, &self.other_model(target)));
             findings.push(Finding::warn("model", text).remedy(remedy));
         }
         findings
@@ -305,9 +307,9 @@ impl Doctor {
     /// The model that makes the images.
     fn model(&self, target: &Target, probed: &Probed) -> Finding {
         let name = format!("{} in {}", target.model.id, target.location);
-        let instead = || remedy::use_model(&self.deployment, &self.instead_of(target));
+        let instead = || remedy::use_model(&self.deployment, &self.replacement_for(target));
         match probed {
-            // Vertex AI may look at the prompt before it looks for the model; our table knows better.
+            // Vertex AI may check the prompt before it looks up the model, so trust the table.
             Ok(()) if target.model.retired => {
                 let text = format!("{name} answers, but Google has retired it");
                 Finding::warn("model", text).remedy(instead())
@@ -316,7 +318,7 @@ impl Doctor {
                 Finding::ok("model", format!("{} answers in {}", target.model.id, target.location))
             }
             Err((probe_error, error)) => {
-                let text = format!("{name}: {}", said(error));
+                let text = format!("{name}: {}", with_causes(error));
                 let finding = match probe_error {
                     ProbeError::Busy => Finding::warn("model", text),
                     _ => Finding::fail("model", text),
@@ -329,7 +331,7 @@ impl Doctor {
         }
     }
 
-    /// A model that is used once the one before it is gone.
+    /// A model that is used if the one before it is gone.
     fn fallback(&self, target: &Target, probed: &Probed) -> Finding {
         let Target { model, location } = target;
         let Err((probe_error, error)) = probed else {
@@ -338,13 +340,13 @@ impl Doctor {
         let remedy = match probe_error {
             ProbeError::ModelGone | ProbeError::NoSuchLocation => {
                 let kept = self.config.fallbacks.iter().filter(|fallback| *fallback != target);
-                let instead = self.instead_of(target);
+                let instead = self.replacement_for(target);
                 let targets = kept.chain([&instead]);
                 Some(remedy::use_fallbacks(&self.deployment, targets))
             }
             _ => self.remedy_access(*probe_error),
         };
-        let text = format!("fallback {} in {location}: {}", model.id, said(error));
+        let text = format!("fallback {} in {location}: {}", model.id, with_causes(error));
         Finding::warn("model", text).remedy(remedy)
     }
 
@@ -374,13 +376,13 @@ impl Doctor {
         }
     }
 
-    /// Only for a server that sent no response to the first request.
+    /// `None` unless the server sent no response to the first request.
     fn remedy_storage(&self) -> Option<String> {
         let remedy = || self.remedy_connection("STORAGE_EMULATOR_HOST", remedy::STORAGE_TEST);
         (!self.is_storage_reached).then(remedy)
     }
 
-    /// None where only waiting helps.
+    /// `None` if only waiting helps.
     fn remedy_access(&self, probe_error: ProbeError) -> Option<String> {
         let project = &self.config.project_id;
         match probe_error {
@@ -395,8 +397,8 @@ impl Doctor {
         }
     }
 
-    /// The same model in another location, otherwise [`another`](Doctor::another).
-    fn instead_of(&self, gone: &Target) -> Target {
+    /// The same model in another location, otherwise [`other_model`](Doctor::other_model).
+    fn replacement_for(&self, gone: &Target) -> Target {
         let is_elsewhere =
             |location: &&&str| **location != gone.location && gone.model.is_known_in(location);
         let allowed = self.allowed(gone);
@@ -405,15 +407,15 @@ impl Doctor {
             Some(Target { model: gone.model, location: (*location).to_owned() })
         };
         same(&allowed)
-            .or_else(|| self.another_in(gone, &allowed))
+            .or_else(|| self.other_model_in(gone, &allowed))
             .or_else(|| same(&["global"]))
-            .unwrap_or_else(|| self.another(gone))
+            .unwrap_or_else(|| self.other_model(gone))
     }
 
-    /// The cheapest current model that is not asked yet, if possible in a location that prompts may go to.
-    fn another(&self, gone: &Target) -> Target {
-        self.another_in(gone, &self.allowed(gone))
-            .or_else(|| self.another_in(gone, &["global"]))
+    /// The cheapest current model that is not configured, if possible in a location that prompts may go to.
+    fn other_model(&self, gone: &Target) -> Target {
+        self.other_model_in(gone, &self.allowed(gone))
+            .or_else(|| self.other_model_in(gone, &["global"]))
             .unwrap_or_else(|| Target { model: &MODELS[0], location: "global".to_owned() })
     }
 
@@ -426,7 +428,7 @@ impl Doctor {
         allowed
     }
 
-    fn another_in(&self, gone: &Target, locations: &[&str]) -> Option<Target> {
+    fn other_model_in(&self, gone: &Target, locations: &[&str]) -> Option<Target> {
         let is_asked = |model: &Model| {
             model == gone.model || self.config.targets().any(|target| target.model == model)
         };
@@ -438,15 +440,15 @@ impl Doctor {
         })
     }
 
-    /// Writes an object only where it may be deleted again; otherwise the permissions decide.
+    /// Writes an object only if the account may delete it again; otherwise judges by the permissions.
     async fn bucket(&self, storage: &Storage) -> Finding {
         let needed = ["GCS_BUCKET_NAME", "STORAGE_EMULATOR_HOST", "IGA_GCS_IMAGE_PREFIX"];
         if let Err(finding) = self.require("bucket", &needed) {
             return finding;
         }
         let bucket = &self.config.bucket;
-        let missing: Vec<_> = match storage.access(PERMISSIONS, soon()).await {
-            Err(error) => return Finding::fail("bucket", said(&error)),
+        let missing: Vec<_> = match storage.access(PERMISSIONS, check_deadline()).await {
+            Err(error) => return Finding::fail("bucket", with_causes(&error)),
             Ok(Access::NoBucket(message)) => {
                 return Finding::fail("bucket", format!("gs://{bucket}: {message}"))
                     .remedy(remedy::create_bucket(&self.config));
@@ -461,17 +463,17 @@ impl Doctor {
                 Vec::new()
             }
             Ok(Access::Unknown(error)) => {
-                return Finding::fail("bucket", format!("gs://{bucket}: {}", said(&error)))
+                return Finding::fail("bucket", format!("gs://{bucket}: {}", with_causes(&error)))
                     .remedy(self.remedy_storage());
             }
         };
         match missing.is_empty() {
             true => self.round_trip(storage).await,
-            false => self.lacking(&missing),
+            false => self.missing_permissions(&missing),
         }
     }
 
-    fn lacking(&self, missing: &[&str]) -> Finding {
+    fn missing_permissions(&self, missing: &[&str]) -> Finding {
         let bucket = &self.config.bucket;
         let (lacks_create, shared) =
             (missing.contains(&CREATE_PERMISSION), self.config.shared_retries);
@@ -501,18 +503,18 @@ impl Doctor {
         let folder = format!("{prefix}.iga/");
         let mark = crate::id::random_hex::<8>();
         let name = format!("{folder}doctor-{mark}");
-        let deadline = soon();
+        let deadline = check_deadline();
         let metadata = Metadata::from([("doctor".to_owned(), mark)]);
         let created = storage.write_record(&name, None, &metadata, deadline).await;
-        // Leases between instances depend on this: one name is given once.
+        // Leases depend on this: only one of two writers may create a name.
         let other = Metadata::from([("doctor".to_owned(), "again".to_owned())]);
         let again = match created {
             Ok(_) => storage.write_record(&name, None, &other, deadline).await.ok(),
             Err(_) => None,
         };
         let read = storage.read_record(&name, deadline).await;
-        // Always: the object may have been created although its response was lost.
-        let deleted = storage.delete(&name, None, soon()).await;
+        // Delete always: the object may have been created although its response was lost.
+        let deleted = storage.delete(&name, None, check_deadline()).await;
         let (created, read) = (created.map_err(Error::from), read.map_err(Error::from));
         let deleted = deleted.map_err(Error::from);
         let place = format!("gs://{bucket}/{folder}");
@@ -531,18 +533,18 @@ impl Doctor {
                 "bucket",
                 format!(
                     "{place}: an object could not be deleted and is left behind: {}",
-                    said(&error)
+                    with_causes(&error)
                 ),
             )
             .remedy(remedy::remove(bucket, &name)),
             (Err(error), _, _) => Finding::fail(
                 "bucket",
-                format!("{place}: no object could be created: {}", said(&error)),
+                format!("{place}: no object could be created: {}", with_causes(&error)),
             )
             .remedy(self.remedy_storage()),
             (Ok(_), Err(error), Ok(())) => Finding::fail(
                 "bucket",
-                format!("{place}: an object could not be read: {}", said(&error)),
+                format!("{place}: an object could not be read: {}", with_causes(&error)),
             ),
             (Ok(_), Ok(_), Ok(())) => Finding::fail(
                 "bucket",
@@ -585,13 +587,13 @@ fn skip(subjects: &[&'static str], because: &str) -> Vec<Finding> {
     subjects.iter().map(|subject| Finding::skip(subject, because)).collect()
 }
 
-/// When a check must be over.
-fn soon() -> Instant {
+/// The deadline of a check that begins now.
+fn check_deadline() -> Instant {
     Instant::now() + CHECK_LIMIT
 }
 
-/// An error with its causes, which are for the operator.
-fn said(error: &Error) -> String {
+/// An error and its causes; only operators read them.
+fn with_causes(error: &Error) -> String {
     match error.causes() {
         causes if causes.is_empty() => error.to_string(),
         causes => format!("{error} ({causes})"),
@@ -601,7 +603,7 @@ fn said(error: &Error) -> String {
 /// Without `list`, Cloud Storage returns 403 instead of 404 for a missing object.
 const PERMISSIONS: &[&str] =
     &[CREATE_PERMISSION, "storage.objects.get", "storage.objects.delete", "storage.objects.list"];
-/// How long before a model may be retired the doctor warns.
+/// The doctor warns this long before Google may retire a model.
 const NOTICE: time::Duration = time::Duration::days(60);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// The metadata server is either near or absent.
@@ -629,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_may_be_retired_within_60_days_is_a_warning_with_the_cheapest_other() {
+    fn a_model_that_may_be_retired_within_60_days_gives_a_warning_with_the_cheapest_other() {
         let doctor = doctor("global", "gemini-3-pro-image");
         let target = &doctor.config.model;
         let day = target.model.retires.expect("it has a date");
@@ -647,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_proposed_stays_where_prompts_may_go_if_it_can() {
+    fn a_proposed_model_is_in_an_allowed_location_if_one_serves_it() {
         for (location, model, id, proposed) in [
             ("us-central1", "gemini-3.1-flash-image", "gemini-3.1-flash-image", "global"),
             ("us-central1", "imagegeneration@006", "gemini-nano-banana-2.1", "global"),
@@ -656,7 +658,7 @@ mod tests {
             ("mars", "gemini-3.1-flash-image", "gemini-3.1-flash-image", "global"),
         ] {
             let doctor = doctor(location, model);
-            let target = doctor.instead_of(&doctor.config.model);
+            let target = doctor.replacement_for(&doctor.config.model);
             let found = (target.model.id, target.location.as_str());
             assert_eq!(found, (id, proposed), "{location} {model}");
         }

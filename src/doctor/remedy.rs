@@ -50,7 +50,7 @@ impl Deployment {
     }
 }
 
-/// For a required setting without a usable value.
+/// Sets a required setting that has no usable value.
 pub fn required(deployment: &Deployment, name: &str, project: &str) -> String {
     let bucket =
         if project.is_empty() { "my-project-iga".to_owned() } else { format!("{project}-iga") };
@@ -91,14 +91,9 @@ pub fn identity(deployment: &Deployment) -> String {
     }
 }
 
-/// Fixes a credentials file that yields no token; `cause` is what the log says of the failure.
-pub fn token(
-    deployment: &Deployment,
-    identity: &CredentialKind,
-    path: &str,
-    cause: &str,
-) -> String {
-    match identity {
+/// Fixes a credentials file that yields no token; `cause` is the failure's text in the log.
+pub fn token(deployment: &Deployment, kind: &CredentialKind, path: &str, cause: &str) -> String {
+    match kind {
         CredentialKind::ServiceAccount { email } => {
             format!("gcloud iam service-accounts keys create {path} --iam-account={email}")
         }
@@ -108,7 +103,7 @@ pub fn token(
         }
         CredentialKind::Federated { pool, email, .. } => match (FederationStep::of(cause), email) {
             (FederationStep::Impersonation, Some(email)) => {
-                act_as(email, "roles/iam.workloadIdentityUser", &principal(identity))
+                act_as(email, "roles/iam.workloadIdentityUser", &principal(kind))
             }
             (FederationStep::TokenExchange | FederationStep::Impersonation, _) => {
                 format!(
@@ -117,7 +112,7 @@ pub fn token(
             }
             // A Lambda function has no other identity.
             (FederationStep::SubjectToken, _) if deployment.platform == Platform::Lambda => {
-                self::identity(deployment)
+                identity(deployment)
             }
             (FederationStep::SubjectToken, _) => deployment.unset("GOOGLE_APPLICATION_CREDENTIALS"),
         },
@@ -130,17 +125,18 @@ fn act_as(email: &str, role: &str, member: &str) -> String {
     )
 }
 
-/// The member that roles are to be granted to.
-pub fn member(identity: &CredentialKind) -> String {
-    match identity.email() {
+/// The member that roles must be granted to.
+pub fn member(kind: &CredentialKind) -> String {
+    match kind.email() {
         Some(email) => format!("serviceAccount:{email}"),
-        None => principal(identity),
+        None => principal(kind),
     }
 }
 
-/// The identity itself, before any impersonation. Not the whole pool, whose other members would get the role too.
-fn principal(identity: &CredentialKind) -> String {
-    match identity {
+/// The identity itself, before any impersonation. It is never the whole pool, whose other members
+/// would get the role too.
+fn principal(kind: &CredentialKind) -> String {
+    match kind {
         CredentialKind::Federated { source: Source::Aws { .. }, pool, .. } => format!(
             "principalSet://iam.googleapis.com/{pool}/attribute.aws_role/arn:aws:sts::AWS_ACCOUNT:assumed-role/ROLE"
         ),
@@ -176,7 +172,7 @@ pub fn quota(project: &str) -> String {
     )
 }
 
-/// Creates the bucket in the model's location, where buckets exist there.
+/// Creates the bucket in the model's location, or in `us` if buckets cannot be there.
 pub fn create_bucket(config: &Config) -> String {
     let location = match config.model.location.as_str() {
         "global" | "" => "us",
@@ -199,7 +195,7 @@ pub fn remove(bucket: &str, name: &str) -> String {
 }
 
 pub const SIGN_IN: &str = "gcloud auth application-default login";
-/// Show whether Google is reached at all; if not, a firewall or a missing proxy is the usual reason.
+/// These show whether Google can be reached; if not, a firewall or a missing proxy is the usual reason.
 pub const VERTEX_TEST: &str =
     "curl -sSI https://aiplatform.googleapis.com   # a proxy is set with HTTPS_PROXY";
 pub const STORAGE_TEST: &str =

@@ -1,4 +1,4 @@
-//! What the doctor found, and the one place that prints it.
+//! The findings of the doctor; only this module prints them.
 
 use serde::Serialize;
 use std::io::Write;
@@ -9,23 +9,25 @@ pub struct Finding {
     pub verdict: Verdict,
     pub subject: &'static str,
     pub text: String,
-    /// A command that fixes it, or a page to go to.
+    /// A command that fixes the problem, or the address of a page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
+/// The result of a check in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
     Warn,
     Fail,
-    /// Not checked, because something that it needs has failed.
+    /// The check did not run, because something that it needs failed.
     Skip,
 }
 
+/// How the findings are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum OutputFormat {
     /// A line for each finding, and its remedy below it.
     Text,
     /// One JSON object: `healthy` and `findings`.
@@ -34,7 +36,7 @@ pub enum Format {
 
 /// All findings so far. Text is printed at once, because some checks take seconds.
 pub struct Report {
-    format: Format,
+    format: OutputFormat,
     findings: Vec<Finding>,
 }
 
@@ -80,23 +82,23 @@ impl Finding {
 }
 
 impl Report {
-    pub fn new(format: Format) -> Report {
+    pub fn new(format: OutputFormat) -> Report {
         Report { format, findings: Vec::new() }
     }
 
     pub fn add(&mut self, findings: impl IntoIterator<Item = Finding>) {
         for finding in findings {
-            if self.format == Format::Text {
+            if self.format == OutputFormat::Text {
                 print(&finding.lines());
             }
             self.findings.push(finding);
         }
     }
 
-    /// Prints what is not printed yet; whether no check failed.
+    /// Prints the findings that are not printed yet. Returns true if no check failed.
     pub fn finish(self) -> bool {
         let healthy = self.findings.iter().all(|finding| finding.verdict != Verdict::Fail);
-        if self.format == Format::Json {
+        if self.format == OutputFormat::Json {
             let report = serde_json::json!({"healthy": healthy, "findings": self.findings});
             print(&format!("{report:#}\n"));
         }
@@ -104,14 +106,14 @@ impl Report {
     }
 }
 
-/// Ignores a closed pipe: its reader has seen enough.
+/// Prints to standard output and ignores a closed pipe.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// Texts from upstream have line breaks and control characters, and may be long.
+/// Cuts a text and replaces its line breaks and control characters: texts from upstream have them.
 fn in_one_line(text: &str) -> String {
-    let spaced = text.replace(crate::error::is_obeyed, " ");
+    let spaced = text.replace(crate::error::is_control, " ");
     let mut line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.len() > MAX_LINE_BYTES {
         line.truncate(line.floor_char_boundary(MAX_LINE_BYTES));

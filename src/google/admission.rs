@@ -6,8 +6,9 @@
 //!                                      └─────an image is stored────┘
 //! ```
 //!
-//! While the state is unknown, the first request tries a write and all others wait for its result. While
-//! uploads fail, requests are refused unpaid, but for one at a time: if its own write succeeds, it may pay.
+//! While the state is unknown, the first request tries a write and all others wait for its result.
+//! While uploads fail, requests are refused before anything is paid, except for one at a time: if its
+//! own write succeeds, it may pay.
 
 use crate::error::{Error, Kind};
 use crate::google::storage::Storage;
@@ -19,21 +20,22 @@ use tracing::Instrument;
 /// What this process knows about uploads into the bucket.
 #[derive(Default)]
 pub struct Uploads {
-    state: Mutex<State>,
-    /// The result of the write under way that decides for all who wait; None until it is there.
-    probe: Mutex<Option<Verdict>>,
+    state: Mutex<UploadState>,
+    /// The write under way, for whose result all requests wait.
+    probe: Mutex<Option<ProbeResult>>,
 }
 
-type Verdict = watch::Receiver<Option<Result<(), Error>>>;
+/// `None` until the write has ended.
+type ProbeResult = watch::Receiver<Option<Result<(), Error>>>;
 
 #[derive(Default)]
-enum State {
+enum UploadState {
     #[default]
     Unknown,
     Proven,
     Failing {
         error: Error,
-        /// A request tries whether uploads succeed again.
+        /// One request tests whether uploads succeed again.
         on_trial: bool,
     },
 }
@@ -51,10 +53,10 @@ impl Uploads {
     ) -> Result<Admission, Error> {
         let mut admission = Admission { storage: Arc::clone(storage), is_trial: false };
         match &mut *storage.uploads().state() {
-            State::Proven => return Ok(admission),
-            State::Unknown => {}
-            State::Failing { error, on_trial: true } => return Err(uploads_fail(error)),
-            State::Failing { on_trial, .. } => {
+            UploadState::Proven => return Ok(admission),
+            UploadState::Unknown => {}
+            UploadState::Failing { error, on_trial: true } => return Err(uploads_fail(error)),
+            UploadState::Failing { on_trial, .. } => {
                 *on_trial = true;
                 admission.is_trial = true;
             }
@@ -66,8 +68,8 @@ impl Uploads {
         }
     }
 
-    /// Waits for the write that is under way, or begins one. It runs in a task of its own, so that its result
-    /// does not depend on the request that began it.
+    /// Waits for the write that is under way, or begins one. The write runs in a task of its own, so
+    /// that its result does not depend on the request that began it.
     async fn shared_probe(storage: &Arc<Storage>) -> Result<(), Error> {
         let mut result = {
             let mut probe = lock(&storage.uploads().probe);
@@ -96,34 +98,34 @@ impl Uploads {
         }
     }
 
-    /// A small object was written: proof enough unless images have been refused since.
+    /// Notes that a small object was written. This proves the bucket, unless uploads fail.
     pub(super) fn record_written(&self) {
         let mut state = self.state();
-        if matches!(*state, State::Unknown) {
-            *state = State::Proven;
+        if matches!(*state, UploadState::Unknown) {
+            *state = UploadState::Proven;
         }
     }
 
     pub(super) fn image_stored(&self) {
-        let before = std::mem::replace(&mut *self.state(), State::Proven);
-        if matches!(before, State::Failing { .. }) {
+        let before = std::mem::replace(&mut *self.state(), UploadState::Proven);
+        if matches!(before, UploadState::Failing { .. }) {
             tracing::info!("Cloud Storage takes images again");
         }
     }
 
     pub(super) fn failed(&self, error: &Error) {
         let mut state = self.state();
-        let on_trial = matches!(*state, State::Failing { on_trial: true, .. });
-        if !matches!(*state, State::Failing { .. }) {
+        let on_trial = matches!(*state, UploadState::Failing { on_trial: true, .. });
+        if !matches!(*state, UploadState::Failing { .. }) {
             tracing::error!(
                 causes = error.causes(),
                 "uploads fail, so new requests are refused unpaid until one succeeds: {error}"
             );
         }
-        *state = State::Failing { error: error.clone(), on_trial };
+        *state = UploadState::Failing { error: error.clone(), on_trial };
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, UploadState> {
         lock(&self.state)
     }
 }
@@ -133,7 +135,7 @@ impl Drop for Admission {
         if !self.is_trial {
             return;
         }
-        if let State::Failing { on_trial, .. } = &mut *self.storage.uploads().state() {
+        if let UploadState::Failing { on_trial, .. } = &mut *self.storage.uploads().state() {
             *on_trial = false;
         }
     }

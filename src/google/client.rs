@@ -29,11 +29,12 @@ pub enum SendError {
 }
 
 impl Client {
+    /// A client that connects and fetches tokens on first use.
     pub fn new(sources: Sources, timing: Timing) -> Client {
         Client { http: HttpClient::default(), credentials: CredentialStore::new(sources, timing) }
     }
 
-    /// Sends the request that `build` makes with an access token, once more with a new token after a 401.
+    /// Sends the request that `build` makes, with an access token; after a 401, once more with a new one.
     ///
     /// `build` runs right before the request is sent. The response must begin before `deadline`, and within
     /// `limit` of the sending.

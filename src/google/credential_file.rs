@@ -16,7 +16,8 @@ pub struct CredentialFile {
 
 impl CredentialFile {
     /// # Errors
-    /// What is wrong and how to fix it, as the end of a sentence about the file. Nothing of the file is repeated.
+    /// What is wrong and how to fix it, as the end of a sentence about the file. It repeats nothing of
+    /// the file.
     pub fn parse(text: &[u8]) -> Result<CredentialFile, String> {
         let json: Value =
             serde_json::from_slice(text).map_err(|_| format!("is not JSON; {DOWNLOAD_AGAIN}"))?;
@@ -28,7 +29,8 @@ impl CredentialFile {
     }
 }
 
-/// Finds what Google's library would fail at, because its own errors repeat what they do not understand.
+/// Finds the problems at which Google's library would fail, because the library's errors repeat parts
+/// of the file.
 fn check(json: &Value) -> Result<(), String> {
     let required: &[&str] = match json["type"].as_str() {
         None => return Err("has no type, so it is not a Google credentials file".to_owned()),
@@ -203,7 +205,7 @@ impl CredentialKind {
         email.map(String::as_str).filter(|email| !email.is_empty())
     }
 
-    /// What to change when it yields no token; `cause` is what the log says of the failure.
+    /// What to change if it yields no token; `cause` is the failure's text in the log.
     pub fn advice(&self, cause: &str) -> String {
         let somewhere_else = "elsewhere GOOGLE_APPLICATION_CREDENTIALS must name a file made for that platform, and \
                               on Google Cloud it must be unset";
@@ -235,7 +237,7 @@ impl CredentialKind {
             ),
             CredentialKind::Federated { source: Source::Aws { only_on_ec2: false }, .. } => {
                 format!(
-                    "The file is made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID, \
+                    "The file is made for AWS, and this process has no AWS identity. On AWS set AWS_ACCESS_KEY_ID, \
                  AWS_SECRET_ACCESS_KEY and AWS_REGION; {somewhere_else}."
                 )
             }

@@ -66,7 +66,7 @@ impl CredentialStore {
     /// Gets an access token, in one try, and keeps it for the next request.
     ///
     /// # Errors
-    /// The error of a request that fails because there is no token.
+    /// The error that a request without a token would get.
     pub async fn try_token(&self, deadline: Instant) -> Result<(), Error> {
         self.fetch_token(deadline).await.map(drop).map_err(|failure| failure.error)
     }
@@ -84,7 +84,7 @@ impl CredentialStore {
         }
     }
 
-    /// A warning for the log at start, from what is known without asking any source.
+    /// A warning for the log at the start. It asks no source for a token.
     pub fn hint(&self) -> Option<String> {
         match self.file() {
             Some(path) => {
@@ -126,8 +126,8 @@ impl CredentialStore {
         Err(self.failure(error))
     }
 
-    /// A source that is known to exist may answer again soon. An unknown metadata server whose name does not
-    /// resolve does not exist.
+    /// The failure with its advice. A source that is known to exist may respond again soon; a metadata
+    /// server whose name does not resolve is taken as absent, unless it is known.
     fn failure(&self, failure: TokenFailure) -> Failure {
         let passes = failure.is_transient && (self.is_known() || !failure.is_unknown_host);
         let advice = self.advice(&failure.text);
@@ -142,7 +142,7 @@ impl CredentialStore {
         }
     }
 
-    /// What to change, as a further sentence, if the file in use tells.
+    /// Advice on what to change, as a further sentence, if a file is in use.
     fn advice(&self, cause: &str) -> String {
         let read = self.file().and_then(|path| self.read(path).ok());
         read.map(|file| format!(" {}", file.kind.advice(cause))).unwrap_or_default()
@@ -168,6 +168,7 @@ impl CredentialStore {
         Ok(credential)
     }
 
+    /// Forgets this credential, so that the next request builds a new one.
     pub fn evict(&self, stale: &Arc<Credentials>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|credential| Arc::ptr_eq(credential, stale)) {
@@ -200,16 +201,16 @@ impl CredentialStore {
             CredentialKind::Federated { .. } => external_account::Builder::new(json).build(),
         };
         // The library's error may repeat the file.
-        built.map_err(|_| self.unusable(path, "is not what Google's library expects"))
+        built.map_err(|_| self.unusable_file(path, "is not what Google's library expects"))
     }
 
     fn read(&self, path: &Path) -> Result<CredentialFile, Error> {
         let text = std::fs::read(path)
-            .map_err(|error| self.unusable(path, &format!("cannot be read: {error}")))?;
-        CredentialFile::parse(&text).map_err(|problem| self.unusable(path, &problem))
+            .map_err(|error| self.unusable_file(path, &format!("cannot be read: {error}")))?;
+        CredentialFile::parse(&text).map_err(|problem| self.unusable_file(path, &problem))
     }
 
-    fn unusable(&self, path: &Path, problem: &str) -> Error {
+    fn unusable_file(&self, path: &Path, problem: &str) -> Error {
         let problem = match self.sources.file {
             Some(_) => format!("the file that GOOGLE_APPLICATION_CREDENTIALS names {problem}"),
             None => {
@@ -285,15 +286,15 @@ async fn unwinding<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// For the log and the doctor only, beyond the caller's details: paths, hosts, pools, advice.
+/// Text for operators only, in the log and the doctor: paths, hosts, pools, advice.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct ForOperator(String);
 
 /// Why Google's library got no token.
 ///
-/// Its texts hold whatever a token endpoint sends, which may be what was sent to it. Only fixed phrases, the HTTP
-/// status and words that look like error codes are taken from them.
+/// The library's texts repeat what a token endpoint sends, and that may include what was sent to it.
+/// Only fixed phrases, the HTTP status and words that look like error codes are taken from them.
 #[derive(Debug)]
 struct TokenFailure {
     text: String,
@@ -352,8 +353,8 @@ fn http_status(texts: &str) -> Option<u16> {
         .find(|status| (100..600).contains(status))
 }
 
-/// The value of a field in an error's JSON, quoted or not, if it is made like an error code: short, words of one
-/// case, no digits.
+/// The value of a field in an error's JSON, quoted or not, if it looks like an error code: short, words
+/// of one case, no digits.
 fn code(texts: &str, name: &str) -> Option<String> {
     let plain = texts.replace('\\', "");
     let field = format!("\"{name}\"");
@@ -435,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_token_endpoints_words_only_the_status_and_codes_are_kept() {
+    fn only_status_and_codes_of_a_token_endpoints_response_are_kept() {
         for (texts, kept) in [
             (
                 r#"failed to refresh user access token, body=<{"error": "invalid_grant", "error_description": "SECRET",

@@ -38,7 +38,7 @@ struct Pools {
     fresh: Pool<Connector, Body>,
 }
 
-/// Which connection a request goes out on.
+/// The connection on which a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// An idle connection, or a new one where no connection is idle.
@@ -47,7 +47,7 @@ pub enum Via {
     Fresh,
 }
 
-/// What is sent: a small text at once, or an image's chunks.
+/// The body of a request: a small text, or an image in chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The client cannot be built because the machine lacks CA certificates. Google's credentials library would
@@ -75,8 +75,8 @@ impl HttpClient {
         })
     }
 
-    /// Blocks for some milliseconds while another thread builds the client. A failure is not kept: it may pass, as
-    /// when the file table was full.
+    /// Blocks for some milliseconds while another thread builds the client. A failure is not cached,
+    /// because it may be temporary, such as a full file table.
     fn pools(&self) -> Result<&Pools, NoClient> {
         if let Some(pools) = self.pools.get() {
             return Ok(pools);
@@ -179,7 +179,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// What one connection reads at once, and the most that it holds while its body is not read.
+/// The bytes that one connection reads at once, and the most that it buffers while its body is not read.
 pub const BUFFER_BYTES: usize = 32 * 1024;
 
 /// TCP, the proxy and TLS together.

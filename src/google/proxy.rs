@@ -4,7 +4,7 @@ use crate::config::Credentials;
 use serde_json::Value;
 use url::Url;
 
-/// Checks a value of `HTTPS_PROXY` and its like the way in which the HTTP client reads it.
+/// Checks a value of a proxy variable, such as `HTTPS_PROXY`, as the HTTP client reads it.
 ///
 /// # Errors
 /// What is wrong with it. The value is not repeated, because it may hold a password.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
-/// An error of one of Google's services. A field of another type than documented is as if absent.
+/// An error of one of Google's services. A field of another type than documented counts
+/// as absent.
 #[derive(Debug, Default)]
 pub struct GoogleError {
     /// The body was JSON.
@@ -45,7 +46,7 @@ impl GoogleError {
         }
     }
 
-    /// The error in a body, alone or in an array: its envelope, otherwise what stands in its place.
+    /// The error in a body, alone or in an array: its envelope, otherwise the value in its place.
     pub fn of(body: &Value) -> GoogleError {
         let all = elements(body);
         let envelope = all.iter().find(|element| !element["error"].is_null()).or(all.first());
@@ -105,7 +106,7 @@ impl GoogleError {
     pub fn text(&self, http_status: u16) -> String {
         let mut text = match self.message.trim() {
             "" => format!("HTTP {http_status} without an explanation."),
-            message => message.chars().take(MAX_TOLD_CHARS).collect(),
+            message => message.chars().take(MAX_TEXT_CHARS).collect(),
         };
         let codes = support_codes(&self.debug).map(|codes| format!("Support codes: {codes}"));
         for more in self.violations.iter().cloned().chain(codes) {
@@ -250,11 +251,11 @@ fn on_one_line(text: &str, max_chars: usize) -> String {
     words.join(" ").chars().take(max_chars).collect()
 }
 
-/// No longer wait is told or waited for.
+/// The longest wait that is passed on to callers or waited for.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Leaves room in the details of an error for what follows the message.
-const MAX_TOLD_CHARS: usize = 600;
+/// Leaves room in an error's `details` for reasons and codes after the message.
+const MAX_TEXT_CHARS: usize = 600;
 const MAX_MESSAGE_CHARS: usize = 300;
 const MAX_LOGGED_CHARS: usize = 500;
 
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn violations_and_hidden_support_codes_are_told() {
+    fn violations_and_hidden_support_codes_are_in_the_text() {
         let google = parse(json!({"error": {"message": "Invalid.", "details": [
             {"fieldViolations": [{"field": "a.b", "description": "Cannot find field."}, {"description": "Odd."}]},
             {"@type": "DebugInfo", "detail": "[ORIGINAL ERROR] generic:: Support codes: 42876398, 1 { }"}]}}));
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn xml_html_and_plain_text_are_told_and_logged_shortened() {
+    fn xml_html_and_plain_text_are_shortened() {
         let xml = "<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access denied.</Message>\n\
                    <Details>sa@p does not have &#39;create&#39; access.</Details></Error>";
         for (body, told) in [

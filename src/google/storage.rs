@@ -1,5 +1,5 @@
-//! Cloud Storage: images, put once and confirmed, and the records by which instances agree ("Cloud Storage
-//! JSON API", "Objects: insert", "Request preconditions").
+//! Cloud Storage: images, stored once and confirmed, and the records by which instances agree ("Cloud
+//! Storage JSON API", "Objects: insert", "Request preconditions").
 
 use crate::config::{Config, Timing};
 use crate::error::{Error, Kind};
@@ -32,6 +32,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::{Rfc2822, Rfc3339};
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// A client of the bucket.
 pub struct Storage {
     client: Arc<Client>,
     /// Scheme, host and port.
@@ -43,12 +44,12 @@ pub struct Storage {
     uploads: Uploads,
 }
 
-/// A small object that is all metadata, by which instances tell each other something.
+/// A small object without content, whose metadata all instances read and write.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub metadata: Metadata,
     pub generation: String,
-    /// Since it was written.
+    /// Since the last write.
     pub age: Age,
 }
 
@@ -59,16 +60,16 @@ pub type Metadata = BTreeMap<String, String>;
 pub struct Age {
     /// May be negative, by less than a second.
     at_least: time::Duration,
-    /// None where nothing tells.
+    /// `None` if it is unknown.
     at_most: Option<time::Duration>,
 }
 
-/// What came of writing a [`Record`].
+/// The result of writing a [`Record`].
 #[derive(Debug)]
 pub enum Written {
-    /// It is there, in this generation.
+    /// The record is stored, with this generation.
     Confirmed(String),
-    /// The precondition did not hold; this is there instead.
+    /// The precondition did not hold; the record that is there instead, if any.
     Conflict(Option<Record>),
 }
 
@@ -76,7 +77,7 @@ pub enum Written {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredImage {
     pub object: String,
-    /// The model that made it, where its metadata say so.
+    /// The model that made it, if the metadata name it.
     pub model: Option<String>,
     pub age: Age,
 }
@@ -86,9 +87,9 @@ pub struct Upload {
     pub name: String,
     pub image: Image,
     pub metadata: Metadata,
-    /// An object of this name may be there: an earlier try had no clear answer, or another instance may have
-    /// stored its image of the same request under this name.
-    pub may_be_there: AtomicBool,
+    /// An object of this name may exist: an earlier try got no clear response, or another instance may
+    /// have stored its image of the same request under this name.
+    pub may_exist: AtomicBool,
 }
 
 /// Why Cloud Storage did not do what was asked.
@@ -96,25 +97,26 @@ pub struct Upload {
 pub enum StorageError {
     /// 403: a permission or its condition, a perimeter, a retention policy, a hold.
     Forbidden(Error),
-    /// Any other answer that another try does not change.
+    /// Any other error that another try does not change.
     Refused(Error),
-    /// No answer, or one that passes.
+    /// No response, or a temporary error.
     Unavailable(Error),
     /// Nothing was sent.
     Unsent(Error),
 }
 
-/// What Cloud Storage says of an account's permissions on the bucket.
+/// The account's permissions on the bucket.
 #[derive(Debug)]
 pub enum Access {
-    /// Those of the permissions asked for that the account has.
+    /// The requested permissions that the account has.
     Granted(Vec<String>),
+    /// The bucket does not exist; Google's message.
     NoBucket(String),
-    /// No answer, or none that says it.
+    /// No response, or one without the permissions.
     Unknown(Error),
 }
 
-/// What Cloud Storage says of an object ("Objects" resource), as far as it is needed here.
+/// The fields of an object that are needed here ("Objects" resource).
 #[derive(Debug, Clone, PartialEq)]
 struct Object {
     name: String,
@@ -125,16 +127,17 @@ struct Object {
     metadata: Metadata,
 }
 
-struct NewObject<'a> {
+/// The parameters of an insert.
+struct InsertRequest<'a> {
     name: &'a str,
     content_type: &'a str,
     blob: &'a Blob,
     metadata: &'a Metadata,
-    /// The generation that must be there now.
+    /// The generation to replace; `None` if no object of this name may exist.
     if_generation: Option<&'a str>,
 }
 
-/// What came of one try to insert an object.
+/// The result of one try to insert an object.
 enum Inserted {
     Confirmed(Object),
     /// The precondition does not hold.
@@ -167,10 +170,10 @@ impl Storage {
         format!("{}{stem}.{}", self.prefix, image.format.extension())
     }
 
-    /// Lets a request in that is about to pay for an image, if the bucket takes objects.
+    /// Admits a request that is about to pay for an image, if the bucket accepts objects.
     ///
     /// # Errors
-    /// What Cloud Storage answered to the attempt to write, or to the uploads before.
+    /// The error of the test write, or of the last upload.
     pub async fn admit(self: &Arc<Self>, deadline: Instant) -> Result<Admission, Error> {
         Uploads::admit(self, deadline).await
     }
@@ -179,9 +182,9 @@ impl Storage {
         &self.uploads
     }
 
-    /// Whether the bucket takes objects under the prefix, found out by writing one. Its name is constant and
-    /// it is written once: 412 proves as much as 200. A 403 may mean that it exists and may not be
-    /// overwritten; then an object with a random name decides.
+    /// Tests by a write whether the bucket accepts objects under the prefix. The object's name is
+    /// constant and it is written once: a 412 proves as much as a 200. A 403 may mean that the object
+    /// exists and may not be overwritten; then a second object with a random name decides.
     pub(super) async fn probe(&self) -> Result<(), Error> {
         let deadline = Instant::now() + PROBE_TIME;
         let name = &format!("{}.iga/writable", self.prefix);
@@ -217,14 +220,15 @@ impl Storage {
         deadline: Instant,
     ) -> Result<Inserted, StorageError> {
         let (blob, metadata) = (&Blob::default(), &Metadata::new());
-        let object = NewObject { name, content_type: OCTETS, blob, metadata, if_generation: None };
+        let object =
+            InsertRequest { name, content_type: OCTETS, blob, metadata, if_generation: None };
         self.insert(&object, via, deadline, self.timing.record_try).await
     }
 
     /// Which of these permissions the account has on the bucket ("Buckets: testIamPermissions").
     ///
     /// # Errors
-    /// Where there is no access token to ask with.
+    /// If there is no access token.
     pub async fn access(&self, permissions: &[&str], deadline: Instant) -> Result<Access, Error> {
         #[derive(Deserialize)]
         struct Granted {
@@ -242,7 +246,7 @@ impl Storage {
             match self.client.send(deadline, limit, || Request::get(&url).body(text(""))).await {
                 Ok(response) => response,
                 Err(SendError::Unsent(error)) => return Err(error),
-                Err(error) => return Ok(Access::Unknown(no_answer(error).into())),
+                Err(error) => return Ok(Access::Unknown(no_response(error).into())),
             };
         let status = response.status();
         let body = body(response, within(deadline, limit)).await;
@@ -256,19 +260,20 @@ impl Storage {
         })
     }
 
-    /// What time it is for Cloud Storage, which tells it without a token.
+    /// The time by Cloud Storage's clock; this needs no access token.
     pub async fn time(&self, deadline: Instant) -> Result<OffsetDateTime, Error> {
         let request = Request::get(&self.endpoint).body(text(""));
         let response =
-            self.client.send_unsigned(Via::Pool, deadline, request).await.map_err(no_answer)?;
-        server_time(&response).ok_or_else(|| file_save("Cloud Storage's answer bears no date."))
+            self.client.send_unsigned(Via::Pool, deadline, request).await.map_err(no_response)?;
+        server_time(&response)
+            .ok_or_else(|| file_save("Cloud Storage's response has no Date header."))
     }
 
-    /// Puts an image where nothing is yet, and returns once Cloud Storage has confirmed it, whole. Where an
-    /// image of the same request has the name already, that one is the result.
+    /// Stores an image under its name, and returns once Cloud Storage has confirmed all its bytes. If an
+    /// image of the same request already has the name, returns that one.
     ///
     /// # Errors
-    /// Anything Cloud Storage refused after its retries.
+    /// The error of the last try.
     pub async fn put_image(
         &self,
         upload: &Upload,
@@ -301,27 +306,28 @@ impl Storage {
         Ok(result?)
     }
 
-    /// A 200 counts only for the very bytes that were sent; otherwise the next try meets the object and looks
-    /// at it. An object that has the name already may be an earlier try of ours, its answer lost.
+    /// One try. A 200 counts only if it confirms the bytes that were sent; otherwise the next try finds
+    /// the object and inspects it. An object that already has the name may come from an earlier try of
+    /// ours whose response was lost.
     async fn put_once(
         &self,
         upload: &Upload,
         via: Via,
         deadline: Instant,
     ) -> Result<StoredImage, StorageError> {
-        let Upload { name, image, metadata, may_be_there } = upload;
+        let Upload { name, image, metadata, may_exist } = upload;
         let (blob, content_type) = (&image.blob, image.format.content_type());
-        let object = NewObject { name, content_type, blob, metadata, if_generation: None };
+        let object = InsertRequest { name, content_type, blob, metadata, if_generation: None };
         let inserted = self.insert(&object, via, deadline, self.timing.upload_try).await;
         if matches!(inserted, Err(StorageError::Unavailable(_))) {
-            may_be_there.store(true, Ordering::Relaxed);
+            may_exist.store(true, Ordering::Relaxed);
         }
-        let may_be_there = may_be_there.load(Ordering::Relaxed);
+        let may_exist = may_exist.load(Ordering::Relaxed);
         let is_occupied = match &inserted {
             Ok(Inserted::Occupied) => true,
-            // So says Cloud Storage of an object that exists, where the account may not overwrite it.
+            // Cloud Storage responds so if the object exists and the account may not overwrite it.
             Err(StorageError::Forbidden(error)) => {
-                may_be_there && error.to_string().contains(DELETE_PERMISSION)
+                may_exist && error.to_string().contains(DELETE_PERMISSION)
             }
             Ok(Inserted::Confirmed(_)) | Err(_) => false,
         };
@@ -331,13 +337,13 @@ impl Storage {
         match inserted? {
             Inserted::Confirmed(object) if object.is(blob) => Ok(upload.stored()),
             Inserted::Confirmed(_) | Inserted::Occupied => {
-                upload.may_be_there.store(true, Ordering::Relaxed);
+                upload.may_exist.store(true, Ordering::Relaxed);
                 Err(unavailable("Cloud Storage confirmed other bytes than were sent."))
             }
         }
     }
 
-    /// Whose the object is that has an upload's name already.
+    /// Decides whether the object that already has an upload's name is the result.
     async fn recognise(
         &self,
         upload: &Upload,
@@ -355,7 +361,7 @@ impl Storage {
                 "Another object already has the image's name.",
             ))),
             Ok(None) => Err(unavailable("The object has vanished again.")),
-            Err(StorageError::Forbidden(_)) if upload.may_be_there.load(Ordering::Relaxed) => {
+            Err(StorageError::Forbidden(_)) if upload.may_exist.load(Ordering::Relaxed) => {
                 Ok(upload.stored())
             }
             Err(error) => Err(error),
@@ -370,7 +376,7 @@ impl Storage {
     ) -> Result<Option<StoredImage>, StorageError> {
         let listed = self.tries(deadline, |via| self.list(stem, via, deadline));
         match listed.await {
-            // Where listing is forbidden, looking at each possible name may be allowed.
+            // If the account may not list, it may still be allowed to read each possible name.
             Err(StorageError::Forbidden(_)) => {}
             result => return result,
         }
@@ -392,7 +398,7 @@ impl Storage {
         Ok(self.tries(deadline, stat).await?.map(|(object, age)| object.image(age)))
     }
 
-    /// Writes a record where nothing is, or over the generation given, in several tries.
+    /// Creates a record, or replaces the given generation of it, in several tries.
     pub async fn write_record(
         &self,
         name: &str,
@@ -408,8 +414,8 @@ impl Storage {
 
     /// Writes a record in one try, of at most two requests.
     ///
-    /// The metadata must be unlike those that any other writer would write: after a lost answer, they are how
-    /// our own record is recognised.
+    /// The metadata must differ from those of every other writer: after a lost response, they identify
+    /// our own record.
     pub async fn write_record_once(
         &self,
         name: &str,
@@ -420,7 +426,7 @@ impl Storage {
     ) -> Result<Written, StorageError> {
         let nothing = Blob::default();
         let object =
-            NewObject { name, content_type: OCTETS, blob: &nothing, metadata, if_generation };
+            InsertRequest { name, content_type: OCTETS, blob: &nothing, metadata, if_generation };
         match self.insert(&object, via, deadline, self.timing.record_try).await? {
             Inserted::Confirmed(object) => {
                 self.uploads.record_written();
@@ -457,7 +463,7 @@ impl Storage {
         }))
     }
 
-    /// Deletes an object; whether it was there makes no difference.
+    /// Deletes an object. Succeeds also if the object, or this generation of it, does not exist.
     pub async fn delete(
         &self,
         name: &str,
@@ -472,17 +478,17 @@ impl Storage {
         self.tries(deadline, |via| async move {
             let request = || Request::delete(url).body(text(""));
             let response =
-                self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
+                self.client.send_via(via, deadline, limit, request).await.map_err(no_response)?;
             match response.status().as_u16() {
-                // Google says 204, other servers 200.
+                // Google sends 204, other servers 200.
                 200 | 204 | 404 | 412 => Ok(()),
-                _ => Err(refusal(response, within(deadline, limit)).await),
+                _ => Err(response_error(response, within(deadline, limit)).await),
             }
         })
         .await
     }
 
-    /// Tries again what may pass, from the second try on over a connection of its own.
+    /// Repeats a request while its error is temporary; from the second try on, over a new connection.
     async fn tries<T, F>(
         &self,
         deadline: Instant,
@@ -516,7 +522,7 @@ impl Storage {
     /// One multipart upload: metadata and media in one request.
     async fn insert(
         &self,
-        object: &NewObject<'_>,
+        object: &InsertRequest<'_>,
         via: Via,
         deadline: Instant,
         limit: Duration,
@@ -527,7 +533,7 @@ impl Storage {
             "crc32c": crc32c_text(object.blob.crc32c()),
             "metadata": object.metadata,
         });
-        let (name, generation) = (escaped(object.name), object.if_generation.unwrap_or("0"));
+        let (name, generation) = (path_segment(object.name), object.if_generation.unwrap_or("0"));
         let query = format!("uploadType=multipart&name={name}&ifGenerationMatch={generation}");
         let url = format!("{}/upload/storage/v1/b/{}/o?{query}", self.endpoint, self.bucket);
         let response = self.client.send_via(via, deadline, limit, || {
@@ -536,20 +542,20 @@ impl Storage {
                 .header(CONTENT_TYPE, format!("multipart/related; boundary={}", body.boundary))
                 .body(body.boxed_unsync())
         });
-        let response = response.await.map_err(no_answer)?;
+        let response = response.await.map_err(no_response)?;
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => {
                 let body = body(response, within(deadline, limit)).await;
-                Object::parse(&body).map(Inserted::Confirmed).ok_or_else(unreadable)
+                Object::parse(&body).map(Inserted::Confirmed).ok_or_else(unreadable_response)
             }
             StatusCode::PRECONDITION_FAILED => Ok(Inserted::Occupied),
-            // So says a server that wants to replace an object which is gone.
+            // A server responds so if the object to replace is gone.
             StatusCode::NOT_FOUND if object.if_generation.is_some() => Ok(Inserted::Occupied),
-            _ => Err(refusal(response, within(deadline, limit)).await),
+            _ => Err(response_error(response, within(deadline, limit)).await),
         }
     }
 
-    /// An object's metadata and age; None where it is not there.
+    /// An object's metadata and age; `None` if it does not exist.
     async fn stat(
         &self,
         name: &str,
@@ -559,7 +565,7 @@ impl Storage {
         let Some((body, now)) = self.get(&self.object_url(name), via, deadline).await? else {
             return Ok(None);
         };
-        let object = Object::parse(&body).ok_or_else(unreadable)?;
+        let object = Object::parse(&body).ok_or_else(unreadable_response)?;
         let age = Age::of(object.updated, now);
         Ok(Some((object, age)))
     }
@@ -572,12 +578,12 @@ impl Storage {
         deadline: Instant,
     ) -> Result<Option<StoredImage>, StorageError> {
         let start = format!("{}{stem}.", self.prefix);
-        let prefix = escaped(&start);
+        let prefix = path_segment(&start);
         let url = format!("{}/storage/v1/b/{}/o?prefix={prefix}", self.endpoint, self.bucket);
         let Some((body, now)) = self.get(&url, via, deadline).await? else {
             return Ok(None);
         };
-        let list: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
+        let list: Value = serde_json::from_slice(&body).map_err(|_| unreadable_response())?;
         let items = list["items"].as_array().map_or(&[][..], Vec::as_slice);
         let objects = items.iter().filter_map(Object::read);
         let images = objects.filter(|object| object.name.starts_with(&start));
@@ -588,7 +594,7 @@ impl Storage {
         }))
     }
 
-    /// The body of a 200, and its date; None for a 404.
+    /// The body and the date of a 200; `None` for a 404.
     async fn get(
         &self,
         url: &str,
@@ -598,19 +604,19 @@ impl Storage {
         let limit = self.timing.record_try;
         let request = || Request::get(url).body(text(""));
         let response =
-            self.client.send_via(via, deadline, limit, request).await.map_err(no_answer)?;
+            self.client.send_via(via, deadline, limit, request).await.map_err(no_response)?;
         match response.status() {
             StatusCode::OK => {
                 let now = server_time(&response);
                 Ok(Some((body(response, within(deadline, limit)).await, now)))
             }
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(refusal(response, within(deadline, limit)).await),
+            _ => Err(response_error(response, within(deadline, limit)).await),
         }
     }
 
     fn object_url(&self, name: &str) -> String {
-        format!("{}/storage/v1/b/{}/o/{}", self.endpoint, self.bucket, escaped(name))
+        format!("{}/storage/v1/b/{}/o/{}", self.endpoint, self.bucket, path_segment(name))
     }
 }
 
@@ -694,7 +700,7 @@ impl Age {
         Age { at_least: self.at_least.saturating_add(more), at_most }
     }
 
-    /// The lower bound; zero where it is negative.
+    /// The lower bound; zero if it is negative.
     pub fn lower_bound(self) -> Duration {
         self.at_least.try_into().unwrap_or_default()
     }
@@ -747,23 +753,23 @@ fn unavailable(details: &str) -> StorageError {
     StorageError::Unavailable(file_save(details))
 }
 
-fn unreadable() -> StorageError {
-    unavailable("Cloud Storage's answer broke off or makes no sense.")
+fn unreadable_response() -> StorageError {
+    unavailable("Cloud Storage's response broke off or cannot be read.")
 }
 
-/// The body of a small response, as far as it could be read; empty where it is not small.
+/// The body of a response, as far as it could be read; empty if it is too long.
 async fn body(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
-    let (mut answer, mut body) = (response.into_body(), Vec::new());
-    while let Ok(Ok(Some(chunk))) = timeout_at(deadline, next_chunk(&mut answer)).await {
+    let (mut incoming, mut body) = (response.into_body(), Vec::new());
+    while let Ok(Ok(Some(chunk))) = timeout_at(deadline, next_chunk(&mut incoming)).await {
         body.extend_from_slice(&chunk);
-        if body.len() > MAX_ANSWER_BYTES {
+        if body.len() > MAX_RESPONSE_BYTES {
             return Vec::new();
         }
     }
     body
 }
 
-fn no_answer(error: SendError) -> StorageError {
+fn no_response(error: SendError) -> StorageError {
     match error {
         SendError::Unsent(error) => StorageError::Unsent(error),
         SendError::Deadline => unavailable("Cloud Storage did not answer in time."),
@@ -773,8 +779,8 @@ fn no_answer(error: SendError) -> StorageError {
     }
 }
 
-/// What a response other than success means ("HTTP status and error codes for JSON", "Retry strategy").
-async fn refusal(response: Response<Incoming>, deadline: Instant) -> StorageError {
+/// The error that a response other than success stands for ("HTTP status and error codes for JSON", "Retry strategy").
+async fn response_error(response: Response<Incoming>, deadline: Instant) -> StorageError {
     let (status, headers) = (response.status(), response.headers().clone());
     let google = GoogleError::parse(&body(response, deadline).await);
     let mut error = file_save(&message_of(status, &google));
@@ -803,7 +809,7 @@ fn crc32c_text(crc32c: u32) -> String {
     BASE64_STANDARD.encode(crc32c.to_be_bytes())
 }
 
-/// A `multipart/related` body that sends a blob's chunks as they are, its length known beforehand.
+/// A `multipart/related` body of known length that sends a blob's chunks without copying them.
 pub struct Multipart {
     boundary: String,
     chunks: std::vec::IntoIter<Bytes>,
@@ -857,17 +863,17 @@ pub const MODEL: &str = "model";
 
 const OCTETS: &str = "application/octet-stream";
 
-/// How long the attempt to write may take, its retries included.
+/// How long the test write may take, its retries included.
 const PROBE_TIME: Duration = Duration::from_secs(15);
 
 /// Percent-encodes an object name, slashes included, into one path segment.
-fn escaped(name: &str) -> impl Display {
+fn path_segment(name: &str) -> impl Display {
     utf8_percent_encode(name, UNRESERVED)
 }
 
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-const MAX_ANSWER_BYTES: usize = 256 * 1024;
+const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -897,7 +903,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_bytes_are_our_own_success() {
+    fn only_the_same_bytes_count_as_our_own_upload() {
         let blob = Blob::from(b"hello world".to_vec());
         let object = |resource: Value| Object::read(&resource).unwrap();
         let stored = |size: &str, crc32c: &str| {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
+/// A client of Vertex AI's image models.
 pub struct Vertex {
     pub client: Arc<Client>,
     /// Replaces Google's hosts.
@@ -31,7 +32,7 @@ pub struct Vertex {
     pub first_wait: Duration,
     pub labels: BTreeMap<String, String>,
     pub request_type: Option<RequestType>,
-    /// No call begins when less time is left.
+    /// No call begins if less time is left.
     pub call_time: Duration,
 }
 
@@ -112,7 +113,7 @@ impl Vertex {
     /// is known to be retired is back.
     ///
     /// # Errors
-    /// The cause, and the error that a generation would end with.
+    /// The cause, and the error with which a generation would end.
     pub async fn probe(
         &self,
         target: &Target,
@@ -180,7 +181,8 @@ impl Vertex {
         self.client.send(deadline, remaining, request).await
     }
 
-    /// Reads a 200 until its JSON is complete. The image may have been paid by now, so what breaks is not retried.
+    /// Reads a 200 until its JSON is complete. A response that breaks off is not retried, because its
+    /// image may be paid.
     async fn read(
         &self,
         target: &Target,
@@ -207,13 +209,13 @@ impl Vertex {
                 break;
             };
             read += chunk.len();
-            extractor.feed(&chunk).map_err(|error| Failure::never(unreadable(error, read)))?;
+            extractor.feed(&chunk).map_err(|error| Failure::never(extract_error(error, read)))?;
             timeout_at(deadline, reservation.grow_to(extractor.held_bytes()))
                 .await
                 .map_err(|_| Failure::never(too_late()))?;
         }
         let extracted =
-            extractor.finish().map_err(|error| Failure::never(unreadable(error, read)))?;
+            extractor.finish().map_err(|error| Failure::never(extract_error(error, read)))?;
         tokio::spawn(drain(body));
         choose(target, extracted, reservation)
     }
@@ -263,7 +265,9 @@ fn choose(
 ) -> Result<Paid, Failure> {
     let skeleton = &extracted.skeleton;
     let outcome = target.model.family.outcome(skeleton);
-    if let (false, Some(failure)) = (matches!(outcome, Outcome::Image(_)), told(skeleton, target)) {
+    if let (false, Some(failure)) =
+        (matches!(outcome, Outcome::Image(_)), failure_in_200(skeleton, target))
+    {
         return Err(failure);
     }
     let error = match outcome {
@@ -296,7 +300,7 @@ fn choose(
 }
 
 /// The failure of an error envelope in a 200.
-fn told(skeleton: &Value, target: &Target) -> Option<Failure> {
+fn failure_in_200(skeleton: &Value, target: &Target) -> Option<Failure> {
     elements(skeleton).iter().find(|chunk| !chunk["error"].is_null())?;
     let google = GoogleError::of(skeleton);
     let status = google.code.filter(|code| (400..600).contains(code)).unwrap_or(500);
@@ -342,7 +346,7 @@ fn without_version(id: &str) -> &str {
     id
 }
 
-fn unreadable(error: ExtractError, read: usize) -> Error {
+fn extract_error(error: ExtractError, read: usize) -> Error {
     match error {
         ExtractError::Truncated => broken_off(read),
         ExtractError::InvalidJson => Kind::VertexApi.because(error.to_string()),
@@ -402,14 +406,15 @@ async fn read_error(response: Response<Incoming>, deadline: Instant) -> GoogleEr
     while body.len() < MAX_ERROR_BYTES {
         match timeout_at(deadline, next_chunk(&mut incoming)).await {
             Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-            // The status alone has to do.
+            // The status alone must suffice.
             Ok(Ok(None) | Err(_)) | Err(_) => break,
         }
     }
     GoogleError::parse(&body)
 }
 
-/// Status first, then Google's status word and reason; message text only to refine ("API errors").
+/// The failure that a Google error means: by its HTTP status first, then by Google's status word and
+/// reason; the message text only refines it ("API errors").
 fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
     let text = google.text(status);
     match status {
@@ -446,7 +451,7 @@ fn meaning(status: u16, google: &GoogleError, target: &Target) -> Failure {
 enum Missing {
     Model,
     Project,
-    /// Only a wrong host or location answers without JSON.
+    /// Also for a response without JSON, which only a wrong host or location sends.
     Location,
     Other,
 }
@@ -524,12 +529,12 @@ const SAFETY_WORDS: &[&str] = &[
 
 const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
 
-/// How long and how far the body of an error is read.
+/// The limits of reading the body of an error.
 const ERROR_TIME: Duration = Duration::from_secs(2);
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 const MAX_MODEL_ID_BYTES: usize = 100;
 
-/// How long and how far a response is read on after its JSON.
+/// The limits of reading a response after its JSON.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 const MAX_DRAINED_BYTES: usize = 64 * 1024;
 
@@ -713,7 +718,8 @@ mod tests {
 
     #[test]
     fn an_error_in_a_200_counts_by_its_code() {
-        let told_of = |body: Value| told(&body, &target()).map(|f| (f.error.kind, f.again));
+        let failure_of =
+            |body: Value| failure_in_200(&body, &target()).map(|f| (f.error.kind, f.again));
         for (code, kind, again) in [
             (json!(429), Kind::ResourceExhausted, Again::Later),
             (json!("403"), Kind::PermissionDenied, Again::Never),
@@ -723,12 +729,12 @@ mod tests {
             (json!(70000), Kind::VertexApi, Again::Never),
         ] {
             let error = json!({"error": {"code": code, "message": "x"}});
-            assert_eq!(told_of(error.clone()), Some((kind, again)), "{error}");
-            assert_eq!(told_of(json!([{"candidates": []}, error])), Some((kind, again)));
+            assert_eq!(failure_of(error.clone()), Some((kind, again)), "{error}");
+            assert_eq!(failure_of(json!([{"candidates": []}, error])), Some((kind, again)));
         }
-        assert_eq!(told_of(json!({"error": "no"})), Some((Kind::VertexApi, Again::Never)));
-        assert_eq!(told_of(json!({"error": null})), None);
-        assert_eq!(told_of(json!([])), None);
+        assert_eq!(failure_of(json!({"error": "no"})), Some((Kind::VertexApi, Again::Never)));
+        assert_eq!(failure_of(json!({"error": null})), None);
+        assert_eq!(failure_of(json!([])), None);
     }
 
     #[test]
@@ -770,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_are_passed_on_and_count() {
+    fn reasons_are_passed_on_and_decide_the_kind() {
         let disabled = json!({"error": {"message": "API has not been used", "details": [
             {"@type": "type.googleapis.com/google.rpc.Help", "links": []},
             {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "metadata": {"service": "x"}}]}});

@@ -29,14 +29,15 @@ pub fn body(prompt: &str, params: &Params) -> Value {
     json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}], "generationConfig": generation_config})
 }
 
-/// The final image, otherwise the last draft unless something was filtered, otherwise the reasons why there is none.
+/// The final image; otherwise the last draft, unless something was filtered; otherwise the reasons why
+/// there is no image.
 pub fn outcome(skeleton: &Value) -> Outcome {
-    let refusal = refusal(skeleton);
-    let draft = match refusal {
+    let without_image = outcome_without_image(skeleton);
+    let draft = match without_image {
         Outcome::Blocked(_) => None,
         _ => images(skeleton, true).last(),
     };
-    images(skeleton, false).last().or(draft).map_or(refusal, Outcome::Image)
+    images(skeleton, false).last().or(draft).map_or(without_image, Outcome::Image)
 }
 
 /// The last image that is not a draft, otherwise the last draft.
@@ -64,8 +65,8 @@ fn is_thought(part: &Value) -> bool {
     part["thought"] == true
 }
 
-/// Why there is no image, in the words of the prompt's feedback and of all candidates.
-fn refusal(skeleton: &Value) -> Outcome {
+/// Why there is no image: the texts of the prompt's feedback and of all candidates.
+fn outcome_without_image(skeleton: &Value) -> Outcome {
     let mut is_blocked = false;
     let mut texts: Vec<String> = Vec::new();
     for chunk in elements(skeleton) {
@@ -116,7 +117,7 @@ fn is_rated_blocked(value: &Value) -> bool {
     elements(&value["safetyRatings"]).iter().any(|rating| rating["blocked"] == true)
 }
 
-/// The same prompt would most likely be filtered, and paid, again.
+/// Whether a reason is a filter's. The same prompt would most likely be filtered, and paid, again.
 fn is_filter(reason: &str) -> bool {
     !reason.ends_with(UNSPECIFIED) && FILTERS.iter().any(|filter| reason.contains(filter))
 }
@@ -129,7 +130,8 @@ fn reason_and_text(reason: &str, text: &str) -> String {
     }
 }
 
-/// What the reasons for a filter are called, with and without `IMAGE_`; new ones come in the same words.
+/// Words in the names of the reasons for a filter, with and without `IMAGE_`. New reasons use the same
+/// words.
 const FILTERS: [&str; 7] =
     ["SAFETY", "RECITATION", "BLOCK", "PROHIBITED", "SPII", "MODEL_ARMOR", "JAILBREAK"];
 

@@ -72,7 +72,8 @@ fn predictions(skeleton: &Value) -> impl Iterator<Item = &Value> {
     elements(skeleton).iter().flat_map(|chunk| elements(&chunk["predictions"]))
 }
 
-/// Not the entry with the safety attributes of the prompt, nor an empty one.
+/// Whether an entry stands for an image. An empty entry and the one with the safety attributes of the
+/// prompt do not.
 fn is_meant_as_image(entry: &Value) -> bool {
     entry.as_object().is_some_and(|members| {
         !members.is_empty()
@@ -81,7 +82,7 @@ fn is_meant_as_image(entry: &Value) -> bool {
     })
 }
 
-/// Whether this is a response to `:predict`, not the one of another API.
+/// Whether this is a response to `:predict` and not that of another API.
 fn is_response(skeleton: &Value) -> bool {
     let chunks = elements(skeleton);
     let is_documented = |chunk: &Value| {

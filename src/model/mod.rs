@@ -17,19 +17,19 @@ use time::Month::{self, August, July, June, March, May, September};
 pub struct Model {
     pub id: &'static str,
     pub family: Family,
-    /// Vertex AI answers 404 for it everywhere.
+    /// Vertex AI responds with 404 in every location.
     pub retired: bool,
     /// The day on which Google retired it, or the earliest day on which Google may.
     pub retires: Option<Date>,
     /// `None` for a model that is not in the table: Vertex AI decides what it takes.
-    limits: Option<Limits>,
-    /// Empty where that is not known.
+    limits: Option<ParamLimits>,
+    /// Empty if that is not known.
     served_in: &'static [&'static str],
 }
 
 /// The parameters that a model of the table takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Limits {
+struct ParamLimits {
     ratios: &'static [&'static str],
     sizes: &'static [ImageSize],
     seed: bool,
@@ -58,6 +58,7 @@ pub struct Params {
     pub output_mime_type: Option<OutputMimeType>,
 }
 
+/// The values of `image_size`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageSize {
     Px512,
@@ -66,6 +67,7 @@ pub enum ImageSize {
     FourK,
 }
 
+/// The values of `person_generation`: the people that an image may show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PersonGeneration {
     NoPeople,
@@ -73,6 +75,7 @@ pub enum PersonGeneration {
     Everyone,
 }
 
+/// The values of `output_mime_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputMimeType {
     Png,
@@ -99,9 +102,9 @@ impl Model {
         MODELS.iter().find(|model| model.id == id)
     }
 
-    /// The model of this id, which need not be in the table if its prefix tells the family.
+    /// The model of this id, in the table or not, if the id's prefix tells its family.
     ///
-    /// For the settings only: an id that the table lacks stays in memory as long as the process.
+    /// For the settings only: an id that is not in the table stays in memory until the process ends.
     pub fn named(name: &str) -> Option<&'static Model> {
         Model::find(name).or_else(|| {
             let id = name.strip_prefix(PUBLISHER).unwrap_or(name);
@@ -141,12 +144,13 @@ impl Model {
         self.served_in.contains(&location)
     }
 
-    /// Where it is served, in a few words; empty where that is not known.
+    /// Where it is served, in a few words; empty if that is not known.
     pub fn served_in(&self) -> String {
-        places(self.served_in)
+        location_list(self.served_in)
     }
 
-    /// Refuses what this model is known not to take; the error names the field and what is allowed.
+    /// Refuses parameters that this model is known not to take; the error names the field and the
+    /// allowed values.
     ///
     /// A retired model is not checked: its 404 costs nothing, and the fallback decides.
     pub fn check(&self, params: &Params) -> Result<(), Error> {
@@ -159,7 +163,7 @@ impl Model {
         }
         if let Some(size) = params.image_size.filter(|size| !limits.sizes.contains(size)) {
             let allowed: Vec<_> = limits.sizes.iter().map(|size| size.as_str()).collect();
-            return Err(self.refuse("image_size", size.as_str(), &or_nothing(&allowed.join(", "))));
+            return Err(self.refuse("image_size", size.as_str(), &listed(&allowed)));
         }
         if let Some(seed) = params.seed {
             self.check_seed(limits.seed, seed, params.add_watermark)?;
@@ -174,7 +178,7 @@ impl Model {
         Ok(())
     }
 
-    fn known_limits(&self) -> Option<Limits> {
+    fn known_limits(&self) -> Option<ParamLimits> {
         self.limits.filter(|_| !self.retired)
     }
 
@@ -203,12 +207,13 @@ impl Model {
         self.not_served_hint_after(location, &[(self.id, location)])
     }
 
-    /// The same, after all of `tried`, which are not proposed again: pairs of model and location.
+    /// Like [`not_served_hint`](Model::not_served_hint), without proposing the pairs of model and
+    /// location in `tried`.
     pub fn not_served_hint_after(&self, location: &str, tried: &[(&str, &str)]) -> String {
         let untried = |model: &&Model| {
-            let is_untried = |place: &&&str| !tried.contains(&(model.id, **place));
+            let is_untried = |location: &&&str| !tried.contains(&(model.id, **location));
             let left: Vec<_> = model.served_in.iter().filter(is_untried).copied().collect();
-            (!left.is_empty()).then(|| format!("{} ({})", model.id, places(&left)))
+            (!left.is_empty()).then(|| format!("{} ({})", model.id, location_list(&left)))
         };
         let current: Vec<_> = MODELS
             .iter()
@@ -224,7 +229,7 @@ impl Model {
 }
 
 impl Family {
-    /// By the id's prefix, for an id that can be part of a URL's path.
+    /// The family by the id's prefix; `None` for an id that cannot be part of a URL's path.
     fn of(id: &str) -> Option<Family> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._@".contains(c);
         if id.len() > MAX_ID_CHARS || !id.chars().all(fits) {
@@ -260,7 +265,7 @@ impl Family {
         body.to_string().into_bytes()
     }
 
-    /// A request that cannot produce an image.
+    /// The body of a request that cannot produce an image.
     pub fn body_without_prompt(self) -> &'static [u8] {
         match self {
             Family::Imagen => br#"{"instances": []}"#,
@@ -276,7 +281,8 @@ impl Family {
         }
     }
 
-    /// Reads a response that has arrived this far and names the image to keep if no better one follows.
+    /// A function that takes the skeleton so far and returns the number of the image to keep, unless a
+    /// better one follows.
     pub fn best_so_far(self) -> fn(&Value) -> Option<usize> {
         match self {
             Family::Imagen => imagen::best_so_far,
@@ -300,7 +306,7 @@ impl ImageSize {
 }
 
 impl PersonGeneration {
-    /// Both families' words, in any case.
+    /// Parses the words of both families, in any case.
     pub fn parse(word: &str) -> Option<PersonGeneration> {
         match word.to_ascii_lowercase().as_str() {
             "dont_allow" | "allow_none" => Some(PersonGeneration::NoPeople),
@@ -322,8 +328,9 @@ impl OutputMimeType {
     }
 }
 
-fn or_nothing(list: &str) -> String {
-    if list.is_empty() { "nothing".to_owned() } else { list.to_owned() }
+/// The allowed values, separated by commas, or "nothing".
+pub fn listed(values: &[&str]) -> String {
+    if values.is_empty() { "nothing".to_owned() } else { values.join(", ") }
 }
 
 /// The elements of an array. An object where an array is documented counts as its only element.
@@ -340,13 +347,13 @@ fn image_at(reference: &Value) -> Option<usize> {
     reference.as_str()?.strip_prefix(crate::extract::REFERENCE)?.parse().ok()
 }
 
-/// A string that says something; any other value is as if absent.
+/// A string that is not blank; any other value counts as absent.
 fn text(value: &Value) -> Option<&str> {
     value.as_str().filter(|text| !text.trim().is_empty())
 }
 
-/// A few locations as they are, many as a number.
-fn places(locations: &[&str]) -> String {
+/// The names of a few locations; of many, the first name and how many more there are.
+fn location_list(locations: &[&str]) -> String {
     match locations {
         [first, rest @ ..] if rest.len() > 2 => format!("{first} and {} more", rest.len()),
         _ => locations.join(", "),
@@ -408,7 +415,7 @@ const fn imagen(
     sizes: &'static [ImageSize],
     negative_prompt: bool,
 ) -> Model {
-    let limits = Some(Limits { ratios, sizes, seed: true, negative_prompt });
+    let limits = Some(ParamLimits { ratios, sizes, seed: true, negative_prompt });
     Model { id, family: Family::Imagen, retired: true, retires, limits, served_in: &[] }
 }
 
@@ -420,7 +427,7 @@ const fn gemini(
     seed: bool,
     served_in: &'static [&'static str],
 ) -> Model {
-    let limits = Some(Limits { ratios, sizes, seed, negative_prompt: false });
+    let limits = Some(ParamLimits { ratios, sizes, seed, negative_prompt: false });
     Model { id, family: Family::Gemini, retired: false, retires, limits, served_in }
 }
 
@@ -434,7 +441,7 @@ const fn retired(
 }
 
 /// The table ("Model versions and lifecycle", "Deprecations"). Current models first, the cheapest one
-/// at the top; Vertex AI answers 404 for the others.
+/// at the top; Vertex AI responds to all others with 404.
 #[rustfmt::skip]
 pub static MODELS: &[Model] = &[
     gemini("gemini-nano-banana-2.1", None, RATIOS_14, UP_TO_4K, false, GLOBAL),
@@ -513,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_model_is_asked_whatever_the_parameters() {
+    fn the_parameters_of_a_retired_model_are_not_checked() {
         let params = Params { aspect_ratio: "8:1".to_owned(), seed: Some(1), ..square() };
         assert!(Model::find("imagegeneration@006").unwrap().check(&params).is_ok());
     }
@@ -531,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_k_is_taken_by_one_model() {
+    fn one_model_only_accepts_512_pixels() {
         let small = Params { image_size: Some(ImageSize::Px512), ..square() };
         let taking = MODELS.iter().filter(|model| !model.retired && model.check(&small).is_ok());
         assert_eq!(taking.map(|model| model.id).collect::<Vec<_>>(), ["gemini-3.1-flash-image"]);
@@ -549,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_the_table_lacks_is_a_model_if_its_prefix_tells_the_family() {
+    fn an_id_that_is_not_in_the_table_is_a_model_if_its_prefix_names_the_family() {
         for (name, id, family) in [
             ("gemini-9-image", "gemini-9-image", Family::Gemini),
             ("publishers/google/models/gemini-9-image", "gemini-9-image", Family::Gemini),

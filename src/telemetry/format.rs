@@ -1,6 +1,6 @@
-//! Fields and how they become a line.
+//! The fields of a log line, and how the line is written.
 
-use crate::error::is_obeyed;
+use crate::error::is_control;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -10,14 +10,15 @@ use time::format_description::well_known::Rfc3339;
 use tracing::Level;
 use tracing::field::{Field, Visit};
 
-/// What a line looks like.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum LineFormat {
     Json,
     Text { colours: bool },
 }
 
-/// Fields in the order in which they were recorded. Names of [`GROUPS`] with a dot stand together as one object.
+/// Fields in the order in which they were recorded. Fields whose names begin with one of [`GROUPS`]
+/// become members of one object.
 #[derive(Debug, Default, Clone)]
 pub struct Fields(Vec<(&'static str, Value)>);
 
@@ -42,7 +43,7 @@ impl Fields {
         line
     }
 
-    /// Sets a field; times (`…_ms`) that are there already are added to.
+    /// Sets a field. A time (`…_ms`) is added to the value that the field already has.
     pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         let value = value.into();
         match self.0.iter_mut().find(|(known, _)| *known == name) {
@@ -75,15 +76,15 @@ impl Fields {
     }
 }
 
-impl Format {
+impl LineFormat {
     /// One whole line, ending in a newline.
     pub fn render(self, fields: &Fields) -> Vec<u8> {
         let mut line = match self {
-            Format::Json => {
+            LineFormat::Json => {
                 let json = serde_json::to_string(fields).unwrap_or_default();
-                escaped(&json).into_owned()
+                escape_controls(&json).into_owned()
             }
-            Format::Text { colours } => text(fields, colours),
+            LineFormat::Text { colours } => text(fields, colours),
         };
         line.push('\n');
         line.into_bytes()
@@ -143,7 +144,7 @@ fn text(fields: &Fields, colours: bool) -> String {
         (true, _) => ("\u{1b}[32m", RESET),
     };
     let time = fields.text("timestamp").get(11..23).unwrap_or_default();
-    let message = escaped(fields.text("message"));
+    let message = escape_controls(fields.text("message"));
     let mut line = format!("{time} {colour}{severity:<7}{end} {message}");
     let shown =
         |name: &str| !SHOWN_ELSEWHERE.contains(&name) && !name.starts_with("serviceContext");
@@ -152,18 +153,18 @@ fn text(fields: &Fields, colours: bool) -> String {
             Value::String(text) if !text.contains([' ', '"']) => text.clone(),
             other => other.to_string(),
         };
-        let _ = write!(line, " {name}={}", escaped(&value));
+        let _ = write!(line, " {name}={}", escape_controls(&value));
     }
     line
 }
 
-/// Escapes what a terminal or a log viewer would obey. In JSON text, such characters stand inside strings only.
-fn escaped(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_obeyed) {
+/// Escapes control characters. In JSON text they appear inside strings only.
+fn escape_controls(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_control) {
         return text.into();
     }
     let escaped = text.chars().fold(String::with_capacity(text.len() + 16), |mut out, c| {
-        match is_obeyed(c) {
+        match is_control(c) {
             true => drop(write!(out, "\\u{:04x}", c as u32)),
             false => out.push(c),
         }
@@ -201,6 +202,7 @@ const SHOWN_ELSEWHERE: &[&str] = &[
 const RESET: &str = "\u{1b}[0m";
 const LINE_FIELDS: usize = 40;
 
-/// What makes Error Reporting group an entry without a stack trace ("Format errors in logs").
+/// The `@type` with which Error Reporting groups an entry without a stack trace ("Format errors in
+/// logs").
 const REPORTED_ERROR: &str =
     "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent";

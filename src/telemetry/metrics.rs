@@ -74,19 +74,19 @@ pub fn image_lost(reason: &str) {
     info!(metric_name = LOST, value = 1, tags.reason = reason, "paid image lost");
 }
 
-/// `iga_joined_count`: a request that is answered by another's generation.
+/// `iga_joined_count`: a request that gets the image of another request's generation.
 pub fn joined(flight: &str, by_key: bool) {
     Span::current().record("joined", true);
     info!(metric_name = JOINED, value = 1, tags.by_key = by_key, flight, "joined flight {flight}");
 }
 
-/// `iga_lease_wait_ms`: how long another instance's generation was waited for.
+/// `iga_lease_wait_ms`: how long a request waited for another instance's generation.
 pub fn lease_waited(outcome: &str, wait: Duration) {
     let value = milliseconds(wait);
     info!(metric_name = LEASE_WAIT, value, tags.outcome = outcome, "waited for another instance");
 }
 
-/// `iga_delivered_image_count`: a caller was told where its image is.
+/// `iga_delivered_image_count`: a caller got the URI of its image.
 pub fn image_delivered(image_url: &str, model: &str) {
     let span = Span::current();
     span.record("image_url", image_url);

@@ -7,7 +7,7 @@ pub mod trace;
 mod writer;
 
 use crate::config::LogFormat;
-use format::{Fields, Format};
+use format::{Fields, LineFormat};
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -28,10 +28,12 @@ pub fn install(debug: bool, format: LogFormat, directly: bool) {
         tracing::error!(place, "panic: {}", literal(panic));
     }));
     let format = match format {
-        LogFormat::Json => Format::Json,
-        LogFormat::Text => Format::Text { colours: colours() },
-        LogFormat::Auto if std::io::stdout().is_terminal() => Format::Text { colours: colours() },
-        LogFormat::Auto => Format::Json,
+        LogFormat::Json => LineFormat::Json,
+        LogFormat::Text => LineFormat::Text { colours: colours() },
+        LogFormat::Auto if std::io::stdout().is_terminal() => {
+            LineFormat::Text { colours: colours() }
+        }
+        LogFormat::Auto => LineFormat::Json,
     };
     let write: Box<dyn Fn(Vec<u8>) + Send + Sync> = match directly {
         true => Box::new(write_now),
@@ -43,7 +45,7 @@ pub fn install(debug: bool, format: LogFormat, directly: bool) {
             Err(_) => Box::new(write_now),
         },
     };
-    // A second call leaves the first in place.
+    // A second call has no effect.
     let _ = tracing::subscriber::set_global_default(lines(debug, format, write));
 }
 
@@ -61,7 +63,7 @@ fn literal<'a>(panic: &'a std::panic::PanicHookInfo) -> &'a str {
     panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("message withheld")
 }
 
-/// Waits a little until what was logged so far is written.
+/// Waits a little until all lines logged so far are written.
 pub fn flush() {
     if let Some(writer) = WRITER.get() {
         writer.flush(FLUSH_WITHIN);
@@ -73,24 +75,24 @@ pub fn json_lines(
     debug: bool,
     write: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
-    lines(debug, Format::Json, move |line: Vec<u8>| write(&line))
+    lines(debug, LineFormat::Json, move |line: Vec<u8>| write(&line))
 }
 
 fn lines(
     debug: bool,
-    format: Format,
+    format: LineFormat,
     write: impl Fn(Vec<u8>) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
     tracing_subscriber::registry().with(Lines { debug, format, write })
 }
 
 fn write_now(line: Vec<u8>) {
-    // Where standard output is closed, nothing is left to report to.
+    // If standard output is closed, the failure cannot be reported.
     let _ = std::io::stdout().lock().write_all(&line);
 }
 
 /// `iga_dropped_log_lines_count`, written by the thread that writes lines.
-fn dropped(format: Format, count: u64) -> Vec<u8> {
+fn dropped(format: LineFormat, count: u64) -> Vec<u8> {
     let mut line = Fields::line(Level::WARN, "iga::telemetry", None);
     line.set("message", "log lines were dropped: standard output was not read in time");
     line.set("metric_name", metrics::DROPPED_LINES);
@@ -98,7 +100,7 @@ fn dropped(format: Format, count: u64) -> Vec<u8> {
     format.render(&line)
 }
 
-/// As people who want none ask for it (no-color.org).
+/// Whether to use colours: not with `NO_COLOR` (no-color.org) or `TERM=dumb`.
 fn colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
@@ -140,7 +142,7 @@ pub fn request_span(
     )
 }
 
-/// Tells what a request asks for: the start of the prompt in the summary, all of it at debug level.
+/// Records the prompt: its start for the summary, all of it at debug level.
 pub fn prompt_received(prompt: &str, sha256: &str) {
     let preview: String = prompt.chars().take(PREVIEW_CHARS).collect();
     let span = Span::current();
@@ -155,7 +157,7 @@ const PREVIEW_CHARS: usize = 50;
 /// Formats events, because the platforms want `severity` and flat fields.
 struct Lines<W> {
     debug: bool,
-    format: Format,
+    format: LineFormat,
     write: W,
 }
 
@@ -164,8 +166,8 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: Fn(Vec<u8>) + 'static,
 {
-    /// Our own lines from the chosen level on; of the libraries only what is wrong, as their debug
-    /// lines may hold headers.
+    /// Our own lines from the chosen level on; from libraries only warnings and errors, because their
+    /// debug lines may hold headers.
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
         let ours = metadata
             .target()
@@ -248,13 +250,13 @@ mod tests {
 
     #[test]
     fn a_line_has_what_the_platforms_read() {
-        let lines = lines(false, || tracing::warn!(answer = 42, ok = true, "careful"));
+        let lines = lines(false, || tracing::warn!(number = 42, ok = true, "careful"));
         let line = &lines[0];
         assert!(OffsetDateTime::parse(line["timestamp"].as_str().unwrap(), &Rfc3339).is_ok());
         assert_eq!((&line["severity"], &line["level"]), (&json!("WARNING"), &json!("WARN")));
         assert_eq!((&line["message"], &line["service_name"]), (&json!("careful"), &json!("iga")));
         assert_eq!(line["logger_name"], json!("iga::telemetry::tests"));
-        assert_eq!((&line["answer"], &line["ok"]), (&json!(42), &json!(true)));
+        assert_eq!((&line["number"], &line["ok"]), (&json!(42), &json!(true)));
     }
 
     #[test]
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_one_for_error_reporting_and_no_character_is_obeyed() {
+    fn an_error_has_the_fields_of_error_reporting_and_no_control_character() {
         let text = "a\nb\u{2028}c\u{202e}d\u{9b}e";
         let raw = Arc::new(Mutex::new(Vec::new()));
         let write = {
@@ -333,7 +335,7 @@ mod tests {
         };
         tracing::subscriber::with_default(json_lines(false, write), || tracing::error!("{text}"));
         let raw = String::from_utf8(std::mem::take(&mut raw.lock().unwrap())).unwrap();
-        assert!(!raw.trim_end().contains(crate::error::is_obeyed), "{raw:?}");
+        assert!(!raw.trim_end().contains(crate::error::is_control), "{raw:?}");
         let line: Value = serde_json::from_str(&raw).unwrap();
         assert_eq!(line["message"], json!(text));
         assert!(line["@type"].as_str().unwrap().ends_with("ReportedErrorEvent"));
@@ -342,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_are_heard_only_when_something_is_wrong() {
+    fn libraries_log_warnings_and_errors_only() {
         let lines = lines(true, || {
             tracing::debug!(target: "hyper::client", "authorization: Bearer secret");
             tracing::info!(target: "igaming", "not ours either");

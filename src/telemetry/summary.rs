@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{Level, Span};
 
-/// What the summary line tells of the request itself. Dropped without [`finish`](Summary::finish), it writes that the
-/// caller left.
+/// The part of the summary line that describes the request. If it is dropped without
+/// [`finish`](Summary::finish), it writes that the caller left.
 pub struct Summary {
     span: Span,
     start: Instant,
@@ -20,7 +20,8 @@ pub struct Summary {
     protocol: String,
     user_agent: Option<String>,
     remote_ip: Option<IpAddr>,
-    /// Requests for an image are counted and always told; the others only where something is wrong.
+    /// Requests for an image are counted, and always logged at info level or above. Other requests are
+    /// logged at debug level if they succeed.
     is_generation: bool,
     is_finished: bool,
 }
@@ -89,7 +90,7 @@ impl Summary {
                     httpRequest.requestMethod = self.method,
                     httpRequest.requestUrl = self.path,
                     httpRequest.status = ending.status,
-                    httpRequest.latency = seconds(latency),
+                    httpRequest.latency = latency_text(latency),
                     httpRequest.userAgent = self.user_agent,
                     httpRequest.remoteIp = self.remote_ip.map(|ip| ip.to_string()),
                     httpRequest.protocol = self.protocol,
@@ -135,7 +136,7 @@ impl Ending<'_> {
 }
 
 /// A duration as Cloud Logging's `HttpRequest` writes it.
-fn seconds(latency: Duration) -> String {
+fn latency_text(latency: Duration) -> String {
     format!("{:.3}s", latency.as_secs_f64())
 }
 

@@ -26,26 +26,26 @@ impl Trace {
         let (_version, id, span_id, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let flags = u8::from_str_radix(flags, 16).ok()?;
-        let (id, span_id) = (hex(id, 32)?, hex(span_id, 16)?);
+        let (id, span_id) = (hex_digits(id, 32)?, hex_digits(span_id, 16)?);
         Some(Trace { id, span_id: Some(span_id), sampled: flags & 1 == 1 })
     }
 
-    /// `TRACE/SPAN;o=OPTIONS`. The span is decimal by the book; some proxies send hex, none or an empty one.
+    /// `TRACE/SPAN;o=OPTIONS`. The span is specified as decimal; some proxies send hex, an empty one or none.
     fn from_cloud_trace_context(text: &str) -> Option<Trace> {
         let (ids, options) = text.split_once(';').unwrap_or((text, ""));
         let (id, span) = ids.split_once('/').unwrap_or((ids, ""));
         let span_id = match (span, span.parse::<u64>()) {
             ("", _) | (_, Ok(0)) => None,
             (_, Ok(number)) => Some(format!("{number:016x}")),
-            (_, Err(_)) => Some(hex(span, 16)?),
+            (_, Err(_)) => Some(hex_digits(span, 16)?),
         };
         let options = options.strip_prefix("o=").and_then(|options| options.parse::<u8>().ok());
         let sampled = options.is_some_and(|options| options & 1 == 1);
-        Some(Trace { id: hex(id, 32)?, span_id, sampled })
+        Some(Trace { id: hex_digits(id, 32)?, span_id, sampled })
     }
 }
 
-fn hex(text: &str, len: usize) -> Option<String> {
+fn hex_digits(text: &str, len: usize) -> Option<String> {
     let fits = text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     (fits && text.bytes().any(|byte| byte != b'0')).then(|| text.to_ascii_lowercase())
 }

@@ -31,7 +31,7 @@ impl LogWriter {
                         let _ = progress.try_send(());
                         continue;
                     }
-                    // A closed output is no reason to end: the service goes on without a log.
+                    // If the output is closed, the service goes on without a log.
                     let _ = output.write_all(&line);
                     let count = lost.swap(0, Ordering::Relaxed);
                     if count > 0 {
@@ -53,7 +53,7 @@ impl LogWriter {
     /// Waits until all lines queued so far are written, or until `limit` has passed.
     pub fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
-        // An empty line is the mark that the thread has come this far.
+        // An empty line makes the thread report that it has written everything before it.
         while self.lines.try_send(Vec::new()).is_err() {
             if Instant::now() >= end {
                 return;
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stops_costs_lines_and_is_told_how_many() {
+    fn lines_are_dropped_and_counted_while_the_reader_stops() {
         let (permit, permits) = channel();
         let (out, read) = channel();
         let notice = |count| format!("{count} dropped").into_bytes();

@@ -375,7 +375,7 @@ async fn a_federation_file_for_another_cloud_is_a_finding() {
         (
             &aws,
             "federated from AWS, acting as",
-            "made for AWS, and this is no AWS identity. On AWS set AWS_ACCESS_KEY_ID",
+            "made for AWS, and this process has no AWS identity. On AWS set AWS_ACCESS_KEY_ID",
         ),
         (&ec2, "federated from AWS, acting as", "made for EC2 (--enable-imdsv2)"),
         (

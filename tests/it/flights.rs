@@ -380,7 +380,7 @@ async fn answer_within_responds_before_the_image_is_ready() {
     let early = service.prompt().await;
     early
         .is_error(503, "IGA_VERTEXAI_API_ERROR")
-        .details_have("Service Unavailable: the image is not there yet");
+        .details_have("Service Unavailable: the image is not ready yet");
     assert_eq!(early.header("retry-after"), "1");
     let mut tries = 0;
     while service.prompt().await.status == 503 {

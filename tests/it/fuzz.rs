@@ -7,7 +7,7 @@ use crate::support::service::{CURRENT, config, emulator};
 use http::{HeaderMap, HeaderValue};
 use iga::app::App;
 use iga::config::Config;
-use iga::error::{MAX_DETAILS_BYTES, is_obeyed};
+use iga::error::{MAX_DETAILS_BYTES, is_control};
 use iga::google::credential_file::CredentialFile;
 use iga::google::proxy;
 use iga::google::rpc_error::{GoogleError, MAX_RETRY_AFTER};
@@ -138,7 +138,7 @@ proptest! {
             Err(error) => {
                 let details = error.to_string();
                 prop_assert!((400..500).contains(&error.kind.row().status), "{details}");
-                prop_assert!(details.len() <= MAX_DETAILS_BYTES && !details.contains(is_obeyed), "{details:?}");
+                prop_assert!(details.len() <= MAX_DETAILS_BYTES && !details.contains(is_control), "{details:?}");
             }
         }
     }
@@ -147,7 +147,7 @@ proptest! {
     fn a_credentials_file_is_valid_or_its_problem_is_one_sentence(file in mutated(FILES)) {
         match CredentialFile::parse(&file) {
             Ok(file) => prop_assert!(file.json["type"].is_string() && !file.kind.to_string().is_empty()),
-            Err(problem) => prop_assert!(!problem.contains(is_obeyed) && problem.len() < 400, "{problem:?}"),
+            Err(problem) => prop_assert!(!problem.contains(is_control) && problem.len() < 400, "{problem:?}"),
         }
     }
 

@@ -137,7 +137,7 @@ async fn a_stopped_generation_releases_its_lease_for_a_retry_elsewhere() {
     refused.is_error(503, "IGA_OVERLOADED").details_have("stopping");
     assert_eq!(refused.header("retry-after"), "1");
     for response in all(stalled.into()).await {
-        response.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was there");
+        response.is_error(503, "IGA_OVERLOADED").details_have("stopped before the image was ready");
         assert_eq!(response.header("retry-after"), "1");
     }
     assert!(process.end().await.0.success());

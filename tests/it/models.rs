@@ -94,7 +94,7 @@ async fn an_image_stored_elsewhere_or_empty_is_not_an_image() {
         ),
         (
             r#"{"predictions": [{"bytesBase64Encoded": "aGVsbG8=", "mimeType": "image/png"}]}"#,
-            "no known image",
+            "not an image of a known type",
         ),
     ] {
         let service = imagen().await;

@@ -648,7 +648,7 @@ impl Results<'_> {
                 }
                 (503, "IGA_VERTEXAI_API_ERROR") => {
                     assert_ne!(self.scenario.answer_within, "off", "{exchange:?}");
-                    response.details_have("the image is not there yet");
+                    response.details_have("the image is not ready yet");
                 }
                 _ => panic!("{exchange:?}"),
             }

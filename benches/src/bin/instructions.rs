@@ -1,7 +1,7 @@
 //! Moves images through IGA's own code without a network: feeds the model's response in chunks, extracts the image
 //! and reads the body of its upload to the end.
 //!
-//! `instructions IMAGES` repeats that for so many images. Run it under callgrind with two different numbers: the
+//! `instructions IMAGES` repeats that for this many images. Run it under callgrind with two different numbers: the
 //! difference is the count of instructions for the additional images.
 
 use bytes::Bytes;

@@ -103,7 +103,7 @@ impl Load {
     }
 
     async fn call(&self, number: usize) -> Result<StatusCode, String> {
-        // The prompt is new in every request and run: IGA answers a repeated one with the image that it has.
+        // The prompt is new in every request and run: for a repeated one, IGA returns the image that it has.
         let mut prompt = format!("a lighthouse at dusk, number {number} of {}", std::process::id());
         match &self.mode {
             Mode::Images { prompt_bytes } => {

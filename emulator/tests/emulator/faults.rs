@@ -104,7 +104,7 @@ async fn other_processes_can_script_faults_and_read_results() {
     assert_eq!(send(setup.request(Method::GET, "/_emulator/objects")).await, (200, json!([])));
 }
 
-/// Every stage of a storage record, each of which can be told apart from the others.
+/// A fault can name each stage of a storage record apart from the others.
 #[tokio::test]
 async fn the_stages_of_a_record_can_be_told_apart() {
     let setup = Setup::new().await;

@@ -134,7 +134,7 @@ async fn date_can_be_left_out_and_the_clock_be_wrong() {
 }
 
 #[tokio::test]
-async fn storage_can_be_open_to_anyone() {
+async fn storage_can_accept_requests_without_credentials() {
     let setup = Setup::with(Options { anonymous: true, ..Options::default() }).await;
     let url = setup.emulator.url() + &object_path("a");
     assert_eq!(send(setup.client.get(&url)).await.0, 404);

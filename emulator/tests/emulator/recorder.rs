@@ -1,4 +1,4 @@
-//! The recorder: who asked for which image where, and what happened in Cloud Storage.
+//! The recorder: every request for an image, and every operation in Cloud Storage.
 
 use http::Method;
 use iga_emulator::{Action, Fault, OperationKind, Options, Stage};
