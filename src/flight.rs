@@ -795,12 +795,12 @@ mod tests {
     async fn an_image_that_is_owed_is_joined_first() {
         let now = Instant::now();
         let flights = [flight("told", 0, now, None), flight("owed", 7, now, None)];
-        flights[1].callers.send_replace(Callers { waiting: 0, told: false });
+        flights[1].callers.send_replace(Callers { waiting: 0, delivered: false });
         tokio::time::advance(Duration::from_secs(1)).await;
         let join_key = JoinKey::Equal { fingerprint: "f".to_owned() };
         let rules = rules(Some(Duration::from_secs(5)));
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "owed");
-        flights[1].callers.send_replace(Callers { waiting: 0, told: true });
+        flights[1].callers.send_replace(Callers { waiting: 0, delivered: true });
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "told");
     }
 
@@ -824,7 +824,7 @@ mod tests {
             let deadlines = Deadlines::new(Duration::from_secs(180), platform);
             let seconds = |at: Instant| (at - now).as_secs();
             assert_eq!(
-                (seconds(deadlines.generation), seconds(deadlines.answer)),
+                (seconds(deadlines.generation), seconds(deadlines.response)),
                 (generation, answer)
             );
         }

@@ -109,6 +109,8 @@ struct Object {
     resource: Value,
     updated: Instant,
     generation: u64,
+    /// The instance that wrote it.
+    writer: usize,
 }
 
 /// The time in which requests of an instance to Cloud Storage get no response, as if it were frozen.
@@ -156,7 +158,7 @@ impl World {
         Arc::new(World {
             seed,
             fault_in: [0, 12, 6, 3][level as usize],
-            model_fault_in: if level == 0 { 0 } else { 8 },
+            model_fault_in: [0, 8, 3, 3][level as usize],
             overwrites_are_refused: rng.one_in(6),
             has_date: !rng.one_in(6),
             has_mutation_limit: !rng.one_in(4),
@@ -182,9 +184,9 @@ impl World {
         let instances = 2 + rng.below(2);
         let mut all = Vec::new();
         for name in 0..instances {
-            let freezes = self.fault_in > 0 && rng.one_in(3);
+            let freezes = self.fault_in > 0 && rng.one_in(2);
             let from = self.start + rng.seconds(30);
-            let partition = freezes.then(|| from..from + rng.seconds(60));
+            let partition = freezes.then(|| from..from + Duration::from_secs(15) + rng.seconds(45));
             all.push(self.instance(name, partition).await);
         }
         let apps: Vec<_> = all.iter().map(|instance| Arc::clone(&instance.app)).collect();
@@ -412,7 +414,7 @@ impl World {
     }
 
     /// Carries out a request to Cloud Storage, and returns the status and the body.
-    fn apply(&self, request: &StorageRequest) -> (u16, Value) {
+    fn apply(&self, writer: usize, request: &StorageRequest) -> (u16, Value) {
         let mut state = self.state();
         match request {
             StorageRequest::Stat(name) => match state.objects.get(name) {
@@ -464,7 +466,8 @@ impl World {
                 resource["generation"] = generation.to_string().into();
                 let updated = self.clock();
                 resource["updated"] = updated.format(&Rfc3339).unwrap().into();
-                let object = Object { resource: resource.clone(), updated: now, generation };
+                let object =
+                    Object { resource: resource.clone(), updated: now, generation, writer };
                 state.last_mutation.insert(name.clone(), now);
                 state.objects.insert(name.clone(), object);
                 (200, resource)
@@ -505,15 +508,15 @@ async fn respond(State(endpoint): State<Endpoint>, request: Request) -> Response
     }
     let world = Arc::clone(&endpoint.world);
     if path.contains("/models/") {
-        return world.model(request).await;
+        return world.model(endpoint.name, request).await;
     }
     let request = StorageRequest::read(request).await;
     let is_cut_off = endpoint.partition.is_some_and(|range| range.contains(&Instant::now()));
+    let name = endpoint.name;
     let fault = match is_cut_off && !world.state().faults_ended {
         true => Fault::Dropped,
         false => world.storage_fault(),
     };
-    let name = endpoint.name;
     let done =
         |text: &str| world.log(&format!("instance {name}: {} {fault:?} {text}", request.text()));
     let (status, body) = match fault {
@@ -526,17 +529,17 @@ async fn respond(State(endpoint): State<Endpoint>, request: Request) -> Response
             let late = Arc::clone(&world);
             tokio::spawn(async move {
                 sleep(Duration::from_millis(ms)).await;
-                let (status, _) = late.apply(&request);
+                let (status, _) = late.apply(name, &request);
                 late.log(&format!("instance {name}: {} late {status}", request.text()));
             });
             return std::future::pending().await;
         }
         Fault::Slow(ms) => {
             sleep(Duration::from_millis(ms)).await;
-            world.apply(&request)
+            world.apply(name, &request)
         }
         Fault::None | Fault::NoResponse | Fault::DoneButStatus(_) | Fault::DoneButCutShort => {
-            world.apply(&request)
+            world.apply(name, &request)
         }
     };
     done(&status.to_string());
@@ -551,7 +554,21 @@ async fn respond(State(endpoint): State<Endpoint>, request: Request) -> Response
 }
 
 impl World {
-    async fn model(self: Arc<World>, request: Request) -> Response {
+    /// An instance that calls the model must not do so while another one holds the key's lease.
+    fn check_lease(&self, instance: usize, prompt: &str) {
+        let Some(number) = prompt.strip_prefix("keyed-") else { return };
+        let key = iga::id::sha256_hex(&[format!("key-{number}").as_bytes()]);
+        let mut state = self.state();
+        let Some(record) = state.objects.get(&format!("images/iga/.iga/key/{key}")) else { return };
+        let is_lease = record.resource["metadata"]["life_ms"].is_string();
+        let is_alive = record.updated.elapsed() < LEASE_LIFE;
+        if is_lease && is_alive && record.writer != instance && !self.overwrites_are_refused {
+            let text = format!("{prompt} is paid by {instance}, the lease is {}'s", record.writer);
+            state.broken_leases.push(text);
+        }
+    }
+
+    async fn model(self: Arc<World>, instance: usize, request: Request) -> Response {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let body: Value = serde_json::from_slice(&body).unwrap();
         let prompt = body.pointer("/contents/0/parts/0/text").unwrap().as_str().unwrap().to_owned();
@@ -565,9 +582,13 @@ impl World {
             (fault, Duration::from_millis(time))
         };
         if fault == Some(0) {
-            return (StatusCode::SERVICE_UNAVAILABLE, google_error("busy").to_string())
-                .into_response();
+            let seconds = 1 + self.state().rng.below(20);
+            let mut response = google_error("busy").to_string().into_response();
+            *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+            response.headers_mut().insert("retry-after", seconds.into());
+            return response;
         }
+        self.check_lease(instance, &prompt);
         *self.state().paid.entry(prompt.clone()).or_default() += 1;
         self.log(&format!("model is paid for {prompt}, takes {time:?}"));
         if fault.is_some() {
