@@ -792,6 +792,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_image_that_is_owed_is_joined_first() {
+        let now = Instant::now();
+        let flights = [flight("delivered", 0, now, None), flight("owed", 7, now, None)];
+        flights[1].callers.send_replace(Callers { waiting: 0, delivered: false });
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let join_key = JoinKey::Equal { fingerprint: "f".to_owned() };
+        let rules = rules(Some(Duration::from_secs(5)));
+        assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "owed");
+        flights[1].callers.send_replace(Callers { waiting: 0, delivered: true });
+        assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "delivered");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_work_and_not_its_task() {
+        assert_eq!(unless_it_panics(async { 7 }).await, Some(7));
+        let panics = async {
+            tokio::task::yield_now().await;
+            panic!("a bug")
+        };
+        assert_eq!(unless_it_panics::<()>(panics).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_platforms_end_leaves_time_to_give_a_lease_back() {
+        let now = Instant::now();
+        let in_seconds = |seconds| Some(now + Duration::from_secs(seconds));
+        for (platform, generation, response) in
+            [(None, 180, 180), (in_seconds(60), 57, 60), (in_seconds(4), 3, 4)]
+        {
+            let deadlines = Deadlines::new(Duration::from_secs(180), platform);
+            let seconds = |at: Instant| (at - now).as_secs();
+            assert_eq!(
+                (seconds(deadlines.generation), seconds(deadlines.response)),
+                (generation, response)
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_key_joins_at_once() {
         let flights = [flight("a", 0, Instant::now(), None)];
         let key = JoinKey::Key { key: "k".to_owned(), fingerprint: "f".to_owned() };

@@ -128,6 +128,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_endless_retry_after_is_not_waited_for() {
+        let start = Instant::now();
+        let result: Result<(), _> = until(start + 10 * SECOND, SECOND, |_| async {
+            Err(Failure::later(error().retry_after(Duration::MAX)))
+        })
+        .await;
+        assert!(result.is_err());
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn retry_after_is_honoured() {
         let start = Instant::now();
         let result = until(start + 60 * SECOND, SECOND, |number| async move {

@@ -16,10 +16,11 @@ use base64::prelude::BASE64_STANDARD;
 use http_body_util::BodyExt as _;
 use lambda_http::lambda_runtime::{self, LambdaEvent, service_fn};
 use lambda_http::request::{LambdaRequest, RequestContext};
-use lambda_http::tower::ServiceExt;
+use lambda_http::tower::{Service, ServiceExt};
 use lambda_http::{Adapter, Context, RequestExt as _};
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
@@ -104,7 +105,11 @@ async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<V
         request.headers_mut().extend(headers.clone());
         request
     });
-    let Ok(response) = Adapter::from(service).oneshot(LambdaEvent::new(event, context)).await;
+    let mut adapter = Adapter::from(service);
+    let Ok(ready) = adapter.ready().await;
+    // `lambda_http` panics if the Host header of the event is not a valid host.
+    let response = AssertUnwindSafe(|| ready.call(LambdaEvent::new(event, context)));
+    let Ok(response) = catch_unwind(response).map_err(|_| BAD_HOST.to_owned())?.await;
     serde_json::to_value(response).map_err(|error| error.to_string())
 }
 
@@ -200,6 +205,7 @@ async fn stop_signal() {
     }
 }
 
+const BAD_HOST: &str = "The event names a host or a path that cannot be part of a URL.";
 const NOT_AN_EVENT: &str = "Not a Lambda HTTP event: IGA takes events of a function URL, of API Gateway (payload 1.0 and 2.0) and \
                             of a load balancer, and direct invocations with {\"prompt\": ...}.";
 const LAMBDA_MARGIN: Duration = Duration::from_secs(1);

@@ -201,7 +201,7 @@ async fn a_different_request_never_joins() {
 }
 
 #[tokio::test]
-async fn failures_are_shared_with_those_who_wait_and_remembered_by_nobody() {
+async fn failures_are_told_to_all_that_wait_and_then_forgotten() {
     let service = Service::current().await;
     holds_the_model(&service, 700);
     service.fault(Stage::Response, Action::status(500));
@@ -279,7 +279,8 @@ async fn what_agreement_costs_is_what_the_readme_says() {
     assert_eq!(storage_operations(&one, &before), [1, 0, 0], "without a key");
     let before = one.emulator.counters();
     with_key(&one, "k").await.is_image();
-    eventually(|| are_receipts(&one, 1)).await;
+    let written = before.uploads_completed + 3;
+    reached(&one.emulator, |counters| counters.uploads_completed >= written).await;
     assert_eq!(storage_operations(&one, &before), [3, 0, 0], "with a key");
     let before = one.emulator.counters();
     with_key(&Service::on(one.emulator.clone(), CURRENT).await, "k").await.is_image();
@@ -560,4 +561,47 @@ async fn an_account_that_may_not_read_or_overwrite_gets_what_can_be_promised() {
         shared.prompt().await.is_image();
         assert_eq!(emulator.counters().paid_generations, 2);
     }
+}
+
+/// What stays in the bucket when an instance is stopped while storage is silent, or another instance is waited for.
+#[tokio::test]
+async fn a_stop_signal_keeps_stored_images_and_gives_back_what_was_begun() {
+    let receipt_hangs = async {
+        let emulator = emulator().await;
+        let config = config(&emulator, CURRENT);
+        let (service, stop) = Service::run_until_stopped(emulator, config).await;
+        let receipt = Fault::new(Stage::UploadStart, Action::Stall).matching("/.iga/key/");
+        service.emulator.script(receipt.with_metadata("object").always());
+        with_key(&service, "k").await.is_image();
+        stop.now().await;
+        let records = records(&service);
+        assert!(records.len() == 1 && records[0]["life_ms"].is_string(), "{records:?}");
+    };
+    let lease_hangs = async {
+        let emulator = emulator().await;
+        let mut config = config(&emulator, CURRENT);
+        config.timing.record_try = Duration::from_secs(60);
+        let (service, stop) = Service::run_until_stopped(emulator, config).await;
+        service.emulator.script(Fault::new(Stage::UploadEnd, Action::Stall).matching("/.iga/key/"));
+        let waiting = send(&service, Some("k"), prompt());
+        reached(&service.emulator, |counters| counters.uploads_completed > 0).await;
+        stop.now().await;
+        waiting.await.unwrap().is_error(503, "IGA_OVERLOADED");
+        assert!(are_released(&service, 1), "{:?}", records(&service));
+    };
+    let other_is_waited_for = async {
+        let holder = Service::current().await;
+        holder.fault(Stage::Model, Action::Stall);
+        let _held = send(&holder, Some("k"), prompt());
+        model_called(&holder, 1).await;
+        let config = config(&holder.emulator, CURRENT);
+        let (service, stop) = Service::run_until_stopped(holder.emulator.clone(), config).await;
+        let before = records(&holder);
+        let waiting = send(&service, Some("k"), prompt());
+        reached(&service.emulator, |counters| counters.metadata_gets > 1).await;
+        stop.now().await;
+        waiting.await.unwrap().is_error(503, "IGA_OVERLOADED");
+        assert_eq!(records(&holder), before);
+    };
+    tokio::join!(receipt_hangs, lease_hangs, other_is_waited_for);
 }

@@ -1,10 +1,11 @@
 //! Lambda events, through the path that the Lambda runtime takes.
 
-use crate::support::service::{BUCKET, config, emulator};
+use crate::support::service::{BUCKET, CURRENT, config, emulator, records};
 use iga::app::App;
 use iga::runtime;
-use iga_emulator::{Emulator, StoredObject};
+use iga_emulator::{Action, Emulator, Fault, Stage, StoredObject};
 use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const FUNCTION_URL: &str = include_str!("../../events/generate_image.json");
 const BASE64: &str = include_str!("../../events/generate_image_base64.json");
@@ -168,6 +169,15 @@ async fn a_body_that_is_not_the_base64_it_claims_to_be_is_a_400() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_no_host_is_a_sentence_and_no_panic() {
+    let app = App::new(config(&emulator().await, CURRENT));
+    let event = json!({"version": "2.0", "rawPath": "/health", "headers": {"host": "1.2.3.4.5"},
+        "requestContext": {"domainName": "1.2.3.4.5", "http": {"method": "GET", "path": "/health"}}});
+    let refused = runtime::invoke(app, &event.to_string()).await.unwrap_err();
+    assert!(refused.contains("host"), "{refused}");
+}
+
+#[tokio::test]
 async fn another_event_gets_a_sentence_that_names_those_that_are_taken() {
     let emulator = emulator().await;
     for event in [
@@ -200,4 +210,20 @@ async fn the_functions_own_timeout_is_a_deadline() {
     let answer = runtime::invoke_until(app, FUNCTION_URL, 1_577_836_800_000).await.unwrap();
     assert_eq!(answer["statusCode"], 503, "{answer}");
     assert_eq!(emulator.counters().paid_generations, 0);
+}
+
+#[tokio::test]
+async fn the_answer_comes_after_the_lease_is_given_back() {
+    let emulator = emulator().await;
+    let settings = &[CURRENT, &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")]].concat();
+    let app = App::new(config(&emulator, settings));
+    emulator.script(Fault::new(Stage::Model, Action::Stall));
+    let mut event: Value = serde_json::from_str(FUNCTION_URL).unwrap();
+    event["headers"]["idempotency-key"] = json!("k");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let answer = runtime::invoke_until(app, &event.to_string(), now + 4000).await.unwrap();
+    assert_eq!(answer["statusCode"], 503, "{answer}");
+    // A function that has answered is frozen: nothing follows.
+    let records = records(&emulator);
+    assert!(records.len() == 1 && records[0]["released"].is_string(), "{records:?}");
 }

@@ -101,7 +101,7 @@ async fn a_thousand_at_once_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_stop_signal_under_load_leaves_nobody_without_an_answer() {
+async fn a_stop_signal_under_load_leaves_no_caller_without_an_answer() {
     let emulator = slow_emulator().await;
     let process = Process::start(&emulator, &settings(&[])).await;
     let http = client();

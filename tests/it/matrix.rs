@@ -1,10 +1,13 @@
-//! Every fault at every stage: what the caller gets, what is paid, what is left in the bucket.
+//! Every fault at every stage: what the caller gets, what is paid, what is left in the bucket, and what a retry
+//! gets and pays.
 //!
-//! The table stands in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
+//! The table is in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` writes it anew.
 
-use crate::support::service::{CURRENT, PROMPT, Service, answer, config, emulator};
+use crate::support::service::{
+    Answer, CURRENT, HOUR, PROMPT, Service, answer, config, emulator_with, images, records,
+};
 use iga::telemetry;
-use iga_emulator::{Action, Fault, Stage, StoredObject};
+use iga_emulator::{Action, Emulator, Fault, Options, Stage, Write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -15,105 +18,187 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reliability.md
 const BEGIN: &str = "<!-- fault matrix: begin -->\n";
 const END: &str = "<!-- fault matrix: end -->\n";
 
-/// Where a fault acts: its name in the table, the emulator's stage, and the objects it is about.
-const STAGES: &[(&str, Stage, &str)] = &[
-    ("token", Stage::Token, ""),
-    ("lease", Stage::UploadStart, "/.iga/"),
-    ("lease, stored", Stage::UploadEnd, "/.iga/"),
-    ("model call", Stage::Model, ""),
-    ("model's answer", Stage::Response, ""),
-    ("upload, start", Stage::UploadStart, "/iga_req_"),
-    ("upload, body", Stage::UploadBody, "/iga_req_"),
-    ("upload, stored", Stage::UploadEnd, "/iga_req_"),
-];
-
-fn actions(stage: Stage) -> Vec<(&'static str, Action)> {
-    let mut actions = vec![
-        ("500", Action::status(500)),
-        ("503", Action::status(503)),
-        ("429", Action::status(429)),
-        ("403", Action::status(403)),
-        ("delay", Action::Delay { ms: 20 }),
-        ("silence", Action::Stall),
-        ("reset", Action::Reset),
-        ("cut short", Action::Truncate),
-    ];
-    if stage == Stage::Response {
-        // A model that answers with a status has not been paid: that is the stage before.
-        actions.retain(|(_, action)| !matches!(action, Action::Response { .. }));
-    }
-    if stage == Stage::UploadEnd {
-        actions.push(("wrong checksum", Action::WrongChecksum));
-    }
-    actions
+/// Where a fault acts, and what the request needs so that it gets there.
+#[derive(Clone, Copy)]
+struct Place {
+    name: &'static str,
+    stage: Stage,
+    matching: &'static str,
+    /// A field of the record that is written.
+    field: Option<&'static str>,
+    setup: Setup,
 }
 
-/// One row of the table.
-struct Row {
-    stage: &'static str,
-    fault: &'static str,
-    lasting: bool,
-    status: u16,
-    code: String,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setup {
+    Plain,
+    /// The model takes so long that the lease is renewed.
+    LongModel,
+    /// The model fails, so that the lease is given back.
+    FailingModel,
+    /// The key has been answered by another instance before.
+    Answered,
+}
+
+const PLACES: &[Place] = &[
+    place("token", Stage::Token, "", None, Setup::Plain),
+    place("lease, write", Stage::UploadStart, KEY, Some("life_ms"), Setup::Plain),
+    place("lease, response", Stage::UploadEnd, KEY, Some("life_ms"), Setup::Plain),
+    place("renewal, write", Stage::UploadStart, KEY, Some("renewal"), Setup::LongModel),
+    place("renewal, response", Stage::UploadEnd, KEY, Some("renewal"), Setup::LongModel),
+    place("model, call", Stage::Model, "", None, Setup::Plain),
+    place("model, response", Stage::Response, "", None, Setup::Plain),
+    place("upload, start", Stage::UploadStart, "/iga_req_", None, Setup::Plain),
+    place("upload, body", Stage::UploadBody, "/iga_req_", None, Setup::Plain),
+    place("upload, response", Stage::UploadEnd, "/iga_req_", None, Setup::Plain),
+    place("receipt, write", Stage::UploadStart, KEY, Some("object"), Setup::Plain),
+    place("receipt, response", Stage::UploadEnd, KEY, Some("object"), Setup::Plain),
+    place("release, write", Stage::UploadStart, KEY, Some("released"), Setup::FailingModel),
+    place("release, response", Stage::UploadEnd, KEY, Some("released"), Setup::FailingModel),
+    place("record, read", Stage::Stat, KEY, None, Setup::Answered),
+    place("receipt's image, looked at", Stage::Stat, "/iga_req_", None, Setup::Answered),
+];
+
+const KEY: &str = "/.iga/key/";
+
+const fn place(
+    name: &'static str,
+    stage: Stage,
+    matching: &'static str,
+    field: Option<&'static str>,
+    setup: Setup,
+) -> Place {
+    Place { name, stage, matching, field, setup }
+}
+
+impl Place {
+    fn fault(&self, action: Action) -> Fault {
+        let fault = Fault::new(self.stage, action).matching(self.matching);
+        match self.field {
+            Some(field) => fault.with_metadata(field),
+            None => fault,
+        }
+    }
+
+    fn actions(&self) -> Vec<(&'static str, Action)> {
+        let mut actions = vec![
+            ("500", Action::status(500)),
+            ("503", Action::status(503)),
+            ("429", Action::status(429)),
+            ("403", Action::status(403)),
+            ("delay", Action::Delay { ms: 20 }),
+            ("silence", Action::Stall),
+            ("reset", Action::Reset),
+            ("cut short", Action::Truncate),
+        ];
+        if self.stage == Stage::Response {
+            // A model that answers with a status has not been paid: that is the stage before.
+            actions.retain(|(_, action)| !matches!(action, Action::Response { .. }));
+        }
+        if self.stage == Stage::UploadEnd {
+            actions.push(("wrong checksum", Action::WrongChecksum));
+        }
+        actions
+    }
+}
+
+/// One request and what came of it.
+struct Run {
+    place: &'static str,
+    fault: String,
+    faults: Vec<Fault>,
+    setup: Setup,
+    options: Options,
+    is_short: bool,
+}
+
+/// A line of the table, but for its place and fault.
+#[derive(Clone, PartialEq, Eq)]
+struct Outcome {
+    answer: String,
     paid: u64,
-    images: usize,
-    leases: usize,
-    receipts: usize,
+    stored: usize,
+    record: &'static str,
+    here: String,
+    elsewhere: String,
     metrics: String,
 }
 
-impl Row {
-    fn text(&self) -> String {
-        let Row { stage, fault, status, code, paid, images, metrics, .. } = self;
-        let how_often = if self.lasting { "lasting" } else { "once" };
-        let answer = if *status == 200 { "200".to_owned() } else { format!("{status} `{code}`") };
-        let record = match (self.leases, self.receipts) {
-            (0, 0) => "none",
-            (0, _) => "receipt",
-            _ => "lease",
-        };
-        format!(
-            "| {stage} | {fault} | {how_often} | {answer} | {paid} | {images} | {record} | {metrics} |\n"
-        )
-    }
+struct Row {
+    place: &'static str,
+    fault: String,
+    outcome: Outcome,
 }
 
 #[test]
 fn every_fault_at_every_stage_has_its_row() {
-    let mut runs = Vec::new();
-    for &(stage, at, matching) in STAGES {
-        for (fault, action) in actions(at) {
-            for lasting in [false, true] {
-                let fault_there = Fault::new(at, action.clone()).matching(matching);
-                let fault_there = if lasting { fault_there.always() } else { fault_there };
-                runs.push(move || run(stage, fault, lasting, fault_there));
-            }
-        }
-    }
-    let rows = side_by_side(runs);
-    for row in &rows {
-        let text = row.text();
-        assert!(row.paid <= 1 && row.images as u64 <= row.paid, "{text}");
-        assert!(row.status != 200 || row.images == 1, "{text}");
-        assert!([200, 403, 429, 500, 503].contains(&row.status), "{text}");
-        assert!(row.status == 200 || row.code.starts_with("IGA_"), "{text}");
-        // A paid image is still being saved after the answer, under its lease. Where the records themselves
-        // cannot be written, only time ends a lease. Else none is left.
-        let may_hold_a_lease =
-            row.stage.starts_with("lease") || (row.paid == 1 && row.stage.starts_with("upload"));
-        assert!(row.leases == 0 || (row.status != 200 && may_hold_a_lease), "{text}");
+    let rows = side_by_side(runs());
+    for Row { place, fault, outcome } in &rows {
+        let Outcome { answer, paid, stored, here, elsewhere, .. } = outcome;
+        let text = format!("{place} {fault} {}", outcome.text());
+        assert!(*paid <= 1 && *stored as u64 <= *paid, "{text}");
+        assert!(answer != "200" || *stored == 1, "{text}");
+        // A stored image is never paid for again.
+        let is_paid_again = here.contains("paid") || elsewhere.contains("paid");
+        assert!(*stored == 0 || !is_paid_again, "{text}");
+        assert!(elsewhere.starts_with("200") || place.starts_with("an account"), "{text}");
     }
     let table = table(&rows);
     println!("{table}");
     document(&table);
 }
 
+fn runs() -> Vec<Run> {
+    let mut runs = Vec::new();
+    for place in PLACES {
+        for (fault, action) in place.actions() {
+            for lasting in [false, true] {
+                let script = place.fault(action.clone());
+                let script = if lasting { script.always() } else { script };
+                let how_often = if lasting { "lasting" } else { "once" };
+                let is_upload = place.name.starts_with("upload");
+                runs.push(Run {
+                    place: place.name,
+                    fault: format!("{fault}, {how_often}"),
+                    faults: vec![script],
+                    setup: place.setup,
+                    options: Options::default(),
+                    is_short: fault == "silence" || (lasting && is_upload),
+                });
+            }
+        }
+    }
+    let refused = |write: Write| {
+        Fault::new(Stage::UploadStart, Action::status(403)).matching(KEY).write(write).always()
+    };
+    let [get, delete] = ["get", "delete"].map(|name| format!("storage.objects.{name}"));
+    let plain = |place, fault: &str, faults, withheld: Vec<String>, omit_date| Run {
+        place,
+        fault: fault.to_owned(),
+        faults,
+        setup: Setup::Plain,
+        options: Options { withheld, omit_date, ..Options::default() },
+        is_short: false,
+    };
+    let (records, account) = ("records", "an account");
+    runs.extend([
+        plain(records, "none may be created", vec![refused(Write::Create)], vec![], false),
+        plain(records, "none may be overwritten", vec![refused(Write::Overwrite)], vec![], false),
+        plain(records, "responses without `Date`", vec![], vec![], true),
+        plain(account, "without `get`", vec![], vec![get.clone()], false),
+        plain(account, "without `delete`", vec![], vec![delete.clone()], false),
+        plain(account, "without `get` and `delete`", vec![], vec![get, delete], false),
+    ]);
+    runs
+}
+
 /// Runs some at a time, each on a thread of its own: they wait more than they work.
-fn side_by_side(runs: Vec<impl FnOnce() -> Row + Send + 'static>) -> Vec<Row> {
+fn side_by_side(runs: Vec<Run>) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut runs = runs.into_iter().peekable();
     while runs.peek().is_some() {
-        let threads: Vec<_> = runs.by_ref().take(AT_ONCE).map(thread::spawn).collect();
+        let begin = |run: Run| thread::spawn(|| run.row());
+        let threads: Vec<_> = runs.by_ref().take(AT_ONCE).map(begin).collect();
         rows.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
     }
     rows
@@ -121,56 +206,107 @@ fn side_by_side(runs: Vec<impl FnOnce() -> Row + Send + 'static>) -> Vec<Row> {
 
 const AT_ONCE: usize = 16;
 
-fn run(stage: &'static str, fault: &'static str, lasting: bool, fault_there: Fault) -> Row {
-    let logged = Arc::new(Mutex::new(Vec::<Value>::new()));
-    let write = {
-        let logged = Arc::clone(&logged);
-        move |line: &[u8]| logged.lock().unwrap().push(serde_json::from_slice(line).unwrap())
-    };
-    let _logging = tracing::subscriber::set_default(telemetry::json_lines(false, write));
-    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio.block_on(async {
-        let emulator = emulator().await;
+impl Run {
+    fn row(self) -> Row {
+        let logged = Arc::new(Mutex::new(Vec::<Value>::new()));
+        let write = {
+            let logged = Arc::clone(&logged);
+            move |line: &[u8]| logged.lock().unwrap().push(serde_json::from_slice(line).unwrap())
+        };
+        let _logging = tracing::subscriber::set_default(telemetry::json_lines(false, write));
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (place, fault) = (self.place, self.fault.clone());
+        let outcome = tokio.block_on(self.outcome(&logged));
+        Row { place, fault, outcome }
+    }
+
+    async fn outcome(self, logged: &Mutex<Vec<Value>>) -> Outcome {
+        let emulator = emulator_with(self.options.clone()).await;
         let mut config = config(&emulator, CURRENT);
-        if fault == "silence" {
+        if self.is_short {
             // Only here a try, or the whole generation, ends by the clock.
-            config.generation_deadline = Duration::from_secs(4);
-            config.timing.token_try = Duration::from_secs(1);
-            config.timing.record_try = Duration::from_secs(1);
-            config.timing.upload_try = Duration::from_secs(1);
+            config.generation_deadline = Duration::from_secs(5);
+            config.timing.token_try = Duration::from_millis(800);
+            config.timing.record_try = Duration::from_millis(800);
+            config.timing.upload_try = Duration::from_millis(1200);
         }
-        let service = Service::run(emulator, config).await;
-        service.emulator.script(fault_there);
-        let request = service
-            .request()
-            .header("content-type", "application/json")
-            .header("idempotency-key", "k");
-        let answer = answer(request.body(json!({"prompt": PROMPT}).to_string())).await;
-        service.emulator.clear_faults();
-        let objects = service.emulator.objects();
-        let (records, images): (Vec<_>, Vec<_>) =
-            objects.into_iter().partition(|object| object.name.contains("/.iga/"));
-        assert!(
-            images.iter().all(|image| image.bytes.ends_with(b"IEND\xaeB`\x82")),
-            "nothing is half"
-        );
-        Row {
-            stage,
-            fault,
-            lasting,
-            status: answer.status,
-            code: answer.text("error_code").to_owned(),
-            paid: service.emulator.counters().paid_generations,
-            images: images.len(),
-            leases: records.iter().filter(|record| !is_receipt(record)).count(),
-            receipts: records.iter().filter(|record| is_receipt(record)).count(),
-            metrics: metrics(&logged.lock().unwrap()),
+        let elsewhere_config = config.clone();
+        match self.setup {
+            Setup::Plain => {}
+            Setup::LongModel => {
+                config.timing.lease_life = Duration::from_secs(3);
+                emulator.script(Fault::new(Stage::Model, Action::Delay { ms: 1400 }));
+            }
+            Setup::FailingModel => {
+                emulator.script(Fault::new(Stage::Model, Action::status(500)));
+            }
+            Setup::Answered => {
+                let (first, stop) =
+                    Service::run_until_stopped(emulator.clone(), config.clone()).await;
+                send(&first).await.is_image();
+                stop.now().await;
+                logged.lock().unwrap().clear();
+            }
         }
-    })
+        let (service, stop) = Service::run_until_stopped(emulator.clone(), config).await;
+        self.faults.iter().for_each(|fault| emulator.script(fault.clone()));
+        let answer = send(&service).await;
+        let (paid, stored) = (paid(&emulator), images(&emulator).len());
+        let metrics = metrics(&logged.lock().unwrap());
+        emulator.clear_faults();
+        let here = retried(&service).await;
+        stop.now().await;
+        let record = record(&emulator);
+        emulator.advance_clock(HOUR + Duration::from_secs(2));
+        let other = Service::run(emulator.clone(), elsewhere_config).await;
+        let elsewhere = retried(&other).await;
+        Outcome { answer: shown(&answer), paid, stored, record, here, elsewhere, metrics }
+    }
 }
 
-fn is_receipt(record: &StoredObject) -> bool {
-    !record.metadata["metadata"]["object"].is_null()
+fn paid(emulator: &Emulator) -> u64 {
+    emulator.counters().paid_generations
+}
+
+async fn send(service: &Service) -> Answer {
+    let request =
+        service.request().header("content-type", "application/json").header("idempotency-key", "k");
+    answer(request.body(json!({"prompt": PROMPT}).to_string())).await
+}
+
+/// What a retry gets, and what it paid.
+async fn retried(service: &Service) -> String {
+    let before = paid(&service.emulator);
+    let answer = send(service).await;
+    match paid(&service.emulator) - before {
+        0 => shown(&answer),
+        more => format!("{}, {more} paid", shown(&answer)),
+    }
+}
+
+fn shown(answer: &Answer) -> String {
+    match answer.status {
+        200 => "200".to_owned(),
+        status => format!("{status} `{}`", answer.text("error_code")),
+    }
+}
+
+fn record(emulator: &Emulator) -> &'static str {
+    let records = records(emulator);
+    match records.first() {
+        None => "none",
+        Some(_) if records.len() > 1 => "several",
+        Some(record) if record["object"].is_string() => "receipt",
+        Some(record) if record["released"].is_string() => "released",
+        Some(_) => "lease",
+    }
+}
+
+impl Outcome {
+    fn text(&self) -> String {
+        let Outcome { answer, paid, stored, record, here, elsewhere, metrics } = self;
+        format!("{answer} | {paid} | {stored} | {here} | {record} | {elsewhere} | {metrics}")
+    }
 }
 
 /// The status counted, and what went wrong on the way.
@@ -194,12 +330,49 @@ fn metrics(lines: &[Value]) -> String {
     format!("`{status}`{}", errors.collect::<String>())
 }
 
+/// One row for all faults at a place with the same outcome.
 fn table(rows: &[Row]) -> String {
-    let mut table =
-        "| stage | fault | how often | answer | paid | images | record left | metrics |\n|---|---|---|---|---|---|---|---|\n"
-            .to_owned();
-    table.extend(rows.iter().map(Row::text));
+    let mut grouped: Vec<(&str, Vec<&str>, &Outcome)> = Vec::new();
+    for Row { place, fault, outcome } in rows {
+        let same =
+            |group: &&mut (&str, Vec<&str>, &Outcome)| (group.0, group.2) == (*place, outcome);
+        match grouped.iter_mut().find(same) {
+            Some(group) => group.1.push(fault),
+            None => grouped.push((place, vec![fault], outcome)),
+        }
+    }
+    let mut table = "| stage | fault | answer | paid | stored | retry here | record | retry elsewhere | metrics |\n\
+                     |---|---|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for (place, faults, outcome) in grouped {
+        table += &format!("| {place} | {} | {} |\n", listed(&faults), outcome.text());
+    }
     table
+}
+
+/// `500, once` and `500, lasting` together are `500`.
+fn listed(faults: &[&str]) -> String {
+    let mut kinds: Vec<(&str, Vec<&str>)> = Vec::new();
+    for fault in faults {
+        let (kind, how_often) = fault.split_once(", ").unwrap_or((fault, ""));
+        match kinds.iter_mut().find(|(found, _)| *found == kind) {
+            Some((_, all)) => all.push(how_often),
+            None => kinds.push((kind, vec![how_often])),
+        }
+    }
+    let of = |wanted: &[&str]| {
+        let kinds: Vec<_> =
+            kinds.iter().filter(|(_, all)| all == wanted).map(|(kind, _)| *kind).collect();
+        kinds.join(", ")
+    };
+    let groups = [
+        (of(&["once", "lasting"]), ""),
+        (of(&["once"]), " once"),
+        (of(&["lasting"]), " lasting"),
+        (of(&[""]), ""),
+    ];
+    let groups = groups.into_iter().filter(|(kinds, _)| !kinds.is_empty());
+    groups.map(|(kinds, how_often)| kinds + how_often).collect::<Vec<_>>().join("; ")
 }
 
 /// Compares the table with the one in the document, or writes it there.

@@ -254,18 +254,22 @@ async fn joins_waits_and_deliveries_are_counted() {
 }
 
 #[tokio::test]
-async fn a_failed_upload_is_counted() {
+async fn a_failed_upload_and_a_lost_image_are_counted() {
     use iga_emulator::{Action, Fault, Stage};
     let emulator = emulator().await;
-    let refused = Fault::new(Stage::UploadStart, Action::status(403)).suffix(".png").always();
-    emulator.script(refused);
-    let settings = [CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "6")]].concat();
-    let process = Process::start(&emulator, &settings).await;
+    let refused = Fault::new(Stage::UploadStart, Action::status(403)).matching("/iga_req_");
+    emulator.script(refused.always());
+    let deadline = &[("IGA_GENERATION_DEADLINE_SECONDS", "3")];
+    let process = Process::start(&emulator, &[CURRENT, deadline].concat()).await;
     answer(post(&process, &json!({"prompt": PROMPT}))).await.is_error(500, "IGA_FILE_SAVE_ERROR");
     process.signal("INT");
     let (_, lines) = process.end().await;
-    let failed =
-        lines.iter().find(|line| line["metric_name"] == "iga_gcs_upload_failure_count").unwrap();
+    let metric = |name: &str| lines.iter().find(|line| line["metric_name"] == name).unwrap();
+    assert_eq!(metric("iga_lost_image_count")["tags"]["reason"], "deadline");
+    let is_error = |line: &&Value| line["severity"] == "ERROR";
+    let errors = lines.iter().filter(is_error).map(|line| line["message"].as_str().unwrap());
+    assert_eq!(errors.filter(|message| message.contains("paid image lost")).count(), 1);
+    let failed = metric("iga_gcs_upload_failure_count");
     let detail = failed["tags"]["error_detail"].as_str().unwrap();
     assert!(!detail.is_empty() && !detail.contains("http"), "{detail}");
     assert!(
@@ -273,8 +277,6 @@ async fn a_failed_upload_is_counted() {
             .iter()
             .any(|line| line["severity"] == "ERROR" && line["error_code"] == "IGA_FILE_SAVE_ERROR")
     );
-    let lost = lines.iter().find(|line| line["metric_name"] == "iga_lost_image_count").unwrap();
-    assert_eq!(lost["tags"], json!({"reason": "deadline"}));
 }
 
 #[tokio::test]

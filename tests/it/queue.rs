@@ -19,7 +19,7 @@ struct Queue {
     dispatches: Semaphore,
     /// `--max-attempts`
     max_attempts: usize,
-    /// Whoever has not answered by then has failed.
+    /// A request without an answer by then has failed.
     dispatch_deadline: Duration,
 }
 

@@ -465,7 +465,7 @@ impl Ending<'_> {
         self.every_200_has_its_image();
         self.a_key_has_one_answer();
         self.a_key_in_use_is_the_only_reason_for_422();
-        self.nobody_shares_who_should_not();
+        self.only_equal_requests_share_an_image();
         self.payments_are_as_few_as_promised();
         self.no_image_is_lost();
         self.no_lease_is_left();
@@ -544,7 +544,7 @@ impl Ending<'_> {
         }
     }
 
-    fn nobody_shares_who_should_not(&self) {
+    fn only_equal_requests_share_an_image(&self) {
         for (told, name) in self.delivered() {
             let image = self.images().find(|image| image.name == name).unwrap();
             let founder = self.founder(image);
@@ -583,7 +583,7 @@ impl Ending<'_> {
         }
     }
 
-    /// An image that nobody was told of was asked for by someone who left or was told of a failure, and
+    /// An image that no caller was told of was asked for by a caller that left or was told of a failure, and
     /// with a key there is no such image.
     fn no_image_is_lost(&self) {
         let delivered: BTreeSet<_> = self.delivered().map(|(_, name)| name).collect();
@@ -596,7 +596,7 @@ impl Ending<'_> {
                 assert!(!answered, "{founder:?} got another image than its own, {}", image.name);
                 assert!(
                     founder.spec.key.is_none(),
-                    "{founder:?} paid, and nobody got {}",
+                    "{founder:?} paid, and no caller got {}",
                     image.name
                 );
             }

@@ -4,10 +4,13 @@
 
 use crate::support::process::Process;
 use crate::support::python::{Outcome, ask_each};
-use crate::support::service::{BUCKET, CURRENT, PROMPT, emulator, emulator_with, reached};
+use crate::support::service::{
+    BUCKET, CURRENT, PROMPT, Service, config, emulator, emulator_with, reached,
+};
 use iga_emulator::{Action, Emulator, Fault, Options, Stage};
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 const FACTOR: u32 = 5;
 const ANSWER_WITHIN: (&str, &str) = ("IGA_ANSWER_WITHIN_SECONDS", "3.6");
@@ -125,4 +128,34 @@ async fn the_retry_after_a_killed_process_takes_over() {
     is_delivered(&outcome, &emulator, "after a kill");
     assert_eq!(outcome.complaints.len(), 1, "{:?}", outcome.complaints);
     assert_eq!(emulator.counters().model_calls, 2);
+}
+
+#[tokio::test]
+async fn back_offs_of_half_a_second_and_a_second_on_two_instances_pay_once() {
+    let mut runs = JoinSet::new();
+    for run in 0..20 {
+        runs.spawn(async move {
+            let latency = Duration::from_millis(2500);
+            let emulator = emulator_with(Options { latency, ..Options::default() }).await;
+            let mut instances = Vec::new();
+            for _ in 0..2 {
+                let mut config = config(&emulator, &[CURRENT, &[SHARED]].concat());
+                config.timing.variant_age = iga::config::Timing::DEFAULT.variant_age;
+                let service = Service::run(emulator.clone(), config).await;
+                service.prompt_of("another").await.is_image();
+                instances.push(service);
+            }
+            let paid = emulator.counters().paid_generations;
+            for (instance, back_off_ms) in [(0, 500), (1, 1000)] {
+                let impatient = timeout(Duration::from_millis(50), instances[instance].prompt());
+                assert!(impatient.await.is_err());
+                sleep(Duration::from_millis(back_off_ms)).await;
+            }
+            instances[run % 2].prompt().await.is_image();
+            assert_eq!(emulator.counters().paid_generations - paid, 1, "run {run}");
+        });
+    }
+    while let Some(run) = runs.join_next().await {
+        run.unwrap();
+    }
 }

@@ -635,7 +635,7 @@ fn google_error(message: &str) -> Value {
     json!({"error": {"message": message}})
 }
 
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 200;
 const THREADS: usize = 2;
 const LEASE_LIFE: Duration = iga::config::Timing::DEFAULT.lease_life;
 const GENERATION: Duration = Duration::from_secs(90);

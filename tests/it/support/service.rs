@@ -9,6 +9,8 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 pub const BUCKET: &str = "test-images";
 pub const PROMPT: &str = "A red fox in fresh snow";
@@ -33,6 +35,19 @@ pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Value,
+}
+
+/// Stops a service and waits until its flights have ended.
+pub struct Stop {
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Stop {
+    pub async fn now(self) {
+        let _ = self.stop.send(());
+        self.serving.await.unwrap();
+    }
 }
 
 impl Service {
@@ -66,6 +81,17 @@ impl Service {
         Service { emulator, url, http: client() }
     }
 
+    /// A service that ends, as on SIGTERM, when the handle's sender is used.
+    pub async fn run_until_stopped(emulator: Emulator, config: Config) -> (Service, Stop) {
+        let app = App::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async move { drop(stopped.await) };
+        let serving = tokio::spawn(server::serve(app, listener, stopped));
+        (Service { emulator, url, http: client() }, Stop { stop, serving })
+    }
+
     /// A service whose model is a current one, so that no fallback comes in between.
     pub async fn current() -> Service {
         Service::with(CURRENT).await
@@ -94,7 +120,11 @@ impl Service {
     }
 
     pub async fn prompt(&self) -> Answer {
-        self.post(json!({"prompt": PROMPT})).await
+        self.prompt_of(PROMPT).await
+    }
+
+    pub async fn prompt_of(&self, prompt: &str) -> Answer {
+        self.post(json!({"prompt": prompt})).await
     }
 
     /// The only image there is.
