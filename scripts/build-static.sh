@@ -25,6 +25,7 @@ main() {
     export "$flags=${!flags:-} $allocator"
     if has_std; then
         choose_c_compiler
+        pack_relocations
         cargo "${build[@]}"
     elif [ "$arch" = x86_64 ] && has_debian_sources; then
         echo 'FOR CHECKING ONLY: built with the compiler and the musl of Debian, not with those of the shipped binary.' >&2
@@ -58,6 +59,17 @@ choose_c_compiler() {
         fi
     done
     give_up "A C compiler for $arch is missing: one of ${candidates[*]}. On Debian: apt-get install ${debian_compiler[$arch]}"
+}
+
+# Packs the relocations of a position-independent file, 24 bytes each, into a few bits. Rust's musl reads them from
+# 1.93 on; an older one would crash at the start.
+pack_relocations() {
+    local name=${triple//-/_} minor
+    minor=$(rustc --version | sed -E 's/^rustc [0-9]+\.([0-9]+).*/\1/')
+    [ "$minor" -ge 93 ] || return 0
+    local flags=CARGO_TARGET_${name^^}_RUSTFLAGS linker=CARGO_TARGET_${name^^}_LINKER prefix=-Wl,
+    [ "${!linker:-}" != rust-lld ] || prefix=
+    export "$flags=${!flags:-} -C link-arg=$prefix-z${prefix:+,}pack-relative-relocs"
 }
 
 declare -A debian_compiler=([x86_64]=gcc-x86-64-linux-gnu [aarch64]=gcc-aarch64-linux-gnu)

@@ -794,14 +794,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_image_that_is_owed_is_joined_first() {
         let now = Instant::now();
-        let flights = [flight("told", 0, now, None), flight("owed", 7, now, None)];
+        let flights = [flight("delivered", 0, now, None), flight("owed", 7, now, None)];
         flights[1].callers.send_replace(Callers { waiting: 0, delivered: false });
         tokio::time::advance(Duration::from_secs(1)).await;
         let join_key = JoinKey::Equal { fingerprint: "f".to_owned() };
         let rules = rules(Some(Duration::from_secs(5)));
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "owed");
         flights[1].callers.send_replace(Callers { waiting: 0, delivered: true });
-        assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "told");
+        assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "delivered");
     }
 
     #[tokio::test]
@@ -818,14 +818,14 @@ mod tests {
     async fn a_platforms_end_leaves_time_to_give_a_lease_back() {
         let now = Instant::now();
         let in_seconds = |seconds| Some(now + Duration::from_secs(seconds));
-        for (platform, generation, answer) in
+        for (platform, generation, response) in
             [(None, 180, 180), (in_seconds(60), 57, 60), (in_seconds(4), 3, 4)]
         {
             let deadlines = Deadlines::new(Duration::from_secs(180), platform);
             let seconds = |at: Instant| (at - now).as_secs();
             assert_eq!(
                 (seconds(deadlines.generation), seconds(deadlines.response)),
-                (generation, answer)
+                (generation, response)
             );
         }
     }

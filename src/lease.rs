@@ -321,7 +321,8 @@ impl Lease {
         (self.owed, self.is_claimed_elsewhere) = (false, false);
         self.sent_at = Instant::now();
         self.attempt = random_hex::<8>();
-        // A take-over counts as a renewal: it is a retry's lease, however young, not a variant's.
+        // A take-over counts as a renewal: without a key it is a retry's lease, however young, and not a
+        // variant's.
         let is_retry = place.stem.is_some() && !self.request.is_keyed();
         let renewal = is_retry.then(random_hex::<8>);
         let (name, metadata) = (self.name(), self.lease_metadata(false, renewal));

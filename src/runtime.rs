@@ -107,7 +107,7 @@ async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<V
     });
     let mut adapter = Adapter::from(service);
     let Ok(ready) = adapter.ready().await;
-    // lambda_http panics if the Host of the event is not a host.
+    // `lambda_http` panics if the Host header of the event is not a valid host.
     let response = AssertUnwindSafe(|| ready.call(LambdaEvent::new(event, context)));
     let Ok(response) = catch_unwind(response).map_err(|_| BAD_HOST.to_owned())?.await;
     serde_json::to_value(response).map_err(|error| error.to_string())
