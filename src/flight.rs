@@ -530,7 +530,7 @@ impl FlightTask {
                 match acquired? {
                     Acquired::Held => {}
                     Acquired::Completed(generated) => {
-                        self.stored(generated);
+                        self.publish(generated);
                         if self.callers.borrow().have_left_without_image() {
                             self.give_back_claim().await;
                         }
@@ -582,7 +582,7 @@ impl FlightTask {
             Some(lease) if !lease.term().is_running() => lease.reconcile(generated).await,
             Some(_) | None => generated,
         };
-        self.stored(generated.clone());
+        self.publish(generated.clone());
         if let Some(lease) = &mut self.lease {
             lease.complete(&generated).await;
         }
@@ -596,12 +596,12 @@ impl FlightTask {
             generated = waiting.outcome() => generated?,
             _ = self.callers.wait_for(|callers| callers.waiting == 0) => return Err(abandoned()),
         };
-        self.stored(generated);
+        self.publish(generated);
         Ok(())
     }
 
     /// Publishes the image to the callers that wait.
-    fn stored(&mut self, generated: Generated) {
+    fn publish(&mut self, generated: Generated) {
         self.stage = Stage::Stored;
         drop(self.permit.take());
         if self.callers.borrow().have_left_without_image() {
