@@ -10,9 +10,9 @@
 //! {"parts":[{"inlineData":{"mimeType":null,"data":"#0"}}]}
 //! ```
 //!
-//! Reading is lenient. The skeleton holds only the values of [`READ_KEYS`]; all other values are
+//! Reading is lenient. The skeleton holds only the values of `READ_KEYS`; all other values are
 //! skipped, whatever their type, length or depth. Values that do not fit into the skeleton are
-//! dropped without an error. An image is a string under one of [`IMAGE_KEYS`]; an unusable image
+//! dropped without an error. An image is a string under one of `IMAGE_KEYS`; an unusable image
 //! leaves an empty string. The response is complete when its root value is.
 //!
 //! Models send drafts before the final image. When another image begins, only the best of the earlier
