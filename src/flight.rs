@@ -26,14 +26,12 @@ use crate::generate::{Generated, Generator, Naming, Origin};
 use crate::google::storage::{FINGERPRINT, Metadata, Storage, Upload};
 use crate::id::random_hex;
 use crate::lease::{Acquired, Callers, Lease, LeaseRequest};
+use crate::panic::unless_it_panics;
 use crate::request::{GenerateRequest, Prompt};
 use crate::telemetry::metrics;
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -672,19 +670,6 @@ async fn during<T>(lease: &mut Option<Lease>, work: impl Future<Output = T>) -> 
     }
 }
 
-/// The output of `work`; `None` if it panics.
-async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| {
-        let poll = AssertUnwindSafe(|| work.as_mut().poll(context));
-        match std::panic::catch_unwind(poll) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        }
-    })
-    .await
-}
-
 /// Returns a little after all flights have been cancelled.
 async fn stop_soon(cancel: &CancellationToken) {
     cancel.cancelled().await;
@@ -802,16 +787,6 @@ mod tests {
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "owed");
         flights[1].callers.send_replace(Callers { waiting: 0, delivered: true });
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "delivered");
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_the_work_and_not_its_task() {
-        assert_eq!(unless_it_panics(async { 7 }).await, Some(7));
-        let panics = async {
-            tokio::task::yield_now().await;
-            panic!("a bug")
-        };
-        assert_eq!(unless_it_panics::<()>(panics).await, None);
     }
 
     #[tokio::test(start_paused = true)]
