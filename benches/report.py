@@ -358,11 +358,11 @@ def scale_load(results):
     lines = [["figure", "mean", "peak"], ["---", "---", "---"]]
     mean = A_DAY / DAY_SECONDS
     rates = [mean, mean * PEAK]
-    in_flight = [rate * MODEL_SECONDS for rate in rates]
+    running = [rate * MODEL_SECONDS for rate in rates]
     lines.append(["images per second", *(f"{rate:.1f}" for rate in rates)])
-    lines.append([f"in flight, {MODEL_SECONDS} s each", *(f"{flights:.0f}" for flights in in_flight)])
+    lines.append([f"in flight, {MODEL_SECONDS} s each", *(f"{flights:.0f}" for flights in running)])
     name = f"instances, concurrency {CONCURRENCY}"
-    lines.append([name, *(f"{ceil(flights / (CONCURRENCY * AIM))}" for flights in in_flight)])
+    lines.append([name, *(f"{ceil(flights / (CONCURRENCY * AIM))}" for flights in running)])
     if images := results.get("images_tls"):
         cpu_ms = statistics.median(images["cpu_ms 80"]["iga"])
         name = f"cores busy, {number(cpu_ms)} ms per image over TLS"
