@@ -100,9 +100,10 @@ fn dropped(format: LineFormat, count: u64) -> Vec<u8> {
     format.render(&line)
 }
 
-/// Whether to use colours: not with `NO_COLOR` (no-color.org) or `TERM=dumb`.
+/// Whether to use colours: on a terminal, unless `NO_COLOR` (no-color.org) or `TERM=dumb` is set.
 fn colours() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
