@@ -26,14 +26,12 @@ use crate::generate::{Generated, Generator, Naming, Origin};
 use crate::google::storage::{FINGERPRINT, Metadata, Storage, Upload};
 use crate::id::random_hex;
 use crate::lease::{Acquired, Callers, Lease, LeaseRequest};
+use crate::panic::unless_it_panics;
 use crate::request::{GenerateRequest, Prompt};
 use crate::telemetry::metrics;
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -530,7 +528,7 @@ impl FlightTask {
                 match acquired? {
                     Acquired::Held => {}
                     Acquired::Completed(generated) => {
-                        self.stored(generated);
+                        self.publish(generated);
                         if self.callers.borrow().have_left_without_image() {
                             self.give_back_claim().await;
                         }
@@ -582,7 +580,7 @@ impl FlightTask {
             Some(lease) if !lease.term().is_running() => lease.reconcile(generated).await,
             Some(_) | None => generated,
         };
-        self.stored(generated.clone());
+        self.publish(generated.clone());
         if let Some(lease) = &mut self.lease {
             lease.complete(&generated).await;
         }
@@ -596,12 +594,12 @@ impl FlightTask {
             generated = waiting.outcome() => generated?,
             _ = self.callers.wait_for(|callers| callers.waiting == 0) => return Err(abandoned()),
         };
-        self.stored(generated);
+        self.publish(generated);
         Ok(())
     }
 
     /// Publishes the image to the callers that wait.
-    fn stored(&mut self, generated: Generated) {
+    fn publish(&mut self, generated: Generated) {
         self.stage = Stage::Stored;
         drop(self.permit.take());
         if self.callers.borrow().have_left_without_image() {
@@ -670,19 +668,6 @@ async fn during<T>(lease: &mut Option<Lease>, work: impl Future<Output = T>) -> 
         Some(lease) => lease.during(work).await,
         None => work.await,
     }
-}
-
-/// The output of `work`; `None` if it panics.
-async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| {
-        let poll = AssertUnwindSafe(|| work.as_mut().poll(context));
-        match std::panic::catch_unwind(poll) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        }
-    })
-    .await
 }
 
 /// Returns a little after all flights have been cancelled.
@@ -802,16 +787,6 @@ mod tests {
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "owed");
         flights[1].callers.send_replace(Callers { waiting: 0, delivered: true });
         assert_eq!(rules.joinable(&join_key, &flights).unwrap().name, "delivered");
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_the_work_and_not_its_task() {
-        assert_eq!(unless_it_panics(async { 7 }).await, Some(7));
-        let panics = async {
-            tokio::task::yield_now().await;
-            panic!("a bug")
-        };
-        assert_eq!(unless_it_panics::<()>(panics).await, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,10 +15,10 @@
 //!
 //! # The order of imports
 //!
-//! A module imports only from rows below its own.
+//! A module imports only from rows below its own; where two modules know each other, the row says so.
 //!
 //! ```text
-//! main   doctor (checks what an image needs; remedy: the commands that fix it)
+//! main   doctor/{report, remedy} (checks what an image needs, and names the commands that fix it)
 //! runtime   health (asks a running service)
 //! server
 //! router
@@ -27,17 +27,18 @@
 //! flight
 //! lease
 //! generate
-//! targets   google/{vertex, storage}
+//! targets   google/vertex
+//! google/{storage, admission (whether uploads succeed; storage and it know each other)}
 //! google/client (sends, with credentials)
 //! google/{http (connections), credentials}
-//! headers   request   response   retry
-//! telemetry/{summary, metrics, trace}
-//! config/{settings (the table), parse}
+//! headers   request   response   retry   google/rpc_error
+//! telemetry/{summary, metrics, trace, format, writer}
+//! config/{settings (the table), parse, locations, warnings}   google/proxy (config and it know each other)
 //! model/{imagen, gemini} (pure: no client, no await)   google/credential_file
 //! extract
 //! image
 //! budget (memory for all images in transfer)
-//! error   id
+//! error   id   panic
 //! ```
 //!
 //! The emulator of Google's services is a crate of its own, `iga-emulator`, which does not depend on
@@ -59,6 +60,7 @@ pub mod id;
 pub mod image;
 pub mod lease;
 pub mod model;
+pub mod panic;
 pub mod request;
 pub mod response;
 pub mod retry;

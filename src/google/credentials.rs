@@ -3,6 +3,7 @@
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credential_file::{CredentialFile, CredentialKind, DOWNLOAD_AGAIN};
+use crate::panic::unless_it_panics;
 use crate::retry::{self, Failure, within};
 use crate::telemetry::metrics;
 use google_cloud_auth::credentials::{
@@ -12,13 +13,9 @@ use google_cloud_auth::credentials::{
 use google_cloud_auth::errors::CredentialsError;
 use http::HeaderMap;
 use std::fmt;
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use tokio::time::{Instant, timeout_at};
 
 /// Application Default Credentials, built on first use.
@@ -112,7 +109,7 @@ impl CredentialStore {
         let credential = self.credential().map_err(Failure::never)?;
         let limit = within(deadline, self.timing.token_try);
         let eviction = EvictOnDrop { store: self, credential: &credential };
-        let headers = unwinding(credential.headers(http::Extensions::new()));
+        let headers = unless_it_panics(credential.headers(http::Extensions::new()));
         let error = match timeout_at(limit, headers).await.map_err(|_| TokenFailure::timeout()) {
             Ok(Some(Ok(CacheableResource::New { data, .. }))) => {
                 std::mem::forget(eviction);
@@ -272,19 +269,6 @@ impl CredentialStore {
 }
 
 const METADATA_HOST: &str = "metadata.google.internal";
-
-/// The result of a future; `None` if it panics.
-async fn unwinding<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    poll_fn(|context| {
-        let poll = AssertUnwindSafe(|| future.as_mut().poll(context));
-        match catch_unwind(poll) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        }
-    })
-    .await
-}
 
 /// Text for operators only, in the log and the doctor: paths, hosts, pools, advice.
 #[derive(Debug, thiserror::Error)]

@@ -76,7 +76,7 @@ impl GoogleError {
             violations: details.iter().flat_map(field_violations).collect(),
             debug: details.iter().filter_map(|detail| text(detail, "detail")).collect(),
             quota_is_zero: details.iter().any(is_zero_quota) || says_zero_quota(&message),
-            retry_delay: details.iter().find_map(|d| retry_delay(member(d, "retryDelay"))),
+            retry_delay: details.iter().find_map(|d| retry_delay(field(d, "retryDelay"))),
             body: None,
             message,
         }
@@ -172,17 +172,17 @@ fn field_violations(detail: &Value) -> Vec<String> {
             (field, description) => field.or(description),
         }
     };
-    elements(member(detail, "fieldViolations")).iter().filter_map(violation).collect()
+    elements(field(detail, "fieldViolations")).iter().filter_map(violation).collect()
 }
 
 /// `google.rpc.ErrorInfo` or `google.rpc.QuotaFailure` with a limit of zero.
 fn is_zero_quota(detail: &Value) -> bool {
     let is_zero = |value: &Value| number(value) == Some(0.0);
     let violates_zero = |violation: &Value| {
-        is_zero(member(violation, "quotaValue"))
+        is_zero(field(violation, "quotaValue"))
             || text(violation, "description").is_some_and(|text| says_zero_quota(&text))
     };
-    is_zero(member(&detail["metadata"], "quotaLimitValue"))
+    is_zero(field(&detail["metadata"], "quotaLimitValue"))
         || elements(&detail["violations"]).iter().any(violates_zero)
 }
 
@@ -214,8 +214,8 @@ pub fn support_codes(text: &str) -> Option<&str> {
         .filter(|codes| !codes.is_empty())
 }
 
-/// A member in the spelling of JSON or of the protocol buffer.
-fn member<'a>(value: &'a Value, camel_case: &str) -> &'a Value {
+/// A field in the spelling of JSON or of the protocol buffer.
+fn field<'a>(value: &'a Value, camel_case: &str) -> &'a Value {
     let mut snake_case = String::new();
     for letter in camel_case.chars() {
         if letter.is_ascii_uppercase() {

@@ -217,7 +217,7 @@ impl Vertex {
         let extracted =
             extractor.finish().map_err(|error| Failure::never(extract_error(error, read)))?;
         tokio::spawn(drain(body));
-        choose(target, extracted, reservation)
+        paid_image(target, extracted, reservation)
     }
 }
 
@@ -258,7 +258,7 @@ async fn chunk_before(
 }
 
 /// The image of a complete response, or the failure that the response stands for.
-fn choose(
+fn paid_image(
     target: &Target,
     mut extracted: Extracted,
     mut reservation: Reservation,
