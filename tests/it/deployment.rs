@@ -367,6 +367,9 @@ fn compose_with_google_mounts_the_credentials_where_the_service_reads_them() {
         let config = config(&variables, &[]);
         assert_eq!(config.project_id, "your-project");
         assert!(ends_with_port(&service["ports"][0], config.port));
+        let memory = text(&service["mem_limit"]);
+        let memory_mib: usize = memory.trim_end_matches('m').parse().unwrap();
+        assert!(memory_mib >= (config.transfer_budget_bytes >> 20) + OVERHEAD_MIB, "{memory}");
         let secret = &service["secrets"][0];
         let target = interpolate(&text(&secret["target"]), &env_file);
         assert_eq!(variables["GOOGLE_APPLICATION_CREDENTIALS"], target);
