@@ -105,8 +105,8 @@ def commands_of_pages(files):
     """The gcloud commands of the shell blocks in the README and docs/, including those of the setup scripts."""
     pages = [files / "README.md", *files.glob("docs/*.md")]
     blocks = [block for page in pages for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", page.read_text())]
-    blocks = [block for block in blocks if re.search(r"gcloud|scripts/setup", block)]
-    return [words for block in blocks for words in recorded(files, "bash", "-euc", block)]
+    relevant = filter(re.compile(r"gcloud|scripts/setup").search, blocks)
+    return [words for block in relevant for words in recorded(files, "bash", "-euc", block)]
 
 
 def option(words, name):

@@ -35,7 +35,6 @@ def main(directory):
         _, source, _ = shlex.split(rest)
         (program,) = root.glob(source.lstrip("/"))
         shutil.copy(program, image)
-        print(f"{program}: {program.stat().st_size} bytes")
 
 
 def stages(files):

@@ -1,6 +1,6 @@
 """Runs the static binary in a directory that holds only the files of the shipped image.
 
-Usage: static.py IGA IGA_LOCAL, as root
+Usage: unshare --mount static.py IGA IGA_LOCAL, as root of that mount namespace
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def main(iga, iga_local):
         # As in an image, every user may enter: the process inside is not root.
         directory.chmod(0o755)
         ours, other = trustme.CA(), trustme.CA()
-        root = image_root(directory / "root", iga, ours)
+        root = image_root(stack, directory / "root", iga, ours)
         emulator = Emulator(stack, iga_local, directory / "objects")
         check_tls(stack, root, emulator, ours, other)
         check_that_certificates_are_needed(root, emulator)
@@ -48,14 +48,15 @@ def dynamic_parts(program):
     return re.findall(r"INTERP|\(NEEDED\).*", parts)
 
 
-def image_root(root, iga, authority):
-    """distroless/static:nonroot, the binary, and the two files that an engine mounts for the resolver."""
+def image_root(stack, root, iga, authority):
+    """distroless/static:nonroot, the binary, and what an engine mounts: the resolver's files and /dev/null."""
     files = {
         "etc/passwd": f"root:x:0:0::/root:/sbin/nologin\nnonroot:x:{NONROOT}:{NONROOT}::/home/nonroot:/sbin/nologin\n",
         "etc/group": f"root:x:0:\nnonroot:x:{NONROOT}:\n",
         "etc/hosts": "127.0.0.1 localhost\n",
         "etc/resolv.conf": Path("/etc/resolv.conf").read_text(),
         BUNDLE: Path(f"/{BUNDLE}").read_text() + authority.cert_pem.bytes().decode(),
+        "dev/null": "",
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,8 @@ def image_root(root, iga, authority):
     shutil.copy(iga, root / "iga")
     (root / "tmp").mkdir()
     (root / "tmp").chmod(0o1777)
+    subprocess.run(["mount", "--bind", "/dev/null", root / "dev/null"], check=True)
+    stack.callback(subprocess.run, ["umount", root / "dev/null"], check=True)
     return root
 
 
