@@ -1,4 +1,4 @@
-//! The settings, from the environment and `.env`. Nothing else in the crate reads either.
+//! The settings, from the environment and `.env`. Only proxies and terminal colours are read from the environment elsewhere.
 
 pub mod locations;
 pub mod parse;
