@@ -14,7 +14,8 @@ use std::time::Duration;
 use trace::Trace;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Span, Subscriber, debug, field, info_span};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::Registry;
+use tracing_subscriber::layer::{Context, Identity, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use writer::LogWriter;
 
@@ -23,6 +24,16 @@ use writer::LogWriter;
 /// Lines are written by a thread of their own. `directly` writes each at once instead: AWS Lambda freezes the
 /// process after its response, and what is still queued then would be late or lost.
 pub fn install(debug: bool, format: LogFormat, directly: bool) {
+    install_with(debug, format, directly, Identity::new());
+}
+
+/// Like [`install`]; `observer` sees the spans, and the events that are logged.
+pub fn install_with(
+    debug: bool,
+    format: LogFormat,
+    directly: bool,
+    observer: impl Layer<Registry> + Send + Sync,
+) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", literal(panic));
@@ -46,7 +57,9 @@ pub fn install(debug: bool, format: LogFormat, directly: bool) {
         },
     };
     // A second call has no effect.
-    let _ = tracing::subscriber::set_global_default(lines(debug, format, write));
+    let lines = Lines { debug, format, write };
+    let subscriber = tracing_subscriber::registry().with(observer).with(lines);
+    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// Reports panics on standard error, until [`install`] sends them to the log.
@@ -75,15 +88,8 @@ pub fn json_lines(
     debug: bool,
     write: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
-    lines(debug, LineFormat::Json, move |line: Vec<u8>| write(&line))
-}
-
-fn lines(
-    debug: bool,
-    format: LineFormat,
-    write: impl Fn(Vec<u8>) + Send + Sync + 'static,
-) -> impl Subscriber + Send + Sync {
-    tracing_subscriber::registry().with(Lines { debug, format, write })
+    let write = move |line: Vec<u8>| write(&line);
+    tracing_subscriber::registry().with(Lines { debug, format: LineFormat::Json, write })
 }
 
 fn write_now(line: Vec<u8>) {
