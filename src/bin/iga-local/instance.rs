@@ -1,6 +1,7 @@
 //! A second instance of the service: a real process of this program, to be killed.
 
 use crate::hub::Hub;
+use crate::observer::with_error;
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -68,10 +69,11 @@ async fn pass_on(mut lines: Lines<BufReader<ChildStdout>>, hub: Arc<Hub>) {
     while let Ok(Some(line)) = lines.next_line().await {
         let line: Value = serde_json::from_str(&line).unwrap_or_default();
         if line["workflow_id"].is_string() && line["level"] != "DEBUG" {
+            let message = line["message"].as_str().unwrap_or_default();
             hub.publish(&json!({
                 "type": "line",
                 "level": line["level"],
-                "message": line["message"],
+                "message": with_error(message, line["tags"]["error_type"].as_str()),
                 "workflow": line["workflow_id"],
                 "request": line["request_id"],
                 "instance": "second",

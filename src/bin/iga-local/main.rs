@@ -93,6 +93,7 @@ fn main() -> ExitCode {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result =
         tokio.map_err(|error| error.to_string()).and_then(|tokio| tokio.block_on(run(cli)));
+    telemetry::flush();
     match result {
         Ok(code) => code,
         Err(problem) => {

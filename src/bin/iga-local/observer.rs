@@ -60,6 +60,7 @@ where
         }
         let fields = Fields::of(|fields| event.record(fields));
         let Some(message) = fields.text("message") else { return };
+        let message = with_error(message, fields.text("tags.error_type"));
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(request) = span.extensions().get::<Request>() {
                 let line = json!({"type": "line", "level": level.as_str(), "message": message});
@@ -112,6 +113,11 @@ impl Visit for Fields {
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.0.push((field.name(), value.into()));
     }
+}
+
+/// A line's message with the type of the error that it counts.
+pub fn with_error(message: &str, error_type: Option<&str>) -> String {
+    error_type.map_or(message.to_owned(), |error_type| format!("{message}: {error_type}"))
 }
 
 /// The fields of a request's span that are recorded when a stage ends.

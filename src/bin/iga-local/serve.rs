@@ -63,12 +63,12 @@ async fn with_playground(args: Serve, dir: PathBuf) -> Result<(), String> {
     let config = cloud::emulator_config(&emulator.url())?;
     let hub = Arc::new(Hub::default());
     let observer = Observer(Arc::clone(&hub));
+    telemetry::install_with(config.debug, config.log_format, false, observer);
+    warn_of_other_machines(&config);
     let app = App::new(config);
     let listener = runtime::bind(&app.config)?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     announce(address, &emulator.url(), Some(&dir));
-    telemetry::install_with(app.config.debug, app.config.log_format, false, observer);
-    warn_of_other_machines(&app.config);
     if args.open {
         open(&format!("{}/", service_url(address)));
     }
