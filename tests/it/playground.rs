@@ -330,6 +330,6 @@ async fn screenshot() -> Vec<u8> {
     browser.run("document.getElementById('cause-caller_gives_up').click()").await;
     browser.until("document.querySelector('#fault-run img')?.naturalWidth > 0").await;
     browser.until("document.getElementById('sentence').dataset.state === 'done'").await;
-    browser.run("document.activeElement.blur()").await;
-    browser.screenshot(1280, 1180).await
+    browser.run("document.activeElement.blur(); scrollTo(0, 0)").await;
+    browser.screenshot(1280, 1380).await
 }

@@ -16,7 +16,7 @@ pub fn iga_local(folder: &Path) -> Command {
 
 /// A running `iga-local serve`.
 pub struct Playground {
-    pub process: Child,
+    _process: Child,
     pub url: String,
     pub emulator: String,
     /// What it printed before its first log line.
@@ -48,6 +48,6 @@ impl Playground {
         };
         let url = place("Playground").expect("it prints the URL");
         let emulator = place("Emulator").expect("it prints the emulator's URL");
-        Playground { process, url, emulator, announcement, folder }
+        Playground { _process: process, url, emulator, announcement, folder }
     }
 }
