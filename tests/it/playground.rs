@@ -331,5 +331,7 @@ async fn screenshot() -> Vec<u8> {
     browser.until("document.querySelector('#fault-run img')?.naturalWidth > 0").await;
     browser.until("document.getElementById('sentence').dataset.state === 'done'").await;
     browser.run("document.activeElement.blur(); scrollTo(0, 0)").await;
-    browser.screenshot(1280, 1380).await
+    let bottom = "Math.ceil(document.getElementById('story').getBoundingClientRect().bottom)";
+    let bottom = browser.value(bottom).await.as_u64().unwrap();
+    browser.screenshot(1280, u32::try_from(bottom).unwrap() + 28).await
 }

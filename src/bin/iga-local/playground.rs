@@ -2,7 +2,7 @@
 
 use crate::cloud::BUCKET;
 use crate::hub::Hub;
-use crate::scenario::{RECORDS, Run, Stages, Start, images as stored_images};
+use crate::scenario::{RECORDS, Run, Services, Start, images as stored_images};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
@@ -259,7 +259,7 @@ async fn begin_fault(State(playground): State<Arc<Playground>>, body: Bytes) -> 
         run.abort();
     }
     let Playground { emulator, app, hub, .. } = &*playground;
-    match Run::begin(&start, Stages { emulator, app, hub }).await {
+    match Run::begin(&start, Services { emulator, app, hub }).await {
         Ok(run) => {
             *running = Some(run);
             json_response(&json!({}))

@@ -63,8 +63,8 @@ pub struct Outcome {
     storage_refusals: usize,
 }
 
-/// Where a scenario takes place.
-pub struct Stages<'a> {
+/// What a scenario acts on.
+pub struct Services<'a> {
     pub emulator: &'a Emulator,
     pub app: &'a App,
     pub hub: &'a Arc<Hub>,
@@ -72,8 +72,19 @@ pub struct Stages<'a> {
 
 impl Run {
     /// Prepares the fault. Once it returns, the page sends its request.
-    pub async fn begin(start: &Start, on: Stages<'_>) -> Result<Run, String> {
+    ///
+    /// # Errors
+    /// A sentence, if the fault could not be caused.
+    pub async fn begin(start: &Start, on: Services<'_>) -> Result<Run, String> {
         on.emulator.clear_faults();
+        let run = Run::prepare(start, &on).await;
+        if run.is_err() {
+            on.emulator.clear_faults();
+        }
+        run
+    }
+
+    async fn prepare(start: &Start, on: &Services<'_>) -> Result<Run, String> {
         let prompt = start.body["prompt"].as_str().ok_or("The body has no prompt.")?.to_owned();
         let mut run = Run {
             workflow: start.workflow.clone(),
@@ -114,7 +125,7 @@ impl Run {
     async fn kill_instance(
         &self,
         start: &Start,
-        on: Stages<'_>,
+        on: &Services<'_>,
         is_stored: bool,
     ) -> Result<(), String> {
         let instance = Instance::start(&on.emulator.url(), Arc::clone(on.hub)).await?;
