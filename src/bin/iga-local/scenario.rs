@@ -110,7 +110,11 @@ impl Run {
                 let task = fail_storage(on.emulator.clone(), Arc::clone(on.hub), &run);
                 run.task = Some(tokio::spawn(task).abort_handle());
             }
-            Scenario::KilledWhileGenerating => run.kill_instance(start, on, false).await?,
+            Scenario::KilledWhileGenerating => {
+                let slow = Fault::new(Stage::Response, Action::Delay { ms: SLOW_MS });
+                on.emulator.script(slow.prompt(prompt));
+                run.kill_instance(start, on, false).await?;
+            }
             Scenario::KilledBeforeAnswering => {
                 // The object is stored; the instance never learns it.
                 let silent = Fault::new(Stage::UploadEnd, Action::Stall);
