@@ -9,18 +9,19 @@ use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::legacy::{Client as Pool, ResponseFuture};
+use hyper_util::client::legacy::{self, Client as Pool, ResponseFuture};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lambda_http::tower::{BoxError, Service};
-use rustls::ClientConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::{CipherSuite, ClientConfig};
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The HTTP client of one process, built on first use.
 ///
@@ -28,15 +29,29 @@ use tokio::time::timeout;
 /// background once it listens.
 #[derive(Default)]
 pub struct HttpClient {
-    pools: OnceLock<Pools>,
+    pools: OnceLock<Arc<Pools>>,
     building: Mutex<()>,
 }
 
 /// One pool that keeps connections, and one that opens a connection for each request.
 struct Pools {
-    reusing: Pool<Connector, Body>,
+    connector: Connector,
+    reusing: Mutex<Reusing>,
     fresh: Pool<Connector, Body>,
 }
+
+/// The pool that keeps connections, and what tells whether they are alive.
+struct Reusing {
+    pool: Pool<Connector, Body>,
+    heartbeat: Heartbeat,
+    last_request: Instant,
+    is_beating: bool,
+}
+
+/// The last moment at which this process is known to have run.
+///
+/// Both clocks are needed: one stands still while a virtual machine is paused, the other may be set.
+struct Heartbeat(Instant, SystemTime);
 
 /// The connection on which a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +85,14 @@ impl HttpClient {
     pub fn request(&self, request: Request<Body>, via: Via) -> Result<ResponseFuture, NoClient> {
         let pools = self.pools()?;
         Ok(match via {
-            Via::Pool => pools.reusing.request(request),
+            Via::Pool => pools.reusing().request(request),
             Via::Fresh => pools.fresh.request(request),
         })
     }
 
     /// Blocks for some milliseconds while another thread builds the client. A failure is not cached,
     /// because it may be temporary, such as a full file table.
-    fn pools(&self) -> Result<&Pools, NoClient> {
+    fn pools(&self) -> Result<&Arc<Pools>, NoClient> {
         if let Some(pools) = self.pools.get() {
             return Ok(pools);
         }
@@ -85,7 +100,7 @@ impl HttpClient {
         match self.pools.get() {
             Some(pools) => Ok(pools),
             None => {
-                let pools = Pools::new().map_err(NoClient)?;
+                let pools = Arc::new(Pools::new().map_err(NoClient)?);
                 Ok(self.pools.get_or_init(|| pools))
             }
         }
@@ -113,15 +128,89 @@ pub async fn next_chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
 impl Pools {
     fn new() -> Result<Pools, rustls::Error> {
         let connector = Connector::new()?;
-        let mut builder = Pool::builder(TokioExecutor::new());
-        builder
-            .http1_max_buf_size(BUFFER_BYTES)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_timer(TokioTimer::new());
-        let reusing = builder.build(connector.clone());
-        let fresh = builder.pool_max_idle_per_host(0).build(connector);
-        Ok(Pools { reusing, fresh })
+        let fresh = pool().pool_max_idle_per_host(0).build(connector.clone());
+        let reusing = Reusing {
+            pool: pool().build(connector.clone()),
+            heartbeat: Heartbeat::now(),
+            last_request: Instant::now(),
+            is_beating: false,
+        };
+        Ok(Pools { connector, reusing: Mutex::new(reusing), fresh })
     }
+
+    /// The pool whose connections are alive.
+    fn reusing(self: &Arc<Pools>) -> Pool<Connector, Body> {
+        self.beat();
+        let mut reusing = self.lock();
+        reusing.last_request = Instant::now();
+        if !reusing.is_beating {
+            reusing.is_beating = true;
+            tokio::spawn(Arc::clone(self).keep_beating());
+        }
+        reusing.pool.clone()
+    }
+
+    /// Beats while a connection may be idle.
+    async fn keep_beating(self: Arc<Pools>) {
+        loop {
+            sleep(HEARTBEAT).await;
+            self.beat();
+            let mut reusing = self.lock();
+            if reusing.last_request.elapsed() > POOL_IDLE_TIMEOUT {
+                reusing.is_beating = false;
+                return;
+            }
+        }
+    }
+
+    /// Drops all idle connections if this process was frozen: the other side may have closed them unnoticed, and
+    /// a model call that breaks on one cannot be repeated.
+    fn beat(&self) {
+        let mut reusing = self.lock();
+        if reusing.heartbeat.is_late(&Heartbeat::now()) {
+            reusing.pool = pool().build(self.connector.clone());
+        }
+        reusing.heartbeat = Heartbeat::now();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reusing> {
+        self.reusing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pool() -> legacy::Builder {
+    let mut builder = Pool::builder(TokioExecutor::new());
+    builder
+        .http1_max_buf_size(BUFFER_BYTES)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_timer(TokioTimer::new());
+    builder
+}
+
+impl Heartbeat {
+    fn now() -> Heartbeat {
+        Heartbeat(Instant::now(), SystemTime::now())
+    }
+
+    fn is_late(&self, now: &Heartbeat) -> bool {
+        let monotonic = now.0.saturating_duration_since(self.0);
+        let wall = now.1.duration_since(self.1).unwrap_or_default();
+        monotonic.max(wall) > FROZEN
+    }
+}
+
+/// The cryptography of all TLS connections. It prefers AES with 128 bits, which takes less CPU than with 256.
+pub fn tls_provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        !matches!(
+            suite.suite(),
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
+    provider
 }
 
 /// Opens connections: directly, or for https through the proxy of the environment (`HTTPS_PROXY`, `ALL_PROXY`,
@@ -185,8 +274,38 @@ pub const BUFFER_BYTES: usize = 32 * 1024;
 /// TCP, the proxy and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection that a frozen instance wakes up with is most likely dead.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Shorter than the idle limits of Google's servers and of the usual NATs.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// A process that has not run for this long was frozen, not only busy.
+const FROZEN: Duration = Duration::from_secs(20);
 
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_did_not_run_for_a_while_was_frozen() {
+        let last = Heartbeat::now();
+        let later = |monotonic: Duration, wall: Duration| {
+            last.is_late(&Heartbeat(last.0 + monotonic, last.1 + wall))
+        };
+        assert!(!later(FROZEN, FROZEN));
+        let more = FROZEN + Duration::from_millis(1);
+        assert!(later(more, Duration::ZERO), "only the control group was frozen");
+        assert!(later(Duration::ZERO, more), "the virtual machine was paused");
+        assert!(!last.is_late(&Heartbeat(last.0, last.1 - more)), "the clock was set back");
+    }
+
+    #[test]
+    fn tls_prefers_the_cheaper_cipher() {
+        let suites = tls_provider().cipher_suites;
+        assert_eq!(suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(suites.len(), rustls::crypto::ring::default_provider().cipher_suites.len());
+    }
+}
