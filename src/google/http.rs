@@ -1,7 +1,7 @@
 //! The HTTP client for all requests to Google: pools of connections, certificates, proxies, bounded buffers.
 
 use bytes::Bytes;
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use http::{Request, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -15,12 +15,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lambda_http::tower::{BoxError, Service};
 use rustls::crypto::CryptoProvider;
 use rustls::{CipherSuite, ClientConfig};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 /// The HTTP client of one process, built on first use.
@@ -44,8 +46,9 @@ struct Pools {
 struct Reusing {
     pool: Pool<Connector, Body>,
     heartbeat: Heartbeat,
-    last_request: Instant,
     is_beating: bool,
+    /// When a request was last sent to each origin.
+    last_requests: HashMap<String, Instant>,
 }
 
 /// The last moment at which this process is known to have run.
@@ -85,9 +88,22 @@ impl HttpClient {
     pub fn request(&self, request: Request<Body>, via: Via) -> Result<ResponseFuture, NoClient> {
         let pools = self.pools()?;
         Ok(match via {
-            Via::Pool => pools.reusing().request(request),
+            Via::Pool => pools.reusing(request.uri()).request(request),
             Via::Fresh => pools.fresh.request(request),
         })
+    }
+
+    /// Opens a connection to the origin of each URL to which no connection can be idle, for the requests that
+    /// follow. This saves the round trips of one handshake after the other.
+    pub fn open_ahead<'a>(&self, urls: impl IntoIterator<Item = &'a str>) {
+        // The request itself reports what prevents a connection.
+        let Ok(pools) = self.pools() else { return };
+        for uri in urls.into_iter().filter_map(|url| Uri::try_from(url).ok()) {
+            if pools.note_request(&uri) {
+                let mut connector = pools.connector.clone();
+                pools.connector.ahead.put(origin(&uri), tokio::spawn(connector.open(uri)));
+            }
+        }
     }
 
     /// Blocks for some milliseconds while another thread builds the client. A failure is not cached,
@@ -132,22 +148,28 @@ impl Pools {
         let reusing = Reusing {
             pool: pool().build(connector.clone()),
             heartbeat: Heartbeat::now(),
-            last_request: Instant::now(),
             is_beating: false,
+            last_requests: HashMap::new(),
         };
         Ok(Pools { connector, reusing: Mutex::new(reusing), fresh })
     }
 
-    /// The pool whose connections are alive.
-    fn reusing(self: &Arc<Pools>) -> Pool<Connector, Body> {
-        self.beat();
+    /// The pool whose connections are alive, for a request to this URL.
+    fn reusing(self: &Arc<Pools>, uri: &Uri) -> Pool<Connector, Body> {
+        self.note_request(uri);
         let mut reusing = self.lock();
-        reusing.last_request = Instant::now();
         if !reusing.is_beating {
             reusing.is_beating = true;
             tokio::spawn(Arc::clone(self).keep_beating());
         }
         reusing.pool.clone()
+    }
+
+    /// Remembers that a request to this URL is sent now. Returns true if no connection to its origin can be idle.
+    fn note_request(&self, uri: &Uri) -> bool {
+        self.beat();
+        let last = self.lock().last_requests.insert(origin(uri), Instant::now());
+        last.is_none_or(|last| last.elapsed() > POOL_IDLE_TIMEOUT)
     }
 
     /// Beats while a connection may be idle.
@@ -156,7 +178,8 @@ impl Pools {
             sleep(HEARTBEAT).await;
             self.beat();
             let mut reusing = self.lock();
-            if reusing.last_request.elapsed() > POOL_IDLE_TIMEOUT {
+            reusing.last_requests.retain(|_, last| last.elapsed() <= POOL_IDLE_TIMEOUT);
+            if reusing.last_requests.is_empty() {
                 reusing.is_beating = false;
                 return;
             }
@@ -169,6 +192,7 @@ impl Pools {
         let mut reusing = self.lock();
         if reusing.heartbeat.is_late(&Heartbeat::now()) {
             reusing.pool = pool().build(self.connector.clone());
+            reusing.last_requests.clear();
         }
         reusing.heartbeat = Heartbeat::now();
     }
@@ -220,6 +244,37 @@ struct Connector {
     tcp: HttpConnector,
     tls: Arc<ClientConfig>,
     proxies: Arc<Matcher>,
+    ahead: Arc<Ahead>,
+}
+
+/// Connections that were opened before their request, by origin.
+#[derive(Default)]
+struct Ahead(Mutex<HashMap<String, (Instant, Opening)>>);
+
+type Opening = JoinHandle<Result<Connection, BoxError>>;
+
+impl Ahead {
+    fn put(&self, origin: String, opening: Opening) {
+        self.lock().insert(origin, (Instant::now(), opening));
+    }
+
+    /// The connection to this origin, unless it has been idle for long.
+    fn take(&self, origin: &str) -> Option<Opening> {
+        let (since, opening) = self.lock().remove(origin)?;
+        (since.elapsed() < AHEAD_TIME).then_some(opening)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Opening)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn origin(uri: &Uri) -> String {
+    format!(
+        "{}://{}",
+        uri.scheme_str().unwrap_or_default(),
+        uri.authority().map_or("", Authority::as_str)
+    )
 }
 
 type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -235,20 +290,11 @@ impl Connector {
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         let tls = ClientConfig::builder().try_with_platform_verifier()?.with_no_client_auth();
-        Ok(Connector { tcp, tls: Arc::new(tls), proxies: Arc::new(Matcher::from_env()) })
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = Connection;
-    type Error = BoxError;
-    type Future = Connecting<Connection>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
+        let (proxies, ahead) = (Arc::new(Matcher::from_env()), Arc::default());
+        Ok(Connector { tcp, tls: Arc::new(tls), proxies, ahead })
     }
 
-    fn call(&mut self, target: Uri) -> Connecting<Connection> {
+    fn open(&mut self, target: Uri) -> Connecting<Connection> {
         let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
         let proxy = (target.scheme() == Some(&Scheme::HTTPS))
             .then(|| self.proxies.intercept(&target))
@@ -268,6 +314,27 @@ impl Service<Uri> for Connector {
     }
 }
 
+impl Service<Uri> for Connector {
+    type Response = Connection;
+    type Error = BoxError;
+    type Future = Connecting<Connection>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, target: Uri) -> Connecting<Connection> {
+        let Some(opening) = self.ahead.take(&origin(&target)) else { return self.open(target) };
+        let mut connector = self.clone();
+        Box::pin(async move {
+            match opening.await {
+                Ok(Ok(connection)) => Ok(connection),
+                Ok(Err(_)) | Err(_) => connector.open(target).await,
+            }
+        })
+    }
+}
+
 /// The bytes that one connection reads at once, and the most that it buffers while its body is not read.
 pub const BUFFER_BYTES: usize = 32 * 1024;
 
@@ -276,6 +343,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shorter than the idle limits of Google's servers and of the usual NATs.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A connection opened ahead whose request has not followed by then is not used.
+const AHEAD_TIME: Duration = Duration::from_secs(10);
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
