@@ -8,7 +8,8 @@ mod writer;
 
 use crate::config::LogFormat;
 use format::{Fields, LineFormat};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::Duration;
 use trace::Trace;
@@ -20,20 +21,12 @@ use tracing_subscriber::registry::LookupSpan;
 use writer::LogWriter;
 
 /// Sends every log line of the process to standard output, panics too.
-///
-/// Lines are written by a thread of their own. `directly` writes each at once instead: AWS Lambda freezes the
-/// process after its response, and what is still queued then would be late or lost.
-pub fn install(debug: bool, format: LogFormat, directly: bool) {
-    install_with(debug, format, directly, Identity::new());
+pub fn install(debug: bool, format: LogFormat) {
+    install_with(debug, format, Identity::new());
 }
 
 /// Like [`install`]; `observer` sees the spans, and the events that are logged.
-pub fn install_with(
-    debug: bool,
-    format: LogFormat,
-    directly: bool,
-    observer: impl Layer<Registry> + Send + Sync,
-) {
+pub fn install_with(debug: bool, format: LogFormat, observer: impl Layer<Registry> + Send + Sync) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", literal(panic));
@@ -46,19 +39,14 @@ pub fn install_with(
         }
         LogFormat::Auto => LineFormat::Json,
     };
-    let write: Box<dyn Fn(Vec<u8>) + Send + Sync> = match directly {
-        true => Box::new(write_now),
-        false => match LogWriter::new(std::io::stdout(), move |count| dropped(format, count)) {
-            Ok(writer) => {
-                let _ = WRITER.set(writer.clone());
-                Box::new(move |line| writer.write(line))
-            }
-            Err(_) => Box::new(write_now),
-        },
-    };
+    // Without standard output there is no log.
+    let Ok(output) = std::io::stdout().as_fd().try_clone_to_owned() else { return };
+    let writer = LogWriter::new(output, move |count| dropped(format, count));
+    let _ = WRITER.set(writer.clone());
     // A second call has no effect.
-    let lines = Lines { debug, format, write };
-    let subscriber = tracing_subscriber::registry().with(observer).with(lines);
+    let write = move |line| writer.write(line);
+    let subscriber =
+        tracing_subscriber::registry().with(observer).with(Lines { debug, format, write });
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
@@ -90,11 +78,6 @@ pub fn json_lines(
 ) -> impl Subscriber + Send + Sync {
     let write = move |line: Vec<u8>| write(&line);
     tracing_subscriber::registry().with(Lines { debug, format: LineFormat::Json, write })
-}
-
-fn write_now(line: Vec<u8>) {
-    // If standard output is closed, the failure cannot be reported.
-    let _ = std::io::stdout().lock().write_all(&line);
 }
 
 /// `iga_dropped_log_lines_count`, written by the thread that writes lines.

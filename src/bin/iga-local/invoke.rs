@@ -39,7 +39,7 @@ pub async fn run(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, S
     let invoked = runtime::invoke(app.clone(), &event);
     let response = match args.logs {
         true => {
-            telemetry::install(app.config.debug, app.config.log_format, false);
+            telemetry::install(app.config.debug, app.config.log_format);
             invoked.await?
         }
         false => with_progress("Generating an image", invoked).await?,

@@ -42,11 +42,11 @@ impl Serve {
 pub async fn run(args: Serve, google: bool, dir: PathBuf) -> Result<ExitCode, String> {
     if google {
         let config = cloud::google_config()?;
-        telemetry::install(config.debug, config.log_format, false);
+        telemetry::install(config.debug, config.log_format);
         runtime::run(App::new(config)).await?;
     } else if let Some(url) = &args.emulator {
         let config = cloud::emulator_config(url.trim_end_matches('/'))?;
-        telemetry::install(config.debug, config.log_format, false);
+        telemetry::install(config.debug, config.log_format);
         let app = App::new(config);
         let listener = runtime::bind(&app.config)?;
         announce(listener.local_addr().map_err(|error| error.to_string())?, url, None);
@@ -63,7 +63,7 @@ async fn with_playground(args: Serve, dir: PathBuf) -> Result<(), String> {
     let config = cloud::emulator_config(&emulator.url())?;
     let hub = Arc::new(Hub::default());
     let observer = Observer(Arc::clone(&hub));
-    telemetry::install_with(config.debug, config.log_format, false, observer);
+    telemetry::install_with(config.debug, config.log_format, observer);
     warn_of_other_machines(&config);
     let app = App::new(config);
     let listener = runtime::bind(&app.config)?;
