@@ -21,26 +21,14 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts the driver that `IGA_TEST_CHROMEDRIVER` names, otherwise the one on the path, on a free
-    /// port, and opens a page.
+    /// Starts the driver and opens a page.
     pub async fn open(url: &str) -> Browser {
-        let program =
-            std::env::var_os("IGA_TEST_CHROMEDRIVER").unwrap_or(OsString::from("chromedriver"));
-        let mut driver = Command::new(program)
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("chromedriver can be started");
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port = loop {
-            let line = lines.next_line().await.unwrap().expect("it prints its port");
-            if let Some((_, port)) = line.split_once("started successfully on port ") {
-                break port.trim_end_matches('.').to_owned();
+        // The driver listens on a free port of IPv4 that must be free for IPv6 too; another may be quicker.
+        let (driver, port) = loop {
+            if let Some(started) = start_driver().await {
+                break started;
             }
         };
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let address = format!("127.0.0.1:{port}");
         let mut browser =
             Browser { _driver: driver, address, session: String::new(), http: client() };
@@ -133,6 +121,31 @@ impl Browser {
         assert!(is_success, "{path} {body}: {response}");
         response["value"].take()
     }
+}
+
+/// Starts the driver that `IGA_TEST_CHROMEDRIVER` names, otherwise the one on the path, on a free port; `None` if
+/// another program took the port.
+async fn start_driver() -> Option<(Child, String)> {
+    let program =
+        std::env::var_os("IGA_TEST_CHROMEDRIVER").unwrap_or(OsString::from("chromedriver"));
+    let mut driver = Command::new(program)
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("chromedriver can be started");
+    let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+    let mut output = String::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if let Some((_, port)) = line.split_once("started successfully on port ") {
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return Some((driver, port.trim_end_matches('.').to_owned()));
+        }
+        output += &line;
+    }
+    assert!(output.contains("port not available"), "{output}");
+    None
 }
 
 impl Drop for Browser {
