@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 /// The exit code, standard output and standard error.
@@ -137,6 +137,18 @@ async fn an_event_may_come_on_standard_input() {
     assert!(text.contains(r#""prompt_used": "a fox from standard input""#), "{text}");
     let path = text.lines().find_map(|line| line.strip_prefix("Image     ")).unwrap();
     assert!(Path::new(path).is_file(), "{path}");
+}
+
+#[tokio::test]
+async fn a_second_instance_ends_with_the_process_that_started_it() {
+    let (emulator, folder) = (emulator_with(Options::default()).await, TempDir::new().unwrap());
+    let mut command = iga_local(folder.path());
+    command.args(["serve", "--until-stdin-ends", "--emulator", &emulator.url()]);
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    while !lines.next_line().await.unwrap().expect("it listens").contains("listening") {}
+    drop(process.stdin.take());
+    assert!(process.wait().await.unwrap().success());
 }
 
 #[tokio::test]

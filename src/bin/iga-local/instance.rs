@@ -24,10 +24,10 @@ impl Instance {
     pub async fn start(emulator_url: &str, hub: Arc<Hub>) -> Result<Instance, String> {
         let program = std::env::current_exe().map_err(problem)?;
         let mut process = Command::new(program)
-            .args(["serve", "--emulator", emulator_url])
+            .args(["serve", "--until-stdin-ends", "--emulator", emulator_url])
             .envs([("IGA_PORT", "0"), ("IGA_HOST", "127.0.0.1"), ("IGA_LOG_FORMAT", "json")])
             .env_remove("PORT")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()

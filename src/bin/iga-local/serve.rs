@@ -26,6 +26,9 @@ pub struct Serve {
     /// Open the playground in the browser.
     #[arg(long)]
     open: bool,
+    /// End at once when standard input ends, because the process that started this one has ended.
+    #[arg(long, hide = true)]
+    until_stdin_ends: bool,
 }
 
 impl Serve {
@@ -40,6 +43,9 @@ impl Serve {
 }
 
 pub async fn run(args: Serve, google: bool, dir: PathBuf) -> Result<ExitCode, String> {
+    if args.until_stdin_ends {
+        std::thread::spawn(exit_when_stdin_ends);
+    }
     if google {
         let config = cloud::google_config()?;
         telemetry::install(config.debug, config.log_format);
@@ -82,6 +88,11 @@ async fn with_playground(args: Serve, dir: PathBuf) -> Result<(), String> {
     };
     runtime::serve(app, service, listener, stop).await;
     Ok(())
+}
+
+fn exit_when_stdin_ends() {
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    std::process::exit(0);
 }
 
 fn warn_of_other_machines(config: &Config) {
