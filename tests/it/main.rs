@@ -8,6 +8,7 @@ mod credentials;
 mod deployment;
 mod docs;
 mod doctor;
+mod examples;
 mod flights;
 mod fuzz;
 mod health;
