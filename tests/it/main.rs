@@ -6,6 +6,7 @@ mod contract;
 mod cpoa;
 mod credentials;
 mod deployment;
+mod doc_commands;
 mod docs;
 mod doctor;
 mod examples;
