@@ -4,7 +4,8 @@
 Usage: generate_image.py [--id-token] PROMPT [KEY]
 
 IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, the same image is
-never paid for twice. --id-token sends an ID token of this account, as a private Cloud Run service requires.
+never paid for twice. A private Cloud Run service requires an ID token: --id-token gets one for the service account of
+this machine or of GOOGLE_APPLICATION_CREDENTIALS; otherwise IGA_ID_TOKEN is sent, if it is set.
 Install first: pip install requests google-auth
 """
 
@@ -50,7 +51,7 @@ def main():
     parser.add_argument("--id-token", action="store_true", help="for a private Cloud Run service")
     options = parser.parse_args()
     url = os.environ.get("IGA_URL", "http://localhost:5007").rstrip("/")
-    id_token = None
+    id_token = os.environ.get("IGA_ID_TOKEN")
     if options.id_token:
         id_token = google.oauth2.id_token.fetch_id_token(google.auth.transport.requests.Request(), url)
     try:
