@@ -36,8 +36,6 @@ struct Run {
 }
 
 impl Example {
-    const ALL: [Example; 3] = [Example::Python, Example::JavaScript, Example::Curl];
-
     fn command(self, url: &str, arguments: &[&str]) -> Command {
         let (program, file) = match self {
             Example::Python => (python(), "generate_image.py"),
@@ -74,6 +72,11 @@ impl Run {
         assert_eq!((self.status, &self.stdout), (Some(0), &printed), "{self:?}");
         assert_eq!(emulator.counters().paid_generations, 1);
     }
+}
+
+/// Runs a test for all examples at the same time, because they mostly wait.
+async fn with_each(test: impl AsyncFn(Example)) {
+    tokio::join!(test(Example::Python), test(Example::JavaScript), test(Example::Curl));
 }
 
 /// Forwards requests to a service, and records when they came and their headers.
@@ -125,33 +128,35 @@ impl Relay {
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_prints_where_its_image_is() {
-    for example in Example::ALL {
+    with_each(async |example| {
         let emulator = emulator().await;
         let process = Process::start(&emulator, CURRENT).await;
         let prompt = r#"A "red" fox \ ein roter Füchsling"#;
         example.run(&process.url, &[prompt]).await.paid_once(&emulator);
         assert_eq!(emulator.generations()[0].prompt, prompt, "{example:?}");
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_pays_once_after_a_short_outage_of_the_model() {
-    for example in Example::ALL {
+    with_each(async |example| {
         for arguments in [&[PROMPT][..], &[PROMPT, "cover-7d3f"]] {
             let emulator = emulator().await;
             emulator.script(Fault::new(Stage::Model, Action::status(503)).times(TRIES as u32));
             let process = Process::start(&emulator, CURRENT).await;
             example.run(&process.url, arguments).await.paid_once(&emulator);
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_whose_first_response_is_lost_pays_once() {
     let settings = &[CURRENT, &[("IGA_RETRY_WINDOW_SECONDS", "600")]].concat();
-    for example in Example::ALL {
+    with_each(async |example| {
         for key in [None, Some("cover-7d3f")] {
             let emulator = emulator().await;
             let process = Process::start(&emulator, settings).await;
@@ -163,7 +168,8 @@ async fn an_example_whose_first_response_is_lost_pays_once() {
             let key = key.map(str::to_owned);
             assert_eq!(relay.values("idempotency-key"), [key.clone(), key], "{example:?}");
         }
-    }
+    })
+    .await;
 }
 
 /// IGA does not begin a wait that is as long as its own deadline.
@@ -171,7 +177,7 @@ async fn an_example_whose_first_response_is_lost_pays_once() {
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_waits_as_long_as_the_service_asks() {
     let settings = &[CURRENT, &[("IGA_GENERATION_DEADLINE_SECONDS", "4")]].concat();
-    for example in Example::ALL {
+    with_each(async |example| {
         let emulator = emulator().await;
         let busy = Action::Response(
             serde_json::from_str(r#"{"status": 503, "headers": {"retry-after": "4"}}"#).unwrap(),
@@ -183,13 +189,14 @@ async fn an_example_waits_as_long_as_the_service_asks() {
         let requests = relay.requests.lock().unwrap();
         let [(first, _), (second, _)] = &requests[..] else { panic!("{}", requests.len()) };
         assert!(*second - *first >= Duration::from_secs(4), "{example:?}");
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_does_not_send_a_refused_prompt_again() {
-    for example in Example::ALL {
+    with_each(async |example| {
         let emulator = emulator().await;
         let process = Process::start(&emulator, CURRENT).await;
         let run = example.run(&process.url, &["[blocked] A red fox"]).await;
@@ -200,25 +207,27 @@ async fn an_example_does_not_send_a_refused_prompt_again() {
         assert_eq!((status, code), ("400", &"IGA_VERTEXAI_PROMPT_BLOCKED_SAFETY".into()));
         assert_eq!(message, "Prompt blocked by safety filters.");
         assert_eq!(emulator.counters().model_calls, 1);
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_fails_if_no_service_listens() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for example in Example::ALL {
+    with_each(async |example| {
         let run = example.run(&format!("http://{address}"), &[PROMPT]).await;
         assert!(run.status.is_some_and(|status| status != 0), "{run:?}");
         assert!(run.stdout.is_empty() && !run.stderr.contains("Traceback"), "{run:?}");
         assert!(!run.stderr.is_empty(), "{run:?}");
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
 async fn an_example_sends_an_id_token_only_if_told_to() {
-    for example in Example::ALL {
+    with_each(async |example| {
         let emulator = emulator().await;
         let process = Process::start(&emulator, CURRENT).await;
         let relay = Relay::to(&process.url, false).await;
@@ -244,7 +253,8 @@ async fn an_example_sends_an_id_token_only_if_told_to() {
             Example::Python => assert_eq!(audience(sent), relayed),
             Example::JavaScript | Example::Curl => assert_eq!(sent, "Bearer an-id-token"),
         }
-    }
+    })
+    .await;
 }
 
 /// The `aud` of the ID token in an `Authorization` header.
