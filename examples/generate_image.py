@@ -3,8 +3,8 @@
 
 Usage: generate_image.py [--id-token] PROMPT [KEY]
 
-IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, the same image is
-never paid for twice. A private Cloud Run service requires an ID token: --id-token gets one for the service account of
+IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, a
+repeated request always gets the same image. A private Cloud Run service requires an ID token: --id-token gets one for the service account of
 this machine or of GOOGLE_APPLICATION_CREDENTIALS; otherwise IGA_ID_TOKEN is sent, if it is set.
 Install first: pip install requests google-auth
 """
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 
+import google.auth.exceptions
 import google.auth.transport.requests
 import google.oauth2.id_token
 import requests
@@ -52,10 +53,12 @@ def main():
     options = parser.parse_args()
     url = os.environ.get("IGA_URL", "http://localhost:5007").rstrip("/")
     id_token = os.environ.get("IGA_ID_TOKEN")
-    if options.id_token:
-        id_token = google.oauth2.id_token.fetch_id_token(google.auth.transport.requests.Request(), url)
     try:
+        if options.id_token:
+            id_token = google.oauth2.id_token.fetch_id_token(google.auth.transport.requests.Request(), url)
         response = generate_image(url, options.prompt, options.key, id_token)
+    except google.auth.exceptions.GoogleAuthError as error:
+        sys.exit(f"no ID token: {error}")
     except requests.RequestException as error:
         sys.exit(f"no response: {error}")
     if response.status_code != 200:

@@ -257,6 +257,18 @@ async fn an_example_sends_an_id_token_only_if_told_to() {
     .await;
 }
 
+#[tokio::test]
+#[ignore = "needs Python with the packages requests and google-auth"]
+async fn an_example_without_a_source_of_id_tokens_says_so() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let mut command = Example::Python.command("http://127.0.0.1:9", &["--id-token", PROMPT]);
+    command.env_remove("GOOGLE_APPLICATION_CREDENTIALS");
+    command.envs([("GCE_METADATA_HOST", &closed), ("GCE_METADATA_IP", &closed)]);
+    let run = Run::of(command).await;
+    assert_eq!((run.status, run.stdout.as_str()), (Some(1), ""), "{run:?}");
+    assert!(run.stderr.contains("no ID token: ") && !run.stderr.contains("Traceback"), "{run:?}");
+}
+
 /// The `aud` of the ID token in an `Authorization` header.
 fn audience(authorization: &str) -> String {
     let token = authorization.strip_prefix("Bearer ").expect("a bearer token");
