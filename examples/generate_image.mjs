@@ -3,8 +3,8 @@
 //
 // Usage: node generate_image.mjs PROMPT [KEY]
 //
-// IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, a
-// repeated request always gets the same image. A private Cloud Run service requires IGA_ID_TOKEN, an ID token for its URL.
+// IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, a repeated request
+// always gets the same image. A private Cloud Run service requires IGA_ID_TOKEN, an ID token for its URL.
 
 import { setTimeout as sleep } from "node:timers/promises";
 

@@ -3,9 +3,9 @@
 
 Usage: generate_image.py [--id-token] PROMPT [KEY]
 
-IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, a
-repeated request always gets the same image. A private Cloud Run service requires an ID token: --id-token gets one for the service account of
-this machine or of GOOGLE_APPLICATION_CREDENTIALS; otherwise IGA_ID_TOKEN is sent, if it is set.
+IGA_URL is the service's address, http://localhost:5007 by default. With KEY, an idempotency key, a repeated request always
+gets the same image. A private Cloud Run service requires an ID token: --id-token gets one for the service account of this
+machine or of GOOGLE_APPLICATION_CREDENTIALS; otherwise IGA_ID_TOKEN is sent, if it is set.
 Install first: pip install requests google-auth
 """
 

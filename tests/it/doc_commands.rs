@@ -12,7 +12,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -101,6 +101,29 @@ fn every_response_of_the_pages_has_the_fields_of_the_contract() {
                 assert!(body["image_url"].as_str().unwrap().starts_with("gs://"), "{page}:{line}");
             }
         }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Node with the packages mermaid and jsdom"]
+async fn every_diagram_parses() {
+    let (wrong, blocks) = ("stateDiagram-v2\n    A -> B", blocks_in("mermaid"));
+    assert!(blocks.len() >= 6, "{}", blocks.len());
+    let diagrams: Vec<&str> =
+        blocks.iter().map(|block| block.text.as_str()).chain([wrong]).collect();
+    let mut command = Command::new("node");
+    command.args(["--input-type=module", "--eval", include_str!("support/diagrams.mjs")]);
+    command.current_dir(std::env::var_os("IGA_TEST_NODE_TOOLS").unwrap_or(".".into()));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let input = serde_json::to_vec(&diagrams).unwrap();
+    child.stdin.take().unwrap().write_all(&input).await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let problems: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
+    let (last, problems) = problems.split_last().unwrap();
+    assert!(!last.is_empty(), "it finds no error");
+    for (problem, Block { page, line, .. }) in problems.iter().zip(&blocks) {
+        assert_eq!(problem, "", "{page}:{line}");
     }
 }
 

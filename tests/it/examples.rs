@@ -140,11 +140,11 @@ async fn an_example_prints_where_its_image_is() {
 
 #[tokio::test]
 #[ignore = "needs Python with the packages requests and google-auth, Node and curl"]
-async fn an_example_pays_once_after_a_short_outage_of_the_model() {
+async fn an_example_pays_once_after_an_outage_or_without_quota() {
     with_each(async |example| {
-        for arguments in [&[PROMPT][..], &[PROMPT, "cover-7d3f"]] {
+        for (status, arguments) in [(503, &[PROMPT][..]), (429, &[PROMPT, "cover-7d3f"])] {
             let emulator = emulator().await;
-            emulator.script(Fault::new(Stage::Model, Action::status(503)).times(TRIES as u32));
+            emulator.script(Fault::new(Stage::Model, Action::status(status)).times(TRIES as u32));
             let process = Process::start(&emulator, CURRENT).await;
             example.run(&process.url, arguments).await.paid_once(&emulator);
         }
