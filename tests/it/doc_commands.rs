@@ -113,7 +113,7 @@ async fn every_diagram_parses() {
         blocks.iter().map(|block| block.text.as_str()).chain([wrong]).collect();
     let mut command = Command::new("node");
     command.args(["--input-type=module", "--eval", include_str!("support/diagrams.mjs")]);
-    command.current_dir(std::env::var_os("IGA_TEST_NODE_TOOLS").unwrap_or(".".into()));
+    command.current_dir(std::env::var_os("IGA_TEST_NODE_MODULES").unwrap_or(".".into()));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().unwrap();
     let input = serde_json::to_vec(&diagrams).unwrap();
@@ -174,6 +174,7 @@ fn recorded(block: &Block) -> Vec<Vec<String>> {
             }
         }
     }
+    symlink(format!("{ROOT}/events"), repository.join("events")).unwrap();
     let mut command = std::process::Command::new("/bin/bash");
     command.args(["-euc", &block.text]).current_dir(&repository).env_clear();
     command.env("PATH", folder.path().join("bin")).env("LOG", &log).env("HOME", folder.path());
