@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generates an image with IGA and prints its gs:// URI. It needs curl 7.76 or later.
+# Generates an image with IGA and prints its gs:// URI. It needs curl 7.71 or later.
 #
 # Usage: generate_image.sh PROMPT [KEY]
 #
