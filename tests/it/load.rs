@@ -151,7 +151,9 @@ async fn a_stopped_generation_releases_its_lease_for_a_retry_elsewhere() {
 
 #[tokio::test]
 async fn requests_beyond_capacity_are_refused_at_once_and_served_later() {
-    let emulator = slow_emulator().await;
+    let emulator = emulator().await;
+    // Only the first generations are slow, so that the others come while they run.
+    emulator.script(Fault::new(Stage::Model, Action::Delay { ms: 3000 }).times(4));
     let process = Process::start(&emulator, &settings(&[("IGA_MAX_GENERATIONS", "4")])).await;
     let http = client();
     let ask = |number: usize| {

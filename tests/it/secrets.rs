@@ -260,7 +260,16 @@ async fn credentials_in_place_of_a_path_are_not_shown() {
     }
 }
 
+/// All at the same time, because each waits for its retries.
 #[tokio::test]
+async fn nothing_of_a_token_response_is_shown() {
+    tokio::join!(
+        credentials_that_a_token_endpoint_echoes_are_not_shown(),
+        an_invalid_token_response_is_not_shown(),
+        a_panic_of_the_credentials_library_shows_no_secret_and_is_503(),
+    );
+}
+
 async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
     let emulator = emulator().await;
     let folder = TempDir::new().unwrap();
@@ -335,7 +344,6 @@ async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
     .await;
 }
 
-#[tokio::test]
 async fn an_invalid_token_response_is_not_shown() {
     let responses = [
         (200, json!({"access_token": [SECRET], "token_type": SECRET})),
@@ -352,7 +360,6 @@ async fn an_invalid_token_response_is_not_shown() {
     .await;
 }
 
-#[tokio::test]
 async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
     let emulator = emulator().await;
     // The library panics on a token that has expired.
