@@ -226,8 +226,11 @@ fn mutated(request: &str, rng: &mut Rng) -> Vec<u8> {
         b"#",
     ];
     let mut bytes = request.as_bytes().to_vec();
-    for _ in 0..1 + rng.below(4) {
-        let at = rng.below(bytes.len() + 1);
+    for _ in 0..1 + rng.below(3) {
+        let anywhere = rng.below(bytes.len() + 1);
+        let lines = bytes[..anywhere].windows(2).rposition(|end| end == b"\r\n");
+        // Half of the changes are at the start of a line, where a header is still valid.
+        let at = if rng.one_in(2) { lines.map_or(anywhere, |end| end + 2) } else { anywhere };
         let end = (at + 1 + rng.below(12)).min(bytes.len());
         match rng.below(10) {
             0 | 1 if at < bytes.len() => bytes[at] ^= 1 << rng.below(8),
