@@ -14,6 +14,12 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
+/// Figures of the table in docs/reliability.md.
+pub const FIRST_HEADER_SECONDS: u64 = 20;
+pub const KEEP_ALIVE_SECONDS: u64 = 75;
+pub const UNREAD_REQUESTS: usize = 4000;
+pub const MUTATED_REQUESTS: u64 = 4000;
+
 async fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(service.url.trim_start_matches("http://")).await.unwrap()
 }
@@ -40,7 +46,7 @@ async fn a_client_without_a_first_header_is_disconnected_within_20_s() {
         let mut stream = connect(&service).await;
         stream.write_all(sent.as_bytes()).await.unwrap();
         let (received, elapsed) = until_closed(stream).await;
-        assert_eq!((received.as_str(), elapsed.as_secs()), ("", 20), "{sent:?}");
+        assert_eq!((received.as_str(), elapsed.as_secs()), ("", FIRST_HEADER_SECONDS), "{sent:?}");
     }
 }
 
@@ -51,7 +57,7 @@ async fn an_idle_connection_is_kept_longer_than_a_load_balancer_keeps_it() {
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let (received, elapsed) = until_closed(stream).await;
     assert!(received.starts_with("HTTP/1.1 200") && received.ends_with(r#"{"status":"ok"}"#));
-    assert_eq!(elapsed.as_secs(), 75);
+    assert_eq!(elapsed.as_secs(), KEEP_ALIVE_SECONDS);
 }
 
 #[tokio::test]
@@ -261,10 +267,9 @@ fn mutated(request: &str, rng: &mut Rng) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mutated_request_gets_a_valid_response_or_is_closed() {
-    const CASES: u64 = 4000;
     let service = Arc::new(Service::current().await);
     let (queue, mut tasks) = (Arc::new(Semaphore::new(64)), Vec::new());
-    for seed in 0..CASES {
+    for seed in 0..MUTATED_REQUESTS {
         let (service, queue) = (Arc::clone(&service), Arc::clone(&queue));
         tasks.push(tokio::spawn(async move {
             let _turn = queue.acquire_owned().await.unwrap();
@@ -306,7 +311,9 @@ async fn a_mutated_request_gets_a_valid_response_or_is_closed() {
     assert_eq!((health.status, health.text("status")), (200, "ok"));
     service.prompt().await.is_image();
     let paid = service.emulator.counters().paid_generations as usize;
-    println!("{CASES} requests, {generations} of them with a prompt, {paid} images paid");
+    println!(
+        "{MUTATED_REQUESTS} requests, {generations} of them with a prompt, {paid} images paid"
+    );
     assert!(paid > 1 && paid <= generations + 1, "{paid} of {generations} were paid");
 }
 
@@ -334,6 +341,51 @@ async fn connections_beyond_the_limit_wait_and_are_served() {
     }
     let (received, _) = until_closed(waiting).await;
     assert!(received.starts_with("HTTP/1.1 200"), "{received}");
+}
+
+#[tokio::test]
+async fn a_full_file_table_is_survived() {
+    // Fewer files than the service needs beside its connections, as after an attack on a small machine.
+    const FILES: &str = "--nofile=24:24";
+    let emulator = emulator().await;
+    let mut limited = tokio::process::Command::new("prlimit");
+    limited.args([FILES, env!("CARGO_BIN_EXE_iga")]).kill_on_drop(true);
+    limited.current_dir(std::env::temp_dir());
+    let plain = command(&emulator, &[CURRENT, &[("IGA_DEBUG_MODE", "False")]].concat());
+    limited
+        .env_clear()
+        .envs(plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let process = Process::of(limited.stdout(std::process::Stdio::piped()).spawn().unwrap()).await;
+    // The first of them come before the service has read its CA certificates.
+    let address = process.url.trim_start_matches("http://");
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let sent =
+        format!("{HEAD}Content-Length: 15\r\nConnection: close\r\n\r\n{{\"prompt\": \"x\"}}");
+    let mut first = silent.remove(0);
+    first.write_all(sent.as_bytes()).await.unwrap();
+    let mut received = Vec::new();
+    first.read_to_end(&mut received).await.unwrap();
+    assert!(received.starts_with(b"HTTP/1.1 "), "{}", received.escape_ascii());
+    drop(silent);
+    // Before it has noticed that, it may answer 5xx.
+    let generated = async {
+        loop {
+            let response = fetch(post(&process, &json!({"prompt": PROMPT}))).await;
+            if response.status == 200 {
+                break response;
+            }
+            assert_eq!(response.status / 100, 5, "{response:?}");
+        }
+    };
+    timeout(Duration::from_secs(60), generated).await.unwrap().is_image();
+    process.signal("TERM");
+    let (status, lines) = process.end().await;
+    assert!(status.success());
+    let is_full = |line: &Value| line.to_string().contains("Too many open files");
+    assert!(lines.iter().any(is_full), "the table was never full: {lines:#?}");
 }
 
 #[tokio::test]
@@ -388,6 +440,7 @@ async fn a_successful_request_writes_one_short_line_at_info_level() {
 
 #[tokio::test]
 async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
+    const ROUNDS: usize = UNREAD_REQUESTS / 100;
     let emulator = emulator().await;
     let mut command = command(&emulator, CURRENT);
     let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
@@ -405,7 +458,7 @@ async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     };
     let http = client();
     // Each request logs about 1 KB; the pipe and the queue together hold less than all of them.
-    for _ in 0..40 {
+    for _ in 0..ROUNDS {
         let requests =
             (0..100).map(|_| fetch(http.get(format!("{url}/nothing/{}", "x".repeat(200)))));
         for response in futures(requests).await {
