@@ -10,6 +10,8 @@ use reqwest::Client;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -19,6 +21,9 @@ pub const AT_ONCE_MIB: u64 = 512;
 pub const BEYOND: usize = 20;
 pub const CAPACITY: usize = 4;
 pub const AT_STOP: usize = 60;
+pub const LARGE_BODIES: usize = 200;
+pub const LARGE_BODIES_MIB: u64 = 100;
+pub const BUDGET_MIB: usize = 16;
 
 fn send(http: &Client, process: &Process, prompt: &str, key: Option<&str>) -> JoinHandle<Response> {
     let request = http
@@ -210,6 +215,68 @@ async fn requests_beyond_capacity_are_refused_at_once_and_served_later() {
     assert_eq!(leases(&emulator), 0);
 }
 
+/// The statuses of requests with large bodies; all arrive but for the last byte before the first ends.
+async fn send_large(process: &Process, kib: usize, key: Option<&str>) -> Vec<u16> {
+    let header = key.map(|key| format!("Idempotency-Key: {key}\r\n")).unwrap_or_default();
+    let address = process.url.trim_start_matches("http://");
+    let mut open = Vec::new();
+    for number in 0..LARGE_BODIES {
+        let number = if key.is_some() { 0 } else { number };
+        let text = "x".repeat(kib * 1024 - 20);
+        let body = format!(r#"{{"prompt": "{number:04} {text}"}}"#);
+        let (begin, end) = body.split_at(body.len() - 1);
+        let sent = format!(
+            "POST /generate_image HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{header}\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{begin}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        open.push((stream, end.to_owned()));
+    }
+    for (stream, end) in &mut open {
+        stream.write_all(end.as_bytes()).await.unwrap();
+    }
+    let mut statuses = Vec::new();
+    for (mut stream, _) in open {
+        let mut received = String::new();
+        stream.read_to_string(&mut received).await.unwrap();
+        statuses.push(received.split(' ').nth(1).and_then(|text| text.parse().ok()).unwrap());
+    }
+    statuses
+}
+
+#[tokio::test]
+async fn large_bodies_and_waiting_callers_stay_within_the_budget() {
+    // Different requests, and callers that wait for one generation.
+    for (kib, key) in [(1024, None), (300, Some("k"))] {
+        let emulator = emulator().await;
+        emulator.script(Fault::new(Stage::Model, Action::Delay { ms: 1500 }));
+        let budget = BUDGET_MIB.to_string();
+        let process =
+            Process::start(&emulator, &settings(&[("IGA_TRANSFER_BUDGET_MIB", &budget)])).await;
+        let before_mib = peak_mib(&process);
+        let statuses = send_large(&process, kib, key).await;
+        let count = |status| statuses.iter().filter(|given| **given == status).count();
+        println!(
+            "{} images, {} refused, {before_mib} to {} MiB",
+            count(200),
+            count(503),
+            peak_mib(&process)
+        );
+        let expected = if key.is_some() { 200 } else { 503 };
+        assert!(count(expected) > 0, "{statuses:?}");
+        assert_eq!(count(200) + count(503), LARGE_BODIES, "{statuses:?}");
+        let grown = peak_mib(&process) - before_mib;
+        assert!(grown <= LARGE_BODIES_MIB, "{grown} MiB for {key:?}");
+        // The last receipts may not be written yet; a caller tries again.
+        while send(&client(), &process, "Afterwards", None).await.unwrap().status == 503 {}
+        send(&client(), &process, "Afterwards", None).await.unwrap().is_image();
+        process.signal("TERM");
+        assert!(process.end().await.0.success());
+    }
+}
+
 /// The table's other figures are medians of `benches/run.py`.
 #[test]
 fn the_table_of_loads_matches_the_tests_and_the_measurements() {
@@ -235,6 +302,10 @@ fn the_table_of_loads_matches_the_tests_and_the_measurements() {
         ),
         format!(
             "| SIGTERM with {AT_STOP} requests under way | an image each, no lease left | `load::every_request_under_way_gets_its_image_after_a_stop_signal` |"
+        ),
+        format!(
+            "| {LARGE_BODIES} bodies of 1 MiB at once with a budget of {BUDGET_MIB} MiB, a debug build | an image or 503 each, memory grows by \
+             at most {LARGE_BODIES_MIB} MiB | `load::large_bodies_and_waiting_callers_stay_within_the_budget` |"
         ),
         format!(
             "| a silent client, or half a header | closed after {} s | `connections::a_client_without_a_first_header_is_disconnected_within_20_s` |",
