@@ -418,9 +418,12 @@ async fn no_line_of_the_env_file_is_shown() {
         SECRET.to_owned(),
         format!("{SECRET}="),
         format!("IGA_PORT = '{SECRET}"),
+        format!("DB_PASSWORD={SECRET}\0"),
     ] {
         std::fs::write(folder.path().join(".env"), format!("A=b\n{line}\n")).unwrap();
-        assert_no_secret(&line, &emulator, folder.path(), &[]).await;
+        let text = assert_no_secret(&line, &emulator, folder.path(), &[]).await;
+        let is_refused = text.contains("the file .env cannot be read: line 2 has a zero byte");
+        assert_eq!(is_refused, line.contains('\0'), "{text}");
     }
 }
 
