@@ -3,7 +3,6 @@
 //! `fuzz/run TARGET` searches for more inputs, with coverage.
 
 use crate::support::random::Rng;
-use std::path::Path;
 
 #[path = "../../fuzz/src/targets.rs"]
 mod targets;
@@ -13,7 +12,7 @@ const FRAGMENTS: &str = include_str!("../../fuzz/fragments.dict");
 /// Runs a target over its corpus and `mutations` changed inputs, the same ones every time.
 fn check(name: &str, mutations: u64) {
     let (_, target) = targets::TARGETS.iter().find(|(target, _)| *target == name).unwrap();
-    let fragments = fragments();
+    let fragments = entries(FRAGMENTS);
     let corpus = corpus(name);
     assert!(corpus.len() > 2, "{name}: the corpus is missing");
     let seeds = (0..corpus.len()).map(|index| (index, None));
@@ -29,16 +28,13 @@ fn check(name: &str, mutations: u64) {
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-    let files = folder.read_dir().unwrap().map(|file| file.unwrap().path());
-    let mut files: Vec<_> = files.collect();
-    files.sort();
-    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+    let path = format!("{}/fuzz/corpus/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    entries(&std::fs::read_to_string(path).unwrap())
 }
 
-/// The dictionary of libFuzzer: one fragment a line, in quotes, with escapes.
-fn fragments() -> Vec<Vec<u8>> {
-    let quoted = FRAGMENTS.lines().filter_map(|line| line.strip_prefix('"')?.strip_suffix('"'));
+/// The entries of a dictionary of libFuzzer, and of a corpus: one a line, in quotes, with escapes.
+fn entries(text: &str) -> Vec<Vec<u8>> {
+    let quoted = text.lines().filter_map(|line| line.strip_prefix('"')?.strip_suffix('"'));
     quoted.map(unescaped).collect()
 }
 
