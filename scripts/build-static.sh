@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the shipped binary, `iga` as one static file for Linux without the emulator; or `iga-local`, with it; or a
 # program of benches/. Usage: scripts/build-static.sh [x86_64|aarch64 [PROGRAM]]. The last line on stdout is its path.
+# With cargo-auditable installed the file carries the list of its dependencies, which scanners of images read.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,11 @@ case $binary in
     iga-local) build+=(--package iga) ;;
     *) build+=(--package iga-benches) ;;
 esac
+if command -v cargo-auditable >/dev/null; then
+    build=(auditable "${build[@]}")
+else
+    echo 'Without a list of its dependencies in the file: cargo install --locked cargo-auditable' >&2
+fi
 
 main() {
     case $arch in
@@ -33,7 +39,9 @@ main() {
     else
         give_up "The standard library for $triple is missing. Install it: rustup target add $triple"
     fi
-    echo "$target/$triple/release/$binary"
+    local file=$target/$triple/release/$binary
+    [ "${build[0]}" != auditable ] || grep -q '\.dep-v0' "$file" || give_up "$file has no list of its dependencies."
+    echo "$file"
 }
 
 has_std() {

@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 registry=${CARGO_HOME:-$HOME/.cargo}/registry/src
 seen=$(mktemp -d)
 trap 'rm -r "$seen"' EXIT
-cargo fetch --locked --quiet
+triple=$(uname -m)-unknown-linux-musl
+cargo fetch --locked --quiet --target "$triple"
 cargo tree --locked --package iga --no-default-features --edges normal,no-proc-macro --prefix none \
-    --target "$(uname -m)-unknown-linux-musl" --format '{p} {l}' | sed 's/ (\*)$//' | sort -u |
+    --target "$triple" --format '{p} {l}' | sed 's/ (\*)$//' | sort -u |
     while read -r name version license; do
         [ "$name" = iga ] && continue
         crate="$name ${version#v}"

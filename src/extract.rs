@@ -453,17 +453,18 @@ impl ImageExtractor {
         State::Skipped(Skip::string(Value::String(String::new())))
     }
 
-    /// Drops all images but the best so far, because another image begins.
+    /// Drops all images but the best so far, because another image begins. That one may be unusable, so it replaces
+    /// none yet.
     fn drop_superseded(&mut self) {
         if self.images.iter().flatten().count() == 0 {
             return;
         }
-        let mut response_so_far = Value::Null;
+        let (mut response_so_far, mut holds_image) = (Value::Null, false);
         for frame in self.open.iter().rev() {
             let (value, key) = (frame.value.clone(), frame.key.clone());
             let mut outer = Frame { value, key, ..*frame };
-            outer.add(response_so_far, true, false);
-            response_so_far = outer.value;
+            outer.add(response_so_far, holds_image, false);
+            (response_so_far, holds_image) = (outer.value, outer.holds_image);
         }
         let best = (self.best_so_far)(&response_so_far);
         for (number, image) in self.images.iter_mut().enumerate() {
@@ -808,6 +809,36 @@ mod tests {
         let expected =
             json!({"inlineData": {"mimeType": null}, "finishReason": "STOP", "XY": null});
         assert_eq!(extract_whole(text).unwrap().skeleton, expected);
+    }
+
+    #[test]
+    fn an_unusable_image_under_a_repeated_key_leaves_the_first() {
+        let good = base64(&gif(b"the one"));
+        for (family, text) in [
+            (
+                Family::Imagen,
+                r#"{"predictions": [{"bytesBase64Encoded": "GOOD", "bytesBase64Encoded": "bad"}]}"#,
+            ),
+            (
+                Family::Imagen,
+                r#"{"predictions": [{"bytesBase64Encoded": "GOOD", "bytes_base64_encoded": "!"}]}"#,
+            ),
+            (
+                Family::Gemini,
+                r#"{"candidates": [{"content": {"parts": [{"inlineData": {"data": "GOOD"}, "inlineData": {"data": ""}}]}}]}"#,
+            ),
+            (
+                Family::Gemini,
+                r#"{"candidates": [{"content": {"parts": [{"inlineData": {"data": "GOOD"}}]}}], "candidates": [{"content":
+                    {"parts": [{"inlineData": {"data": "x"}}]}}]}"#,
+            ),
+        ] {
+            let mut extractor = ImageExtractor::new(Limits::DEFAULT, family.best_so_far());
+            extractor.feed(text.replace("GOOD", &good).as_bytes()).unwrap();
+            let extracted = extractor.finish().unwrap();
+            assert_eq!(family.outcome(&extracted.skeleton), Outcome::Image(0), "{text}");
+            assert_eq!(image(&extracted, 0), gif(b"the one"), "{text}");
+        }
     }
 
     #[test]

@@ -6,23 +6,25 @@ use crate::handler::PlatformDeadline;
 use crate::router::{GENERATE_IMAGE, router};
 use crate::server::{listen, serve_router};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::map_request;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http_body_util::BodyExt as _;
+use lambda_http::aws_lambda_events::alb::AlbTargetGroupRequest;
+use lambda_http::aws_lambda_events::apigw::{ApiGatewayProxyRequest, ApiGatewayV2httpRequest};
 use lambda_http::lambda_runtime::{self, LambdaEvent, service_fn};
-use lambda_http::request::{LambdaRequest, RequestContext};
+use lambda_http::request::LambdaRequest;
 use lambda_http::tower::{Service, ServiceExt};
-use lambda_http::{Adapter, Context, RequestExt as _};
+use lambda_http::{Adapter, Context};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::Value;
 use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
@@ -116,25 +118,105 @@ pub async fn invoke_until(app: Arc<App>, event: &str, deadline: u64) -> Result<V
 
 /// Answers an event in the form that its sender expects.
 async fn answer_event(app: Arc<App>, event: Value, context: Context) -> Result<Value, String> {
-    let is_http = event.get("requestContext").is_some();
-    if !is_http && event.get("prompt").is_some() {
-        return answer_directly(app, event, context).await;
-    }
-    let mut event = with_readable_body(event);
-    let headers = take_odd_headers(&mut event);
-    let event: LambdaRequest =
-        serde_json::from_value(event).map_err(|_| NOT_AN_EVENT.to_owned())?;
-    let service = lambda_service(app).map_request(move |request| {
-        let mut request = without_stage(request);
+    let Some(empty) = empty_event(&event) else {
+        let is_direct = event.get("requestContext").is_none() && event.get("prompt").is_some();
+        return match is_direct {
+            true => answer_directly(app, event, context).await,
+            false => Err(NOT_AN_EVENT.to_owned()),
+        };
+    };
+    // `lambda_http` refuses or panics on requests that the front ends of AWS let through, so it gets an empty
+    // event, which decides the form of the response.
+    let (method, uri) = (method(&event), uri(&event));
+    let (headers, body) = (headers(&event), body(&event));
+    let service = lambda_service(app).map_request(move |mut request: lambda_http::Request| {
+        (*request.method_mut(), *request.uri_mut()) = (method.clone(), uri.clone());
         request.headers_mut().extend(headers.clone());
-        request
+        request.map(|_| Body::from(body.clone()))
     });
     let mut adapter = Adapter::from(service);
     let Ok(ready) = adapter.ready().await;
-    // `lambda_http` panics if the Host header of the event is not a valid host.
-    let response = AssertUnwindSafe(|| ready.call(LambdaEvent::new(event, context)));
-    let Ok(response) = catch_unwind(response).map_err(|_| BAD_HOST.to_owned())?.await;
+    let Ok(response) = ready.call(LambdaEvent::new(empty, context)).await;
     serde_json::to_value(response).map_err(|error| error.to_string())
+}
+
+/// An HTTP event of the same kind without content, or `None` for other events.
+fn empty_event(event: &Value) -> Option<LambdaRequest> {
+    let context = event.get("requestContext")?;
+    if context["http"]["method"].is_string() {
+        return Some(LambdaRequest::ApiGatewayV2(ApiGatewayV2httpRequest::default()));
+    }
+    event["httpMethod"].as_str()?;
+    match (context["elb"].is_object(), context["httpMethod"].is_string()) {
+        (true, _) => Some(LambdaRequest::Alb(AlbTargetGroupRequest::default())),
+        (_, true) => Some(LambdaRequest::ApiGatewayV1(ApiGatewayProxyRequest::default())),
+        (false, false) => None,
+    }
+}
+
+/// A method that HTTP does not allow is one that no route allows.
+fn method(event: &Value) -> Method {
+    let given = event["requestContext"]["http"]["method"].as_str();
+    let name = given.or(event["httpMethod"].as_str()).unwrap_or_default();
+    let method = Method::from_bytes(name.as_bytes()).or(Method::from_bytes(b"INVALID"));
+    method.expect("a word is a method")
+}
+
+/// The path, without API Gateway's stage, which is its first part. No route has a query.
+fn uri(event: &Value) -> Uri {
+    const ESCAPED: &AsciiSet = &CONTROLS
+        .add(b' ')
+        .add(b'"')
+        .add(b'#')
+        .add(b'<')
+        .add(b'>')
+        .add(b'?')
+        .add(b'\\')
+        .add(b'^')
+        .add(b'`')
+        .add(b'{')
+        .add(b'|')
+        .add(b'}');
+    let path = event["rawPath"].as_str().or(event["path"].as_str()).unwrap_or_default();
+    let stage = event["requestContext"]["stage"].as_str();
+    let rest = stage.and_then(|stage| path.strip_prefix('/')?.strip_prefix(stage));
+    let path = rest.filter(|rest| rest.starts_with('/')).unwrap_or(path);
+    let path = &path[..path.floor_char_boundary(MAX_PATH_BYTES)];
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let path = format!("{slash}{}", utf8_percent_encode(path, ESCAPED));
+    path.parse().expect("an escaped path is valid")
+}
+
+/// The headers, except those that HTTP does not allow.
+fn headers(event: &Value) -> HeaderMap {
+    let mut found = HeaderMap::new();
+    // Where a name is in both, the first has all its values, and the second the last one.
+    for member in ["multiValueHeaders", "headers"] {
+        for (name, value) in event[member].as_object().into_iter().flatten() {
+            let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+            if member == "headers" && found.contains_key(&name) {
+                continue;
+            }
+            let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            for text in values.iter().filter_map(Value::as_str) {
+                if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
+                    // It fails beyond 32,768 headers, which no front end lets through.
+                    let _ = found.try_append(&name, value);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The body. One that claims to be base64 and is not stays as it is, and is then refused as invalid JSON.
+fn body(event: &Value) -> Bytes {
+    let body = event["body"].as_str().unwrap_or_default();
+    let decoded = (event["isBase64Encoded"] == true).then(|| BASE64_STANDARD.decode(body));
+    match decoded {
+        Some(Ok(bytes)) => bytes.into(),
+        Some(Err(_)) | None => Bytes::copy_from_slice(body.as_bytes()),
+    }
 }
 
 /// Answers a direct invocation: its payload is the request's body, and the result is the response's body.
@@ -147,60 +229,6 @@ async fn answer_directly(app: Arc<App>, body: Value, context: Context) -> Result
     let Ok(response) = lambda_service(app).oneshot(request).await;
     let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
     serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
-}
-
-/// Corrects an event whose body claims to be base64 and is not, because `lambda_http` would panic. The
-/// body is then refused as invalid JSON.
-fn with_readable_body(mut event: Value) -> Value {
-    let is_base64 = event.get("isBase64Encoded") == Some(&Value::Bool(true));
-    let body = event.get("body").and_then(Value::as_str).unwrap_or_default();
-    if is_base64 && BASE64_STANDARD.decode(body).is_err() {
-        event["isBase64Encoded"] = Value::Bool(false);
-    }
-    event
-}
-
-/// Takes the headers out of an event that are not ASCII, because `lambda_http` would refuse the event.
-fn take_odd_headers(event: &mut Value) -> HeaderMap {
-    let mut odd = HeaderMap::new();
-    let mut is_plain = |name: &str, value: &Value| {
-        let Some(text) = value.as_str().filter(|text| HeaderValue::from_str(text).is_err()) else {
-            return true;
-        };
-        let name = HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(text.as_bytes())) {
-            odd.insert(name, value);
-        }
-        false
-    };
-    for member in ["headers", "multiValueHeaders"] {
-        if let Some(headers) = event.get_mut(member).and_then(Value::as_object_mut) {
-            headers.retain(|name, value| match value {
-                Value::Array(values) => {
-                    values.retain(|value| is_plain(name, value));
-                    !values.is_empty()
-                }
-                value => is_plain(name, value),
-            });
-        }
-    }
-    odd
-}
-
-/// Removes API Gateway's stage, which is the first part of the path; IGA's routes have no stages.
-fn without_stage(mut request: lambda_http::Request) -> lambda_http::Request {
-    let stage = match request.request_context_ref() {
-        Some(RequestContext::ApiGatewayV1(context)) => context.stage.as_deref(),
-        Some(RequestContext::ApiGatewayV2(context)) => context.stage.as_deref(),
-        Some(_) | None => None,
-    };
-    let path = request.uri().path();
-    let rest = stage.and_then(|stage| path.strip_prefix('/')?.strip_prefix(stage));
-    if let Some(uri) = rest.filter(|rest| rest.starts_with('/')).and_then(|rest| rest.parse().ok())
-    {
-        *request.uri_mut() = uri;
-    }
-    request
 }
 
 fn lambda_service(app: Arc<App>) -> Router {
@@ -229,9 +257,10 @@ pub async fn stop_signal() {
     }
 }
 
-const BAD_HOST: &str = "The event names a host or a path that cannot be part of a URL.";
 const NOT_AN_EVENT: &str = "Not a Lambda HTTP event: IGA takes events of a function URL, of API Gateway (payload 1.0 and 2.0) and \
                             of a load balancer, and direct invocations with {\"prompt\": ...}.";
+/// Longer than any route, and escaped shorter than the longest URI.
+const MAX_PATH_BYTES: usize = 8192;
 const LAMBDA_MARGIN: Duration = Duration::from_secs(1);
 
 /// No function runs longer ("Lambda quotas").

@@ -151,12 +151,18 @@ async fn connection(stream: TcpStream, peer: IpAddr, router: Router, closing: Ca
     }
 }
 
-/// The maximum of the settings, or fewer, so that enough files are left for generations.
+/// The maximum of the settings, or fewer if the process may not open enough files.
 fn max_connections(config: &Config) -> usize {
     let files = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let files = usize::try_from(files).unwrap_or(usize::MAX);
-    let reserved = FILES_PER_GENERATION * config.max_generations + FILES_BESIDE;
-    config.max_connections.min(files.saturating_sub(reserved)).max(1)
+    config.max_connections.min(files_for_connections(files, config.max_generations))
+}
+
+/// The files that generations do not need; at least half of all, because not every connection generates.
+fn files_for_connections(files: usize, max_generations: usize) -> usize {
+    let reserved =
+        FILES_PER_GENERATION.saturating_mul(max_generations).saturating_add(FILES_BESIDE);
+    (files - reserved.min(files / 2)).max(1)
 }
 
 fn is_about_the_peer(kind: ErrorKind) -> bool {
@@ -189,3 +195,29 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 /// cancelled within a second, and the responses have the time that is left then.
 const FINISH_WITHIN: Duration = Duration::from_millis(7500);
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_keep_their_files_and_callers_at_least_half() {
+        for (files, max_generations, expected) in [
+            (1 << 20, 80, (1 << 20) - 304),
+            (1024, 80, 720),
+            (608, 80, 304),
+            (320, 80, 160),
+            (256, 80, 128),
+            (1024, 340, 512),
+            (1024, 1000, 512),
+            (1024, usize::MAX, 512),
+            (64, 1, 32),
+            (3, 1, 2),
+            (1, 1, 1),
+            (0, 1, 1),
+        ] {
+            let found = files_for_connections(files, max_generations);
+            assert_eq!(found, expected, "{files} files, {max_generations} generations");
+        }
+    }
+}

@@ -436,12 +436,27 @@ pub fn load_env_file() -> Result<(), String> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return problem(format!("cannot be read: {error}")),
     };
-    match dotenvy::from_read(text.as_bytes()) {
-        Ok(()) => Ok(()),
-        Err(dotenvy::Error::LineParse(line, _)) => {
-            problem(format!("cannot be read: {}", place_of(&line, &text)))
-        }
-        Err(_) => problem("cannot be read".to_owned()),
+    env_file(&text)?;
+    dotenvy::from_read(text.as_bytes()).or(problem("cannot be read".to_owned()))
+}
+
+/// The variables of a `.env` that can be loaded.
+///
+/// # Errors
+/// As for [`load_env_file`].
+pub fn env_file(text: &str) -> Result<Vec<(String, String)>, String> {
+    let problem =
+        |text: &str| Err(format!("IGA cannot start: the file .env cannot be read{text}."));
+    // No variable of the environment can hold it.
+    if let Some(end) = text.find('\0') {
+        let number = text[..end].matches('\n').count() + 1;
+        return problem(&format!(": line {number} has a zero byte"));
+    }
+    let text = text.trim_start_matches('\u{feff}');
+    match dotenvy::from_read_iter(text.as_bytes()).collect() {
+        Ok(variables) => Ok(variables),
+        Err(dotenvy::Error::LineParse(line, _)) => problem(&format!(": {}", place_of(&line, text))),
+        Err(_) => problem(""),
     }
 }
 

@@ -1,15 +1,24 @@
-//! Connections: silent, slow and invalid clients, their limits, their log lines, and an unread log.
+//! Connections: silent, slow and invalid clients, mutated requests, limits, log lines, and an unread log.
 
 use crate::support::process::{Process, command, post};
+use crate::support::random::Rng;
 use crate::support::service::{
     CURRENT, PROMPT, Service, client, config, emulator, emulator_with, fetch, reached,
 };
 use iga_emulator::Options;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+/// Figures of the table in docs/reliability.md.
+pub const FIRST_HEADER_SECONDS: u64 = 20;
+pub const KEEP_ALIVE_SECONDS: u64 = 75;
+pub const UNREAD_REQUESTS: usize = 4000;
+pub const MUTATED_REQUESTS: u64 = 4000;
 
 async fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(service.url.trim_start_matches("http://")).await.unwrap()
@@ -37,7 +46,7 @@ async fn a_client_without_a_first_header_is_disconnected_within_20_s() {
         let mut stream = connect(&service).await;
         stream.write_all(sent.as_bytes()).await.unwrap();
         let (received, elapsed) = until_closed(stream).await;
-        assert_eq!((received.as_str(), elapsed.as_secs()), ("", 20), "{sent:?}");
+        assert_eq!((received.as_str(), elapsed.as_secs()), ("", FIRST_HEADER_SECONDS), "{sent:?}");
     }
 }
 
@@ -48,7 +57,7 @@ async fn an_idle_connection_is_kept_longer_than_a_load_balancer_keeps_it() {
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let (received, elapsed) = until_closed(stream).await;
     assert!(received.starts_with("HTTP/1.1 200") && received.ends_with(r#"{"status":"ok"}"#));
-    assert_eq!(elapsed.as_secs(), 75);
+    assert_eq!(elapsed.as_secs(), KEEP_ALIVE_SECONDS);
 }
 
 #[tokio::test]
@@ -69,6 +78,243 @@ async fn a_missing_or_invalid_host_is_400() {
         let received = raw(&service, head).await;
         assert!(received.contains(r#"{"status":"ok"}"#), "{head:?}: {received}");
     }
+}
+
+/// The statuses of the responses on a connection: each is complete and valid HTTP, and none is 5xx.
+fn statuses(received: &[u8], sent: &[u8]) -> Vec<u16> {
+    let shown = || format!("{:?} to {:?}", received.escape_ascii(), sent.escape_ascii());
+    let (mut rest, mut statuses) = (received, Vec::new());
+    while !rest.is_empty() {
+        let end = rest
+            .windows(4)
+            .position(|bytes| bytes == b"\r\n\r\n")
+            .unwrap_or_else(|| panic!("{}", shown()));
+        let head = std::str::from_utf8(&rest[..end]).unwrap();
+        rest = &rest[end + 4..];
+        let (line, headers) = head.split_once("\r\n").unwrap_or((head, ""));
+        let status = line.strip_prefix("HTTP/1.1 ").or(line.strip_prefix("HTTP/1.0 "));
+        let status: u16 = status
+            .and_then(|line| line.get(..3)?.parse().ok())
+            .unwrap_or_else(|| panic!("{}", shown()));
+        assert!((100..500).contains(&status), "{}", shown());
+        if status == 100 {
+            continue;
+        }
+        let length = headers.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.unwrap_or_else(|| panic!("{}", shown())).parse::<usize>().unwrap();
+        // A response to HEAD has the length of the body that GET would get.
+        let body = match sent.windows(4).any(|bytes| bytes == b"HEAD") {
+            true => rest.get(..length).filter(|body| body.starts_with(b"{")).unwrap_or_default(),
+            false => rest.get(..length).unwrap_or_else(|| panic!("{}", shown())),
+        };
+        rest = &rest[body.len()..];
+        if !body.is_empty() {
+            serde_json::from_slice::<Value>(body).unwrap_or_else(|_| panic!("{}", shown()));
+        }
+        statuses.push(status);
+    }
+    statuses
+}
+
+/// Sends the parts one by one, and receives until the service closes the connection. Ends sending after the
+/// first response, or if there is none for a while: the service then waits for the rest of a request.
+async fn exchange(service: &Service, parts: &[&[u8]]) -> Vec<u8> {
+    let mut stream = connect(service).await;
+    stream.set_nodelay(true).unwrap();
+    let mut received = Vec::new();
+    let exchange = async {
+        for part in parts {
+            // The service may have refused the request and closed.
+            if stream.write_all(part).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = timeout(Duration::from_millis(200), stream.read_buf(&mut received)).await;
+        let _ = stream.shutdown().await;
+        let _ = stream.read_to_end(&mut received).await;
+    };
+    timeout(Duration::from_secs(60), exchange).await.expect("the service closes the connection");
+    received
+}
+
+const HEAD: &str = "POST /generate_image HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+
+/// A request whose prompt is only paid for if a body is taken for a request.
+const INNER: &str = "POST /generate_image HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+                     Content-Length: 21\r\n\r\n{\"prompt\": \"smuggled\"}";
+
+#[tokio::test]
+async fn no_second_request_is_recognised_in_a_body() {
+    let service = Service::current().await;
+    let (length, chunk) = (INNER.len(), format!("{:x}\r\n{INNER}\r\n0\r\n\r\n", INNER.len()));
+    let chunked = "Transfer-Encoding: chunked";
+    for (headers, body, expected) in [
+        (format!("Content-Length: {length}"), INNER, 400),
+        (format!("Content-Length: {length}\r\nContent-Length: {length}"), INNER, 400),
+        (format!("Content-Length: {length}\r\nContent-Length: 0"), INNER, 400),
+        (format!("Content-Length: 0\r\nContent-Length: {length}"), INNER, 400),
+        (format!("Content-Length: 0, {length}"), INNER, 400),
+        (format!("Content-Length: +{length}"), INNER, 400),
+        (format!("Content-Length: 0x{length:x}"), INNER, 400),
+        ("Content-Length: -1".to_owned(), INNER, 400),
+        ("Content-Length: 99999999999999999999".to_owned(), INNER, 400),
+        (format!("Content-Length : {length}"), INNER, 400),
+        (format!("Content-Length:\r\n {length}"), INNER, 400),
+        (chunked.to_owned(), &chunk, 400),
+        (format!("Content-Length: 0\r\n{chunked}"), &chunk, 400),
+        (format!("{chunked}\r\nContent-Length: 0"), &chunk, 400),
+        // By its length this is one request, so nothing after the last chunk is read.
+        (format!("Content-Length: {}\r\n{chunked}", length + 5), &format!("0\r\n\r\n{INNER}"), 400),
+        (format!("{chunked}\r\nContent-Length: {}", length + 5), &format!("0\r\n\r\n{INNER}"), 400),
+        (format!("{chunked}, identity"), &chunk, 400),
+        (format!("{chunked}\r\nTransfer-Encoding: identity"), &chunk, 400),
+        ("Transfer-Encoding: xchunked".to_owned(), &chunk, 400),
+        ("Transfer-Encoding : chunked".to_owned(), &chunk, 400),
+        ("Transfer-Encoding:\x0bchunked".to_owned(), &chunk, 400),
+        ("X: y\r\n Transfer-Encoding: chunked".to_owned(), &chunk, 400),
+        (chunked.to_owned(), &format!("0x{chunk}"), 400),
+        (chunked.to_owned(), &format!("ffffffffffffffff{chunk}"), 400),
+        (chunked.to_owned(), &format!("-{chunk}"), 400),
+    ] {
+        let sent = format!("{HEAD}{headers}\r\n\r\n{body}");
+        let received = exchange(&service, &[sent.as_bytes()]).await;
+        assert_eq!(statuses(&received, sent.as_bytes()), [expected], "{headers:?}");
+    }
+    assert_eq!(service.emulator.counters().model_calls, 0);
+    // The search finds a request that is no part of a body.
+    let sent =
+        format!("GET /health HTTP/1.1\r\nHost: a\r\n\r\n{HEAD}Content-Length: 2\r\n\r\n{{}}");
+    let received = exchange(&service, &[sent.as_bytes()]).await;
+    assert_eq!(statuses(&received, sent.as_bytes()), [200, 400]);
+}
+
+/// Changes bytes of a request as a broken or hostile client would.
+fn mutated(request: &str, rng: &mut Rng) -> Vec<u8> {
+    const FRAGMENTS: &[&[u8]] = &[
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b" ",
+        b"\t",
+        b":",
+        b"\r\n\r\n",
+        b"\xff",
+        b"\xc3\xa9",
+        b"\r\n folded: x",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 1\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: gzip\r\n",
+        b"Host: b\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Connection: upgrade\r\nUpgrade: h2c\r\n",
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n",
+        b"HTTP/1.0",
+        b"HTTP/2.0",
+        b"PRI * HTTP/2.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"0\r\n\r\n",
+        b"ffffffffffffffff\r\n",
+        b"-1\r\n",
+        b"5;x=\"\r\n",
+        b"http://b/",
+        b"*",
+        b"CONNECT a:80",
+        b"OPTIONS * ",
+        b"/../",
+        b"%00",
+        b"?",
+        b"#",
+    ];
+    let mut bytes = request.as_bytes().to_vec();
+    for _ in 0..1 + rng.below(3) {
+        let anywhere = rng.below(bytes.len() + 1);
+        let lines = bytes[..anywhere].windows(2).rposition(|end| end == b"\r\n");
+        // Half of the changes are at the start of a line, where a header is still valid.
+        let at = if rng.one_in(2) { lines.map_or(anywhere, |end| end + 2) } else { anywhere };
+        let end = (at + 1 + rng.below(12)).min(bytes.len());
+        match rng.below(10) {
+            0 | 1 if at < bytes.len() => bytes[at] ^= 1 << rng.below(8),
+            2 if at < bytes.len() => bytes[at] = rng.next() as u8,
+            3 => {
+                bytes.drain(at..end);
+            }
+            4 => {
+                bytes.splice(at..at, bytes[at..end].to_vec());
+            }
+            5 if rng.one_in(4) => bytes.truncate(at),
+            6 if rng.one_in(20) => {
+                let huge = [b"X: ".to_vec(), vec![b'x'; 70_000], b"\r\n".to_vec()].concat();
+                bytes.splice(at..at, huge);
+            }
+            7 if rng.one_in(20) => {
+                let many = b"X: y\r\n".repeat(150);
+                bytes.splice(at..at, many);
+            }
+            _ => {
+                let fragment = FRAGMENTS[rng.below(FRAGMENTS.len())];
+                bytes.splice(at..at, fragment.iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mutated_request_gets_a_valid_response_or_is_closed() {
+    let service = Arc::new(Service::current().await);
+    let (queue, mut tasks) = (Arc::new(Semaphore::new(64)), Vec::new());
+    for seed in 0..MUTATED_REQUESTS {
+        let (service, queue) = (Arc::clone(&service), Arc::clone(&queue));
+        tasks.push(tokio::spawn(async move {
+            let _turn = queue.acquire_owned().await.unwrap();
+            let mut rng = Rng::new(seed);
+            let body = format!(r#"{{"prompt": "number {seed}"}}"#);
+            let post = format!("{HEAD}Content-Length: {}\r\n\r\n{body}", body.len());
+            let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+            let chunked = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n{chunks}");
+            let get = "GET /health HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+            let request = match rng.below(6) {
+                0 => post,
+                1 => chunked,
+                2 => format!("{HEAD}Content-Length: 2\r\n\r\n{{}}"),
+                3 => format!("{get}{post}{get}"),
+                4 => format!("{get}{get}"),
+                _ => get.to_owned(),
+            };
+            let generations = request.matches("number").count();
+            let sent = mutated(&request, &mut rng);
+            let mut parts: Vec<&[u8]> = Vec::new();
+            let mut rest = &sent[..];
+            for _ in 0..rng.below(4) {
+                let (part, after) = rest.split_at(rng.below(rest.len() + 1));
+                parts.push(part);
+                rest = after;
+            }
+            parts.push(rest);
+            let received = exchange(&service, &parts).await;
+            statuses(&received, &sent);
+            // A copy of the bytes of a request can be another request, but only of the same prompt.
+            generations
+        }));
+    }
+    let mut generations = 0;
+    for (seed, task) in tasks.into_iter().enumerate() {
+        generations += task.await.unwrap_or_else(|error| panic!("case {seed}: {error}"));
+    }
+    let health = fetch(service.http.get(format!("{}/health", service.url))).await;
+    assert_eq!((health.status, health.text("status")), (200, "ok"));
+    service.prompt().await.is_image();
+    let paid = service.emulator.counters().paid_generations as usize;
+    println!(
+        "{MUTATED_REQUESTS} requests, {generations} of them with a prompt, {paid} images paid"
+    );
+    assert!(paid > 1 && paid <= generations + 1, "{paid} of {generations} were paid");
 }
 
 #[tokio::test]
@@ -95,6 +341,53 @@ async fn connections_beyond_the_limit_wait_and_are_served() {
     }
     let (received, _) = until_closed(waiting).await;
     assert!(received.starts_with("HTTP/1.1 200"), "{received}");
+}
+
+#[tokio::test]
+async fn a_full_file_table_is_survived() {
+    // Fewer files than the service needs beside its connections, as after an attack on a small machine.
+    const FILES: &str = "--nofile=24:24";
+    let emulator = emulator().await;
+    let mut limited = tokio::process::Command::new("prlimit");
+    limited.args([FILES, env!("CARGO_BIN_EXE_iga")]).kill_on_drop(true);
+    limited.current_dir(std::env::temp_dir());
+    let plain = command(&emulator, &[CURRENT, &[("IGA_DEBUG_MODE", "False")]].concat());
+    limited
+        .env_clear()
+        .envs(plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let process = Process::of(limited.stdout(std::process::Stdio::piped()).spawn().unwrap()).await;
+    // The first of them come before the service has read its CA certificates.
+    let address = process.url.trim_start_matches("http://");
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let sent =
+        format!("{HEAD}Content-Length: 15\r\nConnection: close\r\n\r\n{{\"prompt\": \"x\"}}");
+    let mut first = silent.remove(0);
+    first.write_all(sent.as_bytes()).await.unwrap();
+    let mut received = Vec::new();
+    first.read_to_end(&mut received).await.unwrap();
+    assert!(received.starts_with(b"HTTP/1.1 "), "{}", received.escape_ascii());
+    drop(silent);
+    // Before it has noticed that, it may answer 5xx.
+    let generated = async {
+        loop {
+            let response = fetch(post(&process, &json!({"prompt": PROMPT}))).await;
+            if response.status == 200 {
+                break response;
+            }
+            assert_eq!(response.status / 100, 5, "{response:?}");
+        }
+    };
+    timeout(Duration::from_secs(60), generated).await.unwrap().is_image();
+    process.signal("TERM");
+    let (status, lines) = process.end().await;
+    assert!(status.success());
+    // The first files that were missing are those of the CA certificates, or of a connection to Google.
+    let signs = ["no usable CA certificates", "Too many open files"];
+    let is_full = |line: &Value| signs.iter().any(|sign| line.to_string().contains(sign));
+    assert!(lines.iter().any(is_full), "the table was never full: {lines:#?}");
 }
 
 #[tokio::test]
@@ -149,6 +442,7 @@ async fn a_successful_request_writes_one_short_line_at_info_level() {
 
 #[tokio::test]
 async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
+    const ROUNDS: usize = UNREAD_REQUESTS / 100;
     let emulator = emulator().await;
     let mut command = command(&emulator, CURRENT);
     let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
@@ -166,7 +460,7 @@ async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     };
     let http = client();
     // Each request logs about 1 KB; the pipe and the queue together hold less than all of them.
-    for _ in 0..40 {
+    for _ in 0..ROUNDS {
         let requests =
             (0..100).map(|_| fetch(http.get(format!("{url}/nothing/{}", "x".repeat(200)))));
         for response in futures(requests).await {
@@ -175,7 +469,7 @@ async fn an_unread_log_blocks_neither_requests_nor_shutdown() {
     }
     let pid = child.id().unwrap().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+    let ended = timeout(Duration::from_secs(30), child.wait()).await;
     assert!(ended.expect("it ends").unwrap().success());
 }
 

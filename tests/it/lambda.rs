@@ -168,13 +168,115 @@ async fn a_body_of_invalid_base64_is_400() {
     }
 }
 
+/// A `GET /health` of each kind, with its changes.
+fn health_events(changes: &[(&str, Value)]) -> [Value; 3] {
+    [FUNCTION_URL, REST, LOAD_BALANCER].map(|event| {
+        let mut event: Value = serde_json::from_str(event).unwrap();
+        let is_v2 = event["httpMethod"].is_null();
+        let path = if is_v2 { "rawPath" } else { "path" };
+        event[path] = json!("/health");
+        match is_v2 {
+            true => event["requestContext"]["http"]["method"] = json!("GET"),
+            false => event["httpMethod"] = json!("GET"),
+        }
+        for (member, value) in changes {
+            match *member {
+                "path" => event[path] = value.clone(),
+                "method" if is_v2 => event["requestContext"]["http"]["method"] = value.clone(),
+                "method" => event["httpMethod"] = value.clone(),
+                "headers" => {
+                    event["headers"] = value.clone();
+                    event["multiValueHeaders"] = Value::Null;
+                }
+                other => event[other] = value.clone(),
+            }
+        }
+        event
+    })
+}
+
 #[tokio::test]
-async fn an_event_with_an_invalid_host_is_an_error_and_not_a_panic() {
+async fn an_invalid_host_is_400_in_the_form_of_its_event() {
     let app = App::new(config(&emulator().await, CURRENT));
-    let event = json!({"version": "2.0", "rawPath": "/health", "headers": {"host": "1.2.3.4.5"},
-        "requestContext": {"domainName": "1.2.3.4.5", "http": {"method": "GET", "path": "/health"}}});
-    let refused = runtime::invoke(app, &event.to_string()).await.unwrap_err();
-    assert!(refused.contains("host"), "{refused}");
+    for (host, status) in [
+        (json!("a b"), 400),
+        (json!(""), 400),
+        (json!("user@host"), 400),
+        (json!("host/path"), 400),
+        (json!(["a", "b"]), 400),
+        (json!("1.2.3.4.5"), 200),
+        (json!("[::1]:80"), 200),
+    ] {
+        for event in health_events(&[("headers", json!({"Host": host}))]) {
+            let response = runtime::invoke(app.clone(), &event.to_string()).await.unwrap();
+            assert_eq!(response["statusCode"], status, "{event}: {response}");
+            let id = header(&response, "x-request-id").as_str().unwrap();
+            assert!(id.starts_with("iga_req_"), "{response}");
+            if status == 400 {
+                assert_eq!(body(&response)["error_code"], "IGA_INVALID_HOST");
+            }
+            let description = event["requestContext"]["elb"].is_object().then_some(status);
+            let description = description.map(|status| format!("{status} "));
+            let given = response["statusDescription"].as_str();
+            assert_eq!(given.map(|text| text[..4].to_owned()), description, "{response}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_http_event_gets_a_response() {
+    let app = App::new(config(&emulator().await, CURRENT));
+    let many: serde_json::Map<_, _> =
+        (0..40_000).map(|number| (format!("x-{number}"), json!("y"))).collect();
+    for (member, value, status) in [
+        ("path", json!("/health "), 404),
+        ("path", json!("//health"), 404),
+        ("path", json!("/\u{e9}\u{202e}\"<>\\^`{|}%zz#"), 404),
+        ("path", json!("http://[:/health"), 404),
+        ("path", json!("/health?x"), 404),
+        ("path", json!("/a/../health"), 404),
+        ("path", json!(format!("/{}", "x/\u{e9}".repeat(100_000))), 404),
+        ("path", json!("*"), 404),
+        ("path", json!(":99999"), 404),
+        ("path", Value::Null, 200),
+        ("method", json!("GE T"), 405),
+        ("method", json!(""), 405),
+        ("method", json!("\u{e9}"), 405),
+        ("method", json!("PURGE"), 405),
+        ("rawQueryString", json!("a=<b> \u{e9}\n#?"), 200),
+        ("queryStringParameters", json!({"a b": "\u{0}", "": null}), 200),
+        ("multiValueQueryStringParameters", json!({"a": [null, {"b": 1}]}), 200),
+        ("pathParameters", json!({"proxy": null}), 200),
+        ("cookies", json!(["a=\n", 7]), 200),
+        ("headers", Value::Null, 200),
+        ("headers", json!({"bad name": "x", "": "y", "x\n": "z"}), 200),
+        ("headers", json!({"x": 7, "y": null, "z": {"a": "b"}, "u": [[]]}), 200),
+        ("headers", json!({"x-forwarded-proto": "java script", "x": "y".repeat(1 << 20)}), 200),
+        ("headers", Value::Object(many), 200),
+        ("body", Value::Null, 200),
+        ("body", json!({"prompt": "x"}), 200),
+        ("stageVariables", json!({"a": null}), 200),
+        ("isBase64Encoded", json!("perhaps"), 200),
+    ] {
+        for event in health_events(&[(member, value.clone())]) {
+            let response = runtime::invoke(app.clone(), &event.to_string()).await.unwrap();
+            assert_eq!(response["statusCode"], status, "{member}: {response}");
+            let code = [(404, "IGA_NOT_FOUND"), (405, "IGA_METHOD_NOT_ALLOWED")];
+            let code = code.iter().find(|(of, _)| *of == status).map(|(_, code)| json!(code));
+            assert_eq!(body(&response)["error_code"], code.unwrap_or_default(), "{member}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_different_keys_in_an_event_are_400() {
+    let mut event: Value = serde_json::from_str(REST).unwrap();
+    // API Gateway sends the last value in `headers` also.
+    event["headers"]["Idempotency-Key"] = json!("b");
+    event["multiValueHeaders"]["Idempotency-Key"] = json!(["a", "b"]);
+    let (response, emulator) = invoke(&event.to_string()).await;
+    assert_eq!(body(&response)["error_code"], "IGA_INVALID_IDEMPOTENCY_KEY", "{response}");
+    assert_eq!(emulator.requests().len(), 0);
 }
 
 #[tokio::test]

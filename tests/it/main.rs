@@ -31,5 +31,6 @@ mod secrets;
 mod settings;
 mod simulation;
 mod storage;
+mod supply_chain;
 mod support;
 mod third_party;

@@ -217,14 +217,15 @@ const ACCOUNT: &str = "bucket, account";
 
 /// Runs several at a time on a thread each, because they mostly wait.
 fn in_parallel(runs: Vec<Run>) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let mut runs = runs.into_iter().peekable();
-    while runs.peek().is_some() {
-        let begin = |run: Run| thread::spawn(|| run.row());
-        let threads: Vec<_> = runs.by_ref().take(AT_ONCE).map(begin).collect();
-        rows.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
-    }
-    rows
+    let queue = Mutex::new(runs.into_iter().enumerate());
+    let next = || queue.lock().unwrap().next();
+    let work = || std::iter::from_fn(next).map(|(number, run)| (number, run.row())).collect();
+    let mut rows: Vec<(usize, Row)> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| -> Vec<_> { thread.join().unwrap() }).collect()
+    });
+    rows.sort_by_key(|(number, _)| *number);
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 const AT_ONCE: usize = 16;

@@ -7,15 +7,18 @@ use base64::prelude::BASE64_STANDARD;
 use iga::config::settings::SETTINGS;
 use iga_emulator::{Action, Emulator, Fault, Stage};
 use serde_json::{Value, json};
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
+use std::task::Poll;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
 const SECRET: &str = "MaRk7erS3cret9Zq";
+const ENOUGH_TIME: &[(&str, &str)] = &[("IGA_GENERATION_DEADLINE_SECONDS", "180")];
 const KEY: &str = include_str!("test_key.pem");
 
 /// Whether a text holds a secret: as text, in base64 at any offset, in hexadecimal, or as decimal bytes.
@@ -152,6 +155,16 @@ async fn ask(url: &str) -> String {
     received
 }
 
+/// Waits for all of them at once: they mostly wait between tries.
+async fn all(cases: impl IntoIterator<Item = impl Future<Output = ()>>) {
+    let mut open: Vec<_> = cases.into_iter().map(Box::pin).collect();
+    poll_fn(|context| {
+        open.retain_mut(|case| case.as_mut().poll(context).is_pending());
+        if open.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
 /// Asserts that no output holds the secret, a token, or a line of the private key.
 async fn assert_no_secret(
     what: &str,
@@ -159,8 +172,9 @@ async fn assert_no_secret(
     folder: &Path,
     settings: &[(&str, &str)],
 ) -> String {
-    let quiet = [("IGA_DEBUG_MODE", "False")];
-    let text = outputs(emulator, folder, &[CURRENT, &quiet, settings].concat()).await;
+    // The deadline leaves time for one retry.
+    let usual = [("IGA_DEBUG_MODE", "False"), ("IGA_GENERATION_DEADLINE_SECONDS", "3")];
+    let text = outputs(emulator, folder, &[CURRENT, &usual, settings].concat()).await;
     let lines = KEY.lines().filter(|line| !line.starts_with('-'));
     for secret in lines.chain([SECRET, "ya29."]) {
         // A library may print any part of a key, so search for the middle of a line.
@@ -206,7 +220,7 @@ fn federated(token_url: &str, source: &Value) -> Value {
 #[tokio::test]
 async fn a_healthy_service_shows_no_secret() {
     let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
-    let text = assert_no_secret("healthy", &emulator, folder.path(), &[]).await;
+    let text = assert_no_secret("healthy", &emulator, folder.path(), ENOUGH_TIME).await;
     assert!(text.contains("\"image_url\""), "it made an image:\n{text}");
 }
 
@@ -214,7 +228,7 @@ async fn a_healthy_service_shows_no_secret() {
 async fn a_private_key_is_never_shown() {
     let emulator = emulator().await;
     let first = KEY.lines().nth(1).unwrap();
-    for (what, key) in [
+    let unusable = [
         ("literal line breaks", KEY.replace('\n', "\\n")),
         ("blanks", KEY.replace('\n', " ")),
         ("cut off", KEY[..KEY.len() / 2].to_owned()),
@@ -222,11 +236,13 @@ async fn a_private_key_is_never_shown() {
         ("another type", KEY.replace("PRIVATE KEY", "RSA PRIVATE KEY")),
         ("damaged", KEY.replace(first, &format!("{SECRET}{}", &first[SECRET.len()..]))),
         ("not base64", KEY.replace(first, &format!("!!{SECRET}"))),
-    ] {
+    ];
+    all(unusable.map(async |(what, key)| {
         let text =
             assert_no_secret_with_file(what, &emulator, &account(&key).to_string(), &[]).await;
         assert!(text.contains("has a private_key") && text.contains("IGA cannot start"), "{text}");
-    }
+    }))
+    .await;
     assert_no_secret_with_file("good", &emulator, &account(KEY).to_string(), &[]).await;
     assert_no_secret_with_file("not JSON", &emulator, KEY, &[]).await;
     assert_no_secret_with_file("cut off JSON", &emulator, &account(KEY).to_string()[..900], &[])
@@ -244,7 +260,16 @@ async fn credentials_in_place_of_a_path_are_not_shown() {
     }
 }
 
+/// All at the same time, because each waits for its retries.
 #[tokio::test]
+async fn nothing_of_a_token_response_is_shown() {
+    tokio::join!(
+        credentials_that_a_token_endpoint_echoes_are_not_shown(),
+        an_invalid_token_response_is_not_shown(),
+        a_panic_of_the_credentials_library_shows_no_secret_and_is_503(),
+    );
+}
+
 async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
     let emulator = emulator().await;
     let folder = TempDir::new().unwrap();
@@ -275,7 +300,7 @@ async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
     let impersonated = |source: &Value| {
         impersonating(json!({"type": "impersonated_service_account", "source_credentials": source}))
     };
-    for file in [
+    let files = [
         user(&url),
         user(&with_user),
         user(&format!("http://user:{SECRET}@[bad")),
@@ -294,7 +319,8 @@ async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
         ),
         federated(&url, &imds),
         federated(&url, &json!({"nothing": SECRET})),
-    ] {
+    ];
+    all(files.iter().map(async |file| {
         let aws = match file["credential_source"] == imds {
             true => &[][..],
             false => &[
@@ -314,25 +340,26 @@ async fn credentials_that_a_token_endpoint_echoes_are_not_shown() {
         .await;
         let fails = ["No usable Google credentials", "no access token from the file"];
         assert!(fails.iter().any(|words| text.contains(words)), "{file}:\n{text}");
-    }
+    }))
+    .await;
 }
 
-#[tokio::test]
 async fn an_invalid_token_response_is_not_shown() {
-    for (status, body) in [
+    let responses = [
         (200, json!({"access_token": [SECRET], "token_type": SECRET})),
         (200, json!(SECRET)),
         (403, json!({"error": {"status": SECRET, "message": SECRET}})),
         (404, json!({"error": "invalid_grant", "error_description": SECRET})),
-    ] {
+    ];
+    all(responses.map(async |(status, body)| {
         let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
         let response = Action::response_with(status, "application/json", body.to_string());
         emulator.script(Fault::new(Stage::Token, response).always());
         assert_no_secret("token response", &emulator, folder.path(), &[]).await;
-    }
+    }))
+    .await;
 }
 
-#[tokio::test]
 async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
     let emulator = emulator().await;
     // The library panics on a token that has expired.
@@ -353,13 +380,14 @@ async fn a_panic_of_the_credentials_library_shows_no_secret_and_is_503() {
 
 #[tokio::test]
 async fn a_refused_token_is_not_shown() {
-    for stage in [Stage::Model, Stage::UploadStart, Stage::Read, Stage::Delete] {
-        for status in [401, 403] {
-            let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
-            emulator.script(Fault::new(stage, Action::status(status)).always());
-            assert_no_secret("refused", &emulator, folder.path(), &[]).await;
-        }
-    }
+    let stages = [Stage::Model, Stage::UploadStart, Stage::Read, Stage::Delete];
+    let refusals = stages.into_iter().flat_map(|stage| [(stage, 401), (stage, 403)]);
+    all(refusals.map(async |(stage, status)| {
+        let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
+        emulator.script(Fault::new(stage, Action::status(status)).always());
+        assert_no_secret("refused", &emulator, folder.path(), &[]).await;
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -390,15 +418,18 @@ async fn no_line_of_the_env_file_is_shown() {
         SECRET.to_owned(),
         format!("{SECRET}="),
         format!("IGA_PORT = '{SECRET}"),
+        format!("DB_PASSWORD={SECRET}\0"),
     ] {
         std::fs::write(folder.path().join(".env"), format!("A=b\n{line}\n")).unwrap();
-        assert_no_secret(&line, &emulator, folder.path(), &[]).await;
+        let text = assert_no_secret(&line, &emulator, folder.path(), &[]).await;
+        let is_refused = text.contains("the file .env cannot be read: line 2 has a zero byte");
+        assert_eq!(is_refused, line.contains('\0'), "{text}");
     }
 }
 
 #[tokio::test]
 async fn the_password_of_a_proxy_is_not_shown() {
-    for status in ["407 Proxy Authentication Required", "502 Bad Gateway"] {
+    all(["407 Proxy Authentication Required", "502 Bad Gateway"].map(async |status| {
         let (emulator, folder) = (emulator().await, TempDir::new().unwrap());
         let proxy = format!("http://user:{SECRET}@{}", echo(status));
         let settings = [
@@ -408,7 +439,8 @@ async fn the_password_of_a_proxy_is_not_shown() {
         ];
         let text = assert_no_secret(status, &emulator, folder.path(), &settings).await;
         assert!(text.contains("tunnel"), "the proxy was asked:\n{text}");
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -418,6 +450,7 @@ async fn token_sources_are_not_asked_through_a_proxy() {
     let proxy = format!("http://{}", echo("200 OK"));
     let settings =
         [("HTTP_PROXY", proxy.as_str()), ("ALL_PROXY", &proxy), ("NO_PROXY", "example.com")];
+    let settings = [ENOUGH_TIME, &settings].concat();
     let text = assert_no_secret("metadata server", &emulator, folder.path(), &settings).await;
     assert!(text.contains("\"image_url\"") && emulator.counters().token_fetches > 0, "{text}");
 }

@@ -18,8 +18,11 @@ pub struct Process {
 
 impl Process {
     pub async fn start(emulator: &Emulator, settings: &[(&str, &str)]) -> Process {
-        let mut child =
-            command(emulator, settings).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        Process::of(command(emulator, settings).stdout(Stdio::piped()).spawn().unwrap()).await
+    }
+
+    /// A started `iga` whose output is piped, once it listens.
+    pub async fn of(mut child: Child) -> Process {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let listening = loop {
             let line = lines.next_line().await.unwrap().expect("it listens before it ends");
