@@ -38,7 +38,7 @@ async fn generations_are_recorded_with_prompt_location_and_payment() {
 #[tokio::test]
 async fn storage_operations_are_recorded_in_order_with_their_outcome() {
     let withheld = vec!["storage.objects.list".to_owned()];
-    let setup = Setup::with(Options { withheld, ..Options::default() }).await;
+    let setup = Setup::with(Options { withheld, ..unlimited() }).await;
     send(setup.write_record("x.iga/k", json!({"holder": "a"}), Some("0"))).await;
     send(setup.write_record("x.iga/k", json!({"holder": "b"}), Some("0"))).await;
     send(setup.stat("x.iga/k")).await;
@@ -77,7 +77,7 @@ async fn requests_are_listed_without_credentials() {
 #[tokio::test]
 async fn a_journal_holds_requests_with_their_responses() {
     let path = std::env::temp_dir().join(format!("emulator-journal-{}", std::process::id()));
-    let setup = Setup::with(Options { journal: Some(path.clone()), ..Options::default() }).await;
+    let setup = Setup::with(Options { journal: Some(path.clone()), ..unlimited() }).await;
     send(setup.gemini(BANANA, "a fox", json!({}))).await;
     setup.emulator.script(Fault::new(Stage::Stat, Action::Reset));
     assert!(setup.stat("a").send().await.is_err());

@@ -12,8 +12,7 @@ use crate::support::*;
 #[tokio::test]
 async fn objects_are_files_and_can_be_read_back() {
     let directory = std::env::temp_dir().join(format!("iga-emulator-{}", std::process::id()));
-    let setup =
-        Setup::with(Options { directory: Some(directory.clone()), ..Options::default() }).await;
+    let setup = Setup::with(Options { directory: Some(directory.clone()), ..unlimited() }).await;
     let (status, body) = send(setup.create("images%2Ffox.png", b"hello world")).await;
     assert_eq!((status, &body["crc32c"], &body["size"]), (200, &json!("yZRlqg=="), &json!("11")));
     assert_eq!(

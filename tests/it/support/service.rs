@@ -184,7 +184,13 @@ pub async fn emulator() -> Emulator {
     emulator_with(Options::default()).await
 }
 
+/// Without the limit of changes of an object, because the tests' services do not wait between two writes.
 pub async fn emulator_with(options: Options) -> Emulator {
+    emulator_that_limits(Options { mutation_interval: None, ..options }).await
+}
+
+/// With Cloud Storage's limit of changes of an object, or the given one.
+pub async fn emulator_that_limits(options: Options) -> Emulator {
     Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options })
         .await
         .unwrap()
