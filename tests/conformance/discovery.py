@@ -2,9 +2,12 @@
 
 Usage: discovery.py JOURNAL
 
-JOURNAL is the file that the emulator writes with EMULATOR_JOURNAL. Every request must name a method of the documents and
-keep to its path, parameters and body; so must every response that no fault has made. Then valid requests and responses
-are spoilt, one detail each, and every spoilt one must be found.
+JOURNAL is the file that the emulator writes with EMULATOR_JOURNAL during the tests. Every request of IGA must be one of the
+documents' methods and keep to its path, parameters and body. Every response that no fault has made must keep to the
+documents too. Then valid requests and responses are spoilt, one detail each, and every spoilt one must be found.
+
+IGA sends no User-Agent. Requests with one come from the emulator's own tests, which send wrong ones on purpose, and from
+Google's clients; only the responses to them are checked.
 """
 
 import base64
@@ -42,8 +45,7 @@ UNDOCUMENTED = [
 DEPRECATED = {
     "GenerationConfig.imageConfig": "its successor responseFormat.image is sent by none of Google's clients yet",
 }
-# These requests are wrong on purpose: of the emulator's own tests, and of the server that ignores preconditions.
-EMULATORS_OWN_TESTS = "emulator-tests"
+# A test changes IGA's requests so, as a server would see them that does not know the parameter.
 WRONG_ON_PURPOSE = "_fGenerationMatch=0"
 # The emulator records no more of a body.
 RECORDED_BYTES = 64 * 1024
@@ -244,8 +246,8 @@ FORMATS = {
 # ---- requests and responses
 
 
-def is_wrong_on_purpose(record):
-    return record["headers"].get("user-agent") == EMULATORS_OWN_TESTS or WRONG_ON_PURPOSE in record["query"]
+def is_of_iga(record):
+    return "user-agent" not in record["headers"] and WRONG_ON_PURPOSE not in record["query"]
 
 
 class Checker:
@@ -265,19 +267,19 @@ class Checker:
         return next(found, None)
 
     def check(self, record):
-        if is_wrong_on_purpose(record):
+        if not is_of_iga(record):
             method, of_request = self.find(record["method"], record["path"], record["query"]), Findings()
         else:
             method, name, of_request = self.request(record)
             self.requests[name] += 1
+            self.deprecated |= of_request.deprecated
         of_response = Findings()
         if method and record["response"] and not record["response"]["scripted"]:
             self.responses += 1
             of_response = self.response(record, method)
-        self.deprecated |= of_request.deprecated
         for finding in of_request + of_response:
             self.findings[re.sub(r"iga_req_\w+|[0-9a-f]{16,}", "…", f"{record['method']} {record['path']}: {finding}")] += 1
-        if not of_request and not of_response and not is_wrong_on_purpose(record):
+        if is_of_iga(record) and not of_request and not of_response:
             self.keep_example(record, method)
 
     def keep_example(self, record, method):
@@ -449,7 +451,7 @@ def mutations(method, example):
         return copy.deepcopy(example) | parts
 
     yield "another method of HTTP", changed(method="TRACE")
-    yield "a longer path", changed(path=example["path"] + "/more")
+    yield "a longer path", changed(path=example["path"] + "/more/still")
     if not method:
         if example["path"].startswith("/computeMetadata/"):
             yield "without Metadata-Flavor", changed(headers={})

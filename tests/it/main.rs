@@ -1,6 +1,7 @@
 //! Integration tests: the real router and binary over real sockets, against the emulator of Google's services.
 
 mod bad_input;
+mod conformance;
 mod connections;
 mod contract;
 mod cpoa;

@@ -88,6 +88,13 @@ async fn retention_forbids_to_overwrite_and_to_delete() {
 }
 
 #[tokio::test]
+async fn the_limit_of_mutations_is_on_by_default() {
+    let setup = Setup::with(Options::default()).await;
+    let second = Some(1000);
+    assert_eq!(setup.emulator.storage_rules().mutation_interval_ms, second);
+}
+
+#[tokio::test]
 async fn one_name_takes_one_mutation_an_interval() {
     let interval = Duration::from_secs(3600);
     let options = Options { mutation_interval: Some(interval), ..unlimited() };
