@@ -3,8 +3,8 @@
 
 use crate::support::process::command;
 use crate::support::service::{
-    CURRENT, PROMPT, Response, Service, config, emulator, emulator_that_limits, emulator_with,
-    eventually, fetch, images, only_image, records,
+    CURRENT, PACED, PROMPT, Response, Service, config, emulator, emulator_that_limits,
+    emulator_with, eventually, fetch, images, only_image, records,
 };
 use iga::config::{Config, Timing};
 use iga_emulator::{
@@ -63,9 +63,9 @@ async fn googles_clients_for_python_work_with_the_emulator() {
 async fn googles_clients_for_node_work_with_the_emulator() {
     let emulator = LocalEmulator::start().await;
     let folder = std::env::var_os(NODE_MODULES).expect(NODE_MODULES);
-    let mut command = Command::new("node");
-    command.arg(program("clients.mjs")).arg(&emulator.url).env(NODE_MODULES, folder);
-    let output = command.kill_on_drop(true).output().await.expect("node can be started");
+    let mut node = Command::new("node");
+    node.args([&program("clients.mjs"), &emulator.url]).env(NODE_MODULES, folder);
+    let output = run(node, "").await;
     assert_rows(&output, 12);
 }
 
@@ -77,18 +77,23 @@ fn program(name: &str) -> String {
 /// Runs a program of `tests/conformance/` with the Python that has Google's clients.
 async fn python(name: &str, url: &str, input: &str) -> Output {
     let python = std::env::var_os("IGA_TEST_GOOGLE_PYTHON").unwrap_or(OsString::from("python3"));
-    let folder = TempDir::new().unwrap();
-    let mut process = Command::new(python)
-        .args(["-W", "ignore", &program(name), url])
+    let mut command = Command::new(python);
+    command.args(["-W", "ignore", &program(name), url]);
+    run(command, input).await
+}
+
+/// Runs a program without the Google credentials of a developer, which would come first.
+async fn run(mut command: Command, input: &str) -> Output {
+    let home = TempDir::new().unwrap();
+    let mut process = command
         .env_remove("GOOGLE_APPLICATION_CREDENTIALS")
-        // Otherwise the credentials of a developer's gcloud come first.
-        .env("CLOUDSDK_CONFIG", folder.path())
+        .envs([("HOME", home.path()), ("CLOUDSDK_CONFIG", home.path())])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .expect("Python can be started");
+        .expect("the program can be started");
     let mut stdin = process.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).await.unwrap();
     drop(stdin);
@@ -383,6 +388,19 @@ async fn equal_requests_on_two_instances_are_paid_once_under_the_limit() {
     }
     receipt(&one.emulator).await;
     assert_eq!((one.emulator.counters().paid_generations, images(&one.emulator).len()), (1, 1));
+}
+
+/// Runs the tests of these modules again, with the limit and production's pauses.
+#[tokio::test]
+async fn flights_tasks_and_the_contract_hold_under_the_limit() {
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["flights::", "contract::", "queue::", "--test-threads", "16"]).env(PACED, "yes");
+    // Under the limit the second holder waits, and finds the first one's image.
+    again.args(["--skip", "a_holder_that_finishes_second"]);
+    let output = again.kill_on_drop(true).output().await.unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let count = printed.lines().filter(|line| line.ends_with(" ... ok")).count();
+    assert!(output.status.success() && count > 50, "{printed}");
 }
 
 #[tokio::test]
