@@ -35,7 +35,7 @@ REQUIRED = {
     "sts.token",
 }
 METADATA = r"(instance/?|instance/region|instance/service-accounts/default/(token|email|scopes)?|project/project-id|universe/universe[-_]domain)"
-# Requests that no document describes; the second value is what each must have.
+# Requests that no document describes, and what is checked of each.
 UNDOCUMENTED = [
     (r"GET /computeMetadata/v1/" + METADATA, "the metadata server", lambda record: record["headers"].get("metadata-flavor") == "Google"),
     (r"GET /", "the time of Cloud Storage, and the detection of a metadata server", lambda record: True),
@@ -294,10 +294,10 @@ class Checker:
         method = self.find(record["method"], record["path"], record["query"])
         if not method:
             line = f"{record['method']} {record['path']}"
-            for pattern, name, has_all in UNDOCUMENTED:
+            for pattern, name, is_valid in UNDOCUMENTED:
                 if re.fullmatch(pattern, line):
-                    if not has_all(record):
-                        findings.append(f"not as {name} wants it")
+                    if not is_valid(record):
+                        findings.append(f"not a valid request to {name}")
                     return None, f"(no document) {name}", findings
             findings.append("no method has this path")
             return None, "(unknown)", findings
@@ -320,7 +320,7 @@ class Checker:
                     findings.append(f"?alt: {value!r} is not one of {allowed}")
             elif name == "uploadType" and is_upload:
                 if value not in ("media", "multipart", "resumable"):
-                    findings.append(f"?uploadType: {value!r} is none")
+                    findings.append(f"?uploadType: {value!r} is not a type")
             elif name == "upload_id" and is_upload:
                 pass
             elif name not in method.parameters:
