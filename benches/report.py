@@ -35,8 +35,7 @@ def main():
     text = between(text, "targets", targets(results, instructions))
     text = between(text, "production", production(results))
     text = between(text, "away", away(results))
-    text = between(text, "budgets", budgets(results))
-    text = between(text, "programs", programs(results))
+    text = between(text, "machine", measured_on(results["machine"]))
     PAGE.write_text(text)
     SCALE.write_text(
         between(between(SCALE.read_text(), "load", scale_load(results)), "cost", scale_cost())
@@ -93,6 +92,7 @@ def targets(results, instructions):
         ("memory, 1,000 × 1.5 MiB in flight, MiB", memory["in_flight mib"], BUDGET_MIB + 96),
     ]:
         lines.append(absolute(name, figures, target))
+    lines.append(lost("requests failed", memory, "in_flight failed"))
     sizes = {name: [size / MIB] for name, size in results["sizes_on_disk"].items()}
     lines.append(absolute("binary, MiB", sizes, 5))
     lines.append(["instructions, 8 MiB image", f"{instructions / 1e6:.1f} M", *[""] * 6])
@@ -214,38 +214,6 @@ def away(results):
     return list(map(row, lines))
 
 
-def budgets(results):
-    """CPU and speed with 80 at once for each budget. The last row is the pass-through."""
-    images, found = results["images"], results["by_budget"]
-    rows = {
-        BUDGET_MIB: (
-            f"{BUDGET_MIB}, the default",
-            images["cpu_ms 80"]["iga"],
-            images["per_second 80"]["iga"],
-        )
-    }
-    for key in found:
-        name, _, budget = key.partition(" ")
-        if name == "cpu_ms" and int(budget) not in [0, BUDGET_MIB]:
-            rows[int(budget)] = budget, found[key]["iga"], found[f"per_second {budget}"]["iga"]
-    last = (
-        "pass-through",
-        images["cpu_ms 80"]["pass-through"],
-        images["per_second 80"]["pass-through"],
-    )
-    head = [
-        "`IGA_TRANSFER_BUDGET_MIB`",
-        "CPU per image, ms",
-        "to the pass-through",
-        "images per second",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for name, cpu_ms, speed in [*(rows[budget] for budget in sorted(rows)), last]:
-        ratio = statistics.median(cpu_ms) / statistics.median(last[1])
-        lines.append([name, shown(cpu_ms), f"{ratio:.2f}", shown(speed)])
-    return list(map(row, lines))
-
-
 def line(name, figures, baseline, target, peer_target, at_least=False):
     cells = [name, shown(figures["iga"])]
     if baseline:
@@ -308,35 +276,12 @@ def number(figure):
     )
 
 
-def programs(results):
-    """The speed of each program with 16 callers, and that of the upstream alone."""
-    images, machine = results["images"], results["machine"]
-    most, _ = results["ceiling"]["16"]
-    cells = [
-        ["program", "images per second, 16 at once", "of the ceiling", "failed of 1,000 at once"]
-    ]
-    for name in results["programs"]:
-        speed = images["per_second 16"][name]
-        failed = results["memory"]["in_flight failed"][name]
-        share = f"{statistics.median(speed) / most:.0%}"
-        cells.append(
-            [
-                name,
-                shown(speed),
-                share,
-                number(statistics.median(failed)) if any(failed) else "none",
-            ]
-        )
-    cells.insert(1, ["---"] * 4)
+def measured_on(machine):
     kernel = machine["kernel"].split("-")[0]
-    where = f"{machine['cpu'].strip()}, {machine['cores']} cores, Linux {kernel}"
+    parts = [machine["cpu"].strip(), f"{machine['cores']} cores", f"Linux {kernel}"]
     if "congestion_control" in machine:
-        where += f", TCP with {machine['congestion_control']}"
-    return [
-        f"Measured on: {where}. Ceiling: {number(most)} images of 1.5 MiB per second.",
-        "",
-        *map(row, cells),
-    ]
+        parts.append(f"TCP with {machine['congestion_control']}")
+    return [f"Measured on: {', '.join(parts)}."]
 
 
 def row(cells):

@@ -37,7 +37,6 @@ from harness import (
 )
 
 USUAL = 3 * MIB // 2
-DEFAULT_BUDGET_MIB = 128
 LEVELS = [1, 16, 80]
 
 
@@ -51,7 +50,6 @@ class Plan:
     # Callers, bytes of an image, latency of the model in ms, number of images.
     in_transfer, in_flight = (80, 8 * MIB, 0, 240), (1000, USUAL, 2000, 2000)
     concurrencies, fewest_requests = [1, 4, 16, 80, 250, 1000], 50
-    budgets_mib = [2, 8, 32, 128]
     # Callers, bytes of an image, Mbit/s of an upload.
     convoy = 80, 8 * MIB, 50
     # Callers, bytes of a prompt, bytes of an image, latency of the model in ms.
@@ -69,7 +67,6 @@ class Quick(Plan):
     sizes = [64 * KIB, USUAL]
     in_transfer, in_flight = (8, 8 * MIB, 0, 16), (40, USUAL, 100, 40)
     concurrencies, fewest_requests = [1, 40], 5
-    budgets_mib = [2]
     convoy = 24, 8 * MIB, 400
     limited = {"prompts": (8, MIB - KIB, 8 * MIB, 0), "in_flight": (40, 0, USUAL, 100)}
     round_trips_ms, distance_sizes, distance_starts = [30], [USUAL], 1
@@ -92,7 +89,7 @@ def main(arguments):
             sys.exit(__doc__)
     build()
     subjects = [Iga(), PassThrough(), *(peers() if plan is Plan else [])]
-    results |= {"machine": machine(), "programs": [subject.name for subject in subjects]}
+    results["machine"] = machine()
     problem = enter_network()
     if problem:
         print(f"NOT MEASURED: distance. This machine has {problem}", flush=True)
@@ -291,22 +288,6 @@ def by_concurrency(plan, subjects):
     return found.rows
 
 
-def by_budget(plan, subjects):
-    """CPU and speed of IGA with 80 callers; `images` measures the default budget."""
-    found = Table()
-    with Upstream(USUAL) as upstream:
-        for _ in range(plan.rounds):
-            for budget_mib in plan.budgets_mib:
-                if budget_mib == DEFAULT_BUDGET_MIB:
-                    continue
-                with Iga().running(upstream, IGA_TRANSFER_BUDGET_MIB=str(budget_mib)) as process:
-                    process.load(20, 4)
-                    done = process.load(plan.images, 80)
-                    for name in ["cpu_ms", "per_second"]:
-                        found.add(Iga, f"{name} {budget_mib}", done[name])
-    return found.rows
-
-
 def log(plan, subjects):
     """Bytes of log for each request at info level, and the CPU of IGA with and without a log."""
     found = Table()
@@ -322,17 +303,6 @@ def log(plan, subjects):
     return found.rows
 
 
-def ceiling(plan, subjects):
-    """Images per second and p50 of the callers and the upstream without a service between them."""
-    found = {}
-    with Upstream(USUAL) as upstream:
-        options = {"storage": upstream.storage, "image_bytes": USUAL}
-        for callers in LEVELS:
-            done = load("ceiling", upstream.model, plan.images, callers, **options)
-            found[str(callers)] = [done["ok"] / done["seconds"], done["p50_ms"]]
-    return found
-
-
 MEASURES = [
     sizes_on_disk,
     starts,
@@ -346,9 +316,7 @@ MEASURES = [
     distance,
     by_size,
     by_concurrency,
-    by_budget,
     log,
-    ceiling,
 ]
 
 

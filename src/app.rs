@@ -6,6 +6,7 @@ use crate::config::{Config, Platform};
 use crate::flight::{Flights, Rules};
 use crate::generate::Generator;
 use crate::google::client::Client;
+use crate::google::http::tls_provider;
 use crate::google::storage::Storage;
 use crate::google::vertex::{CALL_TIME, Vertex};
 use crate::targets::Targets;
@@ -25,7 +26,7 @@ impl App {
     /// Builds every part for these settings.
     pub fn new(config: Config) -> Arc<App> {
         // One provider for all TLS of the process; a second App, as in tests, finds it installed.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = tls_provider().install_default();
         let client = Arc::new(Client::new(config.credentials.clone(), config.timing));
         let budget = Budget::new(config.transfer_budget_bytes);
         let vertex = Vertex {

@@ -1,5 +1,6 @@
 //! The memory budget that caps all in-flight images.
 
+use crate::turns::{Turn, Turns};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -10,7 +11,10 @@ use tokio::sync::Notify;
 /// a time may exceed the budget, so that images which wait for each other finish one after the
 /// other. Memory in use never exceeds the budget plus one image.
 #[derive(Debug, Clone)]
-pub struct Budget(Arc<Mutex<BudgetState>>);
+pub struct Budget {
+    state: Arc<Mutex<BudgetState>>,
+    turns: Turns,
+}
 
 /// Memory of the [`Budget`], given back on drop.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub struct Reservation {
     budget: Budget,
     holder: Holder,
     bytes: usize,
+    /// An image's.
+    _turn: Option<Turn>,
 }
 
 #[derive(Debug)]
@@ -55,7 +61,7 @@ struct Holding {
 impl Budget {
     /// A budget of this many bytes.
     pub fn new(bytes: usize) -> Budget {
-        Budget(Arc::new(Mutex::new(BudgetState {
+        let state = BudgetState {
             total: bytes,
             kept_for_requests: bytes / 8,
             held_by_requests: 0,
@@ -64,19 +70,20 @@ impl Budget {
             next_image: 0,
             exceeding: None,
             usual: FIRST_USUAL_BYTES,
-        })))
+        };
+        Budget { state: Arc::new(Mutex::new(state)), turns: Turns::default() }
     }
 
-    /// Waits until an image's `bytes` are free and reserves them.
+    /// Waits for the image's turn and until its `bytes` are free, and reserves them.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
-        let mut reservation = self.image(false);
+        let mut reservation = self.image(false, self.turns.begin().await);
         reservation.wait_for(bytes).await;
         reservation
     }
 
     /// Like [`reserve`](Budget::reserve), for an image of unknown length: reserves the usual size.
     pub async fn reserve_usual(&self) -> Reservation {
-        let mut reservation = self.image(true);
+        let mut reservation = self.image(true, self.turns.begin().await);
         let usual = self.lock().usual;
         reservation.wait_for(usual).await;
         reservation
@@ -84,21 +91,22 @@ impl Budget {
 
     /// An empty reservation for a request, to be grown with [`Reservation::try_grow_to`].
     pub fn request(&self) -> Reservation {
-        Reservation { budget: self.clone(), holder: Holder::Request, bytes: 0 }
+        Reservation { budget: self.clone(), holder: Holder::Request, bytes: 0, _turn: None }
     }
 
-    fn image(&self, begins_with_usual: bool) -> Reservation {
+    fn image(&self, begins_with_usual: bool, turn: Turn) -> Reservation {
         let mut state = self.lock();
         let (number, granted) = (state.next_image, Arc::new(Notify::new()));
         state.next_image += 1;
         let holding =
             Holding { bytes: 0, wanted: 0, begins_with_usual, granted: Arc::clone(&granted) };
         state.images.insert(number, holding);
-        Reservation { budget: self.clone(), holder: Holder::Image(number, granted), bytes: 0 }
+        let holder = Holder::Image(number, granted);
+        Reservation { budget: self.clone(), holder, bytes: 0, _turn: Some(turn) }
     }
 
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

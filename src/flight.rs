@@ -519,6 +519,7 @@ impl FlightTask {
                 return self.join(&flight).await;
             }
         }
+        self.flights.generator.open_connections(&self.request);
         let storage = Arc::clone(&self.flights.storage);
         let (paid, _admission) = loop {
             if let Some(lease) = &mut self.lease {

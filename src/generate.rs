@@ -51,6 +51,13 @@ impl Generator {
         Generator { vertex, storage, targets }
     }
 
+    /// Opens the connections that a generation needs, side by side and while the access token is fetched.
+    pub fn open_connections(&self, request: &GenerateRequest) {
+        let target = request.target.as_ref().unwrap_or_else(|| self.targets.first());
+        let model = self.vertex.base_url(target);
+        self.vertex.client.http.open_ahead([self.storage.endpoint(), &model]);
+    }
+
     /// Generates one image, which must then be stored.
     ///
     /// # Errors

@@ -38,6 +38,7 @@
 //! extract
 //! image
 //! budget (memory for all images in transfer)
+//! turns (how many images are in transfer at once)
 //! error   id   panic
 //! ```
 //!
@@ -69,3 +70,4 @@ pub mod runtime;
 pub mod server;
 pub mod targets;
 pub mod telemetry;
+pub mod turns;

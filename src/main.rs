@@ -45,12 +45,11 @@ fn serve() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return cannot_serve(problems),
     };
-    // SAFETY: the thread that writes the log is started below; until then this is the only thread.
+    // SAFETY: no other thread has been started yet.
     unsafe { proxy::exempt_token_sources(&config.credentials) };
     // Each connection takes a file. A limit that cannot be raised bounds the connections instead.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let is_lambda = config.platform == config::Platform::Lambda;
-    telemetry::install(config.debug, config.log_format, is_lambda);
+    telemetry::install(config.debug, config.log_format);
     let app = App::new(config);
     app.config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     if let Some(hint) = app.client.credentials.hint() {

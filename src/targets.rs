@@ -79,6 +79,11 @@ impl Targets {
         Err(busy.or(refused).or(not_found).expect("at least one target is checked or asked"))
     }
 
+    /// The target that is asked first.
+    pub fn first(&self) -> &Target {
+        &self.list[self.indexes_to_ask()[0]]
+    }
+
     /// The indexes in `list` to ask, in order: all that are not gone, or all if every one is.
     fn indexes_to_ask(&self) -> Vec<usize> {
         let mut gone_until = self.gone_until.lock().unwrap_or_else(PoisonError::into_inner);

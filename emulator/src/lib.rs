@@ -41,7 +41,7 @@
 //!   compose and delete; buckets get, list, insert, patch and delete; batches; `getIamPolicy`,
 //!   `testIamPermissions`; preconditions and checksums; about one change of an object a second.
 //! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and
-//!   `:generateAccessToken`.
+//!   `:generateAccessToken`; **ID tokens**, whose signature does not verify: the metadata server.
 //!
 //! A generation counts as paid from the moment at which the model begins, whether or not the client
 //! waits.

@@ -1,13 +1,23 @@
 //! Google Compute Engine's metadata server.
 
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::response::Response;
 use crate::tokens::Tokens;
 
 /// Paths under `/computeMetadata/`.
-pub(crate) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Response {
+pub(crate) fn metadata(
+    tokens: &Tokens,
+    path: &str,
+    query: &BTreeMap<String, String>,
+    headers: &HeaderMap,
+) -> Response {
     if headers.get("metadata-flavor").is_none_or(|flavor| flavor != "Google") {
         let text = "Missing required header \"Metadata-Flavor\": \"Google\"\n";
         return Response::new(StatusCode::FORBIDDEN, "text/html; charset=UTF-8", text);
@@ -25,6 +35,18 @@ pub(crate) fn metadata(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Resp
         Some("") => {
             let body = json!({"aliases": ["default"], "email": EMAIL, "scopes": [SCOPE]});
             return flavoured(Response::new(StatusCode::OK, "application/json", body.to_string()));
+        }
+        Some("/identity") => {
+            return match query.get("audience").filter(|audience| !audience.is_empty()) {
+                Some(audience) => {
+                    flavoured(Response::new(StatusCode::OK, "text/html", id_token(audience)))
+                }
+                None => {
+                    let text = "non-empty audience parameter required\n";
+                    let status = StatusCode::BAD_REQUEST;
+                    flavoured(Response::new(status, "text/html; charset=UTF-8", text))
+                }
+            };
         }
         Some("/email") => EMAIL,
         Some("/scopes") => SCOPE,
@@ -51,6 +73,23 @@ pub(crate) fn root() -> Response {
     flavoured(Response::new(StatusCode::OK, "text/plain", "computeMetadata/\n"))
 }
 
+/// An ID token for an hour, with a signature that does not verify.
+fn id_token(audience: &str) -> String {
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let header = json!({"alg": "RS256", "kid": "emulated", "typ": "JWT"});
+    let claims = json!({
+        "aud": audience,
+        "azp": SUBJECT,
+        "exp": now + 3600,
+        "iat": now,
+        "iss": "https://accounts.google.com",
+        "sub": SUBJECT,
+    });
+    let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let signature = URL_SAFE_NO_PAD.encode("emulated");
+    format!("{}.{}.{signature}", encode(&header), encode(&claims))
+}
+
 fn flavoured(response: Response) -> Response {
     response.with("metadata-flavor", "Google").with("server", "Metadata Server for VM")
 }
@@ -58,5 +97,6 @@ fn flavoured(response: Response) -> Response {
 /// The entries of the directory.
 const INSTANCE: &str = "region\nservice-accounts/\n";
 
+const SUBJECT: &str = "123456789012345678901";
 pub(crate) const EMAIL: &str = "iga@iga-local.iam.gserviceaccount.com";
 pub(crate) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";

@@ -110,7 +110,7 @@ async fn route_with_body(
     let (tokens, headers) = (&services.tokens, &call.headers);
     match (call.method.as_str(), segments) {
         ("GET", ["computeMetadata", .., last]) => {
-            let response = metadata_server::metadata(tokens, &call.path, headers);
+            let response = metadata_server::metadata(tokens, &call.path, &call.query, headers);
             if *last == "token" { issue(services, call, response).await } else { Ok(response) }
         }
         ("GET", [""]) => Ok(metadata_server::root()),

@@ -142,7 +142,7 @@ async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
 
 async fn serve(google: bool, dir: PathBuf) -> Result<ExitCode, String> {
     let (app, emulator) = app(google, &dir).await?;
-    telemetry::install(app.config.debug, app.config.log_format, false);
+    telemetry::install(app.config.debug, app.config.log_format);
     if emulator.is_some() {
         print(&format!(
             "IGA with the emulator, images under {}. Try:\n  \
@@ -160,7 +160,7 @@ async fn invoke(args: Invoke, google: bool, dir: PathBuf) -> Result<ExitCode, St
     let (source, event) = event(&args)?;
     let (app, emulator) = app(google, &dir).await?;
     if args.logs {
-        telemetry::install(app.config.debug, app.config.log_format, false);
+        telemetry::install(app.config.debug, app.config.log_format);
     }
     let bucket = app.config.bucket.clone();
     let response = runtime::invoke(app, &event).await?;

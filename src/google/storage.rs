@@ -156,6 +156,11 @@ impl Storage {
         }
     }
 
+    /// Scheme, host and port.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     pub fn bucket(&self) -> &str {
         &self.bucket
     }

@@ -136,8 +136,13 @@ impl Vertex {
         }
     }
 
+    /// Scheme and host of the target's endpoint.
+    pub fn base_url(&self, target: &Target) -> String {
+        self.endpoint.clone().unwrap_or_else(|| base_url(&target.location))
+    }
+
     fn url(&self, target: &Target) -> String {
-        let base = self.endpoint.clone().unwrap_or_else(|| base_url(&target.location));
+        let base = self.base_url(target);
         let (project, location, model) = (&self.project_id, &target.location, target.model.id);
         let verb = target.model.family.verb();
         format!(

@@ -8,7 +8,8 @@ mod writer;
 
 use crate::config::LogFormat;
 use format::{Fields, LineFormat};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::Duration;
 use trace::Trace;
@@ -19,10 +20,7 @@ use tracing_subscriber::registry::LookupSpan;
 use writer::LogWriter;
 
 /// Sends every log line of the process to standard output, panics too.
-///
-/// Lines are written by a thread of their own. `directly` writes each at once instead: AWS Lambda freezes the
-/// process after its response, and what is still queued then would be late or lost.
-pub fn install(debug: bool, format: LogFormat, directly: bool) {
+pub fn install(debug: bool, format: LogFormat) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", literal(panic));
@@ -35,18 +33,14 @@ pub fn install(debug: bool, format: LogFormat, directly: bool) {
         }
         LogFormat::Auto => LineFormat::Json,
     };
-    let write: Box<dyn Fn(Vec<u8>) + Send + Sync> = match directly {
-        true => Box::new(write_now),
-        false => match LogWriter::new(std::io::stdout(), move |count| dropped(format, count)) {
-            Ok(writer) => {
-                let _ = WRITER.set(writer.clone());
-                Box::new(move |line| writer.write(line))
-            }
-            Err(_) => Box::new(write_now),
-        },
-    };
+    // Without standard output there is no log.
+    let Ok(output) = std::io::stdout().as_fd().try_clone_to_owned() else { return };
+    let writer = LogWriter::new(output, move |count| dropped(format, count));
+    let _ = WRITER.set(writer.clone());
     // A second call has no effect.
-    let _ = tracing::subscriber::set_global_default(lines(debug, format, write));
+    let _ = tracing::subscriber::set_global_default(lines(debug, format, move |line| {
+        writer.write(line);
+    }));
 }
 
 /// Reports panics on standard error, until [`install`] sends them to the log.
@@ -84,11 +78,6 @@ fn lines(
     write: impl Fn(Vec<u8>) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
     tracing_subscriber::registry().with(Lines { debug, format, write })
-}
-
-fn write_now(line: Vec<u8>) {
-    // If standard output is closed, the failure cannot be reported.
-    let _ = std::io::stdout().lock().write_all(&line);
 }
 
 /// `iga_dropped_log_lines_count`, written by the thread that writes lines.

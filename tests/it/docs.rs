@@ -1,4 +1,5 @@
-//! The README and the pages of docs/ match the code, and their links work.
+//! The README and the pages of docs/ match the code, and their links work. `IGA_WRITE_DOCS=1` writes the tables of settings
+//! and errors.
 
 use iga::config::Timing;
 use iga::config::settings::{Preset, SETTINGS, Setting};
@@ -6,11 +7,9 @@ use iga::error::Kind;
 use iga::telemetry::metrics;
 use std::path::{Path, PathBuf};
 
-const API: &str = include_str!("../../docs/api.md");
 const DEPENDENCIES: &str = include_str!("../../docs/dependencies.md");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const RELIABILITY: &str = include_str!("../../docs/reliability.md");
-const SETTINGS_PAGE: &str = include_str!("../../docs/settings.md");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
 
 #[track_caller]
@@ -30,19 +29,36 @@ fn row(setting: &Setting) -> String {
     format!("| {names} | {preset} | {} |\n", setting.meaning)
 }
 
-#[test]
-fn every_setting_is_in_the_table_and_no_other() {
-    let head = "| variable | default | meaning |\n|---|---|---|\n";
-    let table = SETTINGS.iter().map(|setting| row(setting)).collect::<String>();
-    has(SETTINGS_PAGE, &format!("\n{head}{table}\n"));
+/// Compares the table that begins with `head` with a page's, or writes it there.
+fn table(page: &str, head: &str, rows: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let text = read(&path);
+    let head = format!("\n{head}\n{}|\n", "|---".repeat(head.matches('|').count() - 1));
+    let (before, rest) = text.split_once(&head).unwrap_or_else(|| panic!("{page} lacks {head}"));
+    let (found, after) = rest.split_once("\n\n").expect("the table has an end");
+    if std::env::var_os("IGA_WRITE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{head}{rows}\n{after}")).unwrap();
+        return;
+    }
+    assert_eq!(format!("{found}\n"), rows, "{page} differs");
 }
 
 #[test]
-fn every_error_is_in_the_table() {
-    for kind in Kind::ALL {
-        let row = kind.row();
-        has(API, &format!("| {} | `{}` | `{}` |\n", row.status, row.code, row.message));
+fn every_setting_is_in_the_table_and_no_other() {
+    let rows = SETTINGS.iter().map(|setting| row(setting)).collect::<String>();
+    table("docs/settings.md", "| variable | default | meaning |", &rows);
+}
+
+#[test]
+fn every_error_is_in_the_table_and_no_other() {
+    let mut rows: Vec<String> = Vec::new();
+    for row in Kind::ALL.iter().map(|kind| kind.row()) {
+        let row = format!("| {} | `{}` | `{}` |\n", row.status, row.code, row.message);
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
     }
+    table("docs/api.md", "| status | error_code | message |", &rows.concat());
 }
 
 #[test]
@@ -108,6 +124,39 @@ fn every_relative_link_has_its_file_and_heading() {
         }
     }
     assert!(checked > 40, "only {checked} links were found");
+}
+
+#[test]
+fn every_column_has_a_head() {
+    let mut checked = 0;
+    for page in pages() {
+        let text = read(&page);
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines
+            .windows(2)
+            .filter(|pair| pair[1].starts_with("|---") || pair[1].starts_with("| ---"))
+        {
+            let heads = pair[0].trim_matches('|').split('|');
+            assert!(heads.into_iter().all(|head| !head.trim().is_empty()), "{page:?}: {}", pair[0]);
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} tables were found");
+}
+
+/// The README's promises, up to each first full stop, are in the page that states them exactly.
+#[test]
+fn the_readme_promises_what_the_page_on_reliability_does() {
+    let readme = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
+    assert!(readme.lines().count() <= 150);
+    let section =
+        readme.split("\n## What it promises\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let promises: Vec<&str> =
+        section.split("- **").skip(1).map(|rest| rest.split("**").next().unwrap()).collect();
+    assert!(promises.len() >= 4, "{promises:?}");
+    for promise in promises {
+        has(RELIABILITY, &format!("- **{promise}**"));
+    }
 }
 
 /// Every Markdown page of the repository's root and of docs/.

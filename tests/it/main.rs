@@ -1,14 +1,17 @@
 //! Integration tests: the real router and binary over real sockets, against the emulator of Google's services.
 
 mod bad_input;
+mod cold_start;
 mod conformance;
 mod connections;
 mod contract;
 mod cpoa;
 mod credentials;
 mod deployment;
+mod doc_commands;
 mod docs;
 mod doctor;
+mod examples;
 mod flights;
 mod fuzz;
 mod health;

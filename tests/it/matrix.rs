@@ -1,6 +1,6 @@
 //! Every fault at every stage: what the caller gets, what is paid and stored, and what a retry gets and pays.
 //!
-//! The table is in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test matrix` rewrites it.
+//! The tables are in `docs/reliability.md`; `IGA_WRITE_DOCS=1 cargo test --test it matrix` rewrites them.
 
 use crate::support::service::{
     CURRENT, HOUR, PROMPT, Response, Service, config, emulator_with, fetch, images, records,
@@ -20,6 +20,7 @@ const END: &str = "<!-- fault matrix: end -->\n";
 /// Where a fault acts, and the setup that a request needs to reach it.
 #[derive(Clone, Copy)]
 struct Place {
+    /// The stage, and after a comma the moment.
     name: &'static str,
     stage: Stage,
     matching: &'static str,
@@ -40,7 +41,7 @@ enum Setup {
 }
 
 const PLACES: &[Place] = &[
-    place("token", Stage::Token, "", None, Setup::Plain),
+    place("token, response", Stage::Token, "", None, Setup::Plain),
     place("lease, write", Stage::UploadStart, KEY, Some("life_ms"), Setup::Plain),
     place("lease, response", Stage::UploadEnd, KEY, Some("life_ms"), Setup::Plain),
     place("renewal, write", Stage::UploadStart, KEY, Some("renewal"), Setup::LongModel),
@@ -54,8 +55,29 @@ const PLACES: &[Place] = &[
     place("receipt, response", Stage::UploadEnd, KEY, Some("object"), Setup::Plain),
     place("release, write", Stage::UploadStart, KEY, Some("released"), Setup::FailingModel),
     place("release, response", Stage::UploadEnd, KEY, Some("released"), Setup::FailingModel),
-    place("record, read", Stage::Stat, KEY, None, Setup::Stored),
-    place("receipt's image, read", Stage::Stat, "/iga_req_", None, Setup::Stored),
+    place("reading, record", Stage::Stat, KEY, None, Setup::Stored),
+    place("reading, image", Stage::Stat, "/iga_req_", None, Setup::Stored),
+];
+
+/// The part of a place before the comma, with the heading and the introduction of its table.
+const STAGES: &[(&str, &str, &str)] = &[
+    ("token", "Access token", "IGA gets a token before it reads, writes or pays anything."),
+    ("lease", "Lease", "The lease is written before the model is called."),
+    ("renewal", "Renewal of the lease", "The model is slow, and the lease is renewed meanwhile."),
+    (
+        "model",
+        "Model",
+        "The lease is held. *Call* is before the model makes the image, *response* afterwards.",
+    ),
+    ("upload", "Upload of the image", "The image is paid."),
+    ("receipt", "Receipt", "The image is stored, and its caller has the response."),
+    ("release", "Release of the lease", "The model has failed with 500; the lease is given back."),
+    ("reading", "Reading an existing receipt", "Another instance has stored the image before."),
+    (
+        "bucket",
+        "Refused writes, missing permissions and dates",
+        "Refused writes end like the other faults; the rest lasts.",
+    ),
 ];
 
 const KEY: &str = "/.iga/key/";
@@ -140,11 +162,11 @@ fn every_fault_at_every_stage_has_its_row() {
         // A stored image is never paid for again.
         let is_paid_again = here.contains("paid") || elsewhere.contains("paid");
         assert!(*stored == 0 || !is_paid_again, "{text}");
-        assert!(elsewhere.starts_with("200") || place.starts_with("an account"), "{text}");
+        assert!(elsewhere.starts_with("200") || *place == ACCOUNT, "{text}");
     }
-    let table = table(&rows);
-    println!("{table}");
-    document(&table);
+    let tables = tables(&rows);
+    println!("{tables}");
+    document(&tables);
 }
 
 fn runs() -> Vec<Run> {
@@ -179,17 +201,19 @@ fn runs() -> Vec<Run> {
         options: Options { withheld, omit_date, ..Options::default() },
         is_short: false,
     };
-    let (records, account) = ("records", "an account");
+    let records = "bucket, records";
     runs.extend([
         plain(records, "creates refused", vec![refused(Write::Create)], vec![], false),
         plain(records, "overwrites refused", vec![refused(Write::Overwrite)], vec![], false),
         plain(records, "responses without `Date`", vec![], vec![], true),
-        plain(account, "without `get`", vec![], vec![get.clone()], false),
-        plain(account, "without `delete`", vec![], vec![delete.clone()], false),
-        plain(account, "without `get` and `delete`", vec![], vec![get, delete], false),
+        plain(ACCOUNT, "without `get`", vec![], vec![get.clone()], false),
+        plain(ACCOUNT, "without `delete`", vec![], vec![delete.clone()], false),
+        plain(ACCOUNT, "without `get` and `delete`", vec![], vec![get, delete], false),
     ]);
     runs
 }
+
+const ACCOUNT: &str = "bucket, account";
 
 /// Runs several at a time on a thread each, because they mostly wait.
 fn in_parallel(runs: Vec<Run>) -> Vec<Row> {
@@ -329,8 +353,8 @@ fn metrics(lines: &[Value]) -> String {
     format!("`{status}`{}", errors.collect::<String>())
 }
 
-/// The table, with one row for all faults of a place that have the same outcome.
-fn table(rows: &[Row]) -> String {
+/// A table for each stage, with one row for all faults of a place that have the same outcome.
+fn tables(rows: &[Row]) -> String {
     let mut grouped: Vec<(&str, Vec<&str>, &Outcome)> = Vec::new();
     for Row { place, fault, outcome } in rows {
         let same =
@@ -340,14 +364,23 @@ fn table(rows: &[Row]) -> String {
             None => grouped.push((place, vec![fault], outcome)),
         }
     }
-    let mut table = "| stage | fault | response | paid | stored | retry here | record | retry elsewhere | metrics |\n\
-                     |---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+    let mut tables = String::new();
+    let mut begun = None;
     for (place, faults, outcome) in grouped {
-        table += &format!("| {place} | {} | {} |\n", listed(&faults), outcome.text());
+        let (name, moment) = place.split_once(", ").expect("a stage and a moment");
+        let stage = STAGES.iter().find(|(stage, ..)| *stage == name).expect("a stage of the list");
+        if begun != Some(stage) {
+            let (_, heading, introduction) = stage;
+            tables += &format!("\n### {heading}\n\n{introduction}\n\n{HEAD}");
+            begun = Some(stage);
+        }
+        tables += &format!("| {moment} | {} | {} |\n", listed(&faults), outcome.text());
     }
-    table
+    tables + "\n"
 }
+
+const HEAD: &str = "| moment | fault | response | paid | stored | retry here | record | retry elsewhere | metrics |\n\
+                    |---|---|---|---|---|---|---|---|---|\n";
 
 /// Shortens a list of faults: `500, once` and `500, lasting` become `500`.
 fn listed(faults: &[&str]) -> String {
@@ -374,17 +407,17 @@ fn listed(faults: &[&str]) -> String {
     groups.map(|(kinds, how_often)| kinds + how_often).collect::<Vec<_>>().join("; ")
 }
 
-/// Compares the table with that of the document, or writes it there.
-fn document(table: &str) {
+/// Compares the tables with those of the document, or writes them there.
+fn document(tables: &str) {
     let text = std::fs::read_to_string(DOCUMENT).unwrap();
-    let begin = text.find(BEGIN).expect("the document has the table") + BEGIN.len();
-    let end = text.find(END).expect("the table has an end");
+    let begin = text.find(BEGIN).expect("the document has the tables") + BEGIN.len();
+    let end = text.find(END).expect("the tables have an end");
     if std::env::var_os("IGA_WRITE_DOCS").is_some() {
-        std::fs::write(DOCUMENT, [&text[..begin], table, &text[end..]].concat()).unwrap();
+        std::fs::write(DOCUMENT, [&text[..begin], tables, &text[end..]].concat()).unwrap();
         return;
     }
-    for (found, written) in table.lines().zip(text[begin..end].lines()) {
+    for (found, written) in tables.lines().zip(text[begin..end].lines()) {
         assert_eq!(found, written, "docs/reliability.md differs");
     }
-    assert_eq!(table, &text[begin..end]);
+    assert_eq!(tables, &text[begin..end]);
 }

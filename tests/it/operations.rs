@@ -499,18 +499,26 @@ fn queries_find_their_lines(log: &Log) {
 
 const PAGE: &str = include_str!("../../docs/operations.md");
 
-/// The rows of the page's table of alerts: title, query for Cloud Logging, query for Logs Insights.
+/// The rows of the page's table of queries: alert, query for Cloud Logging, query for Logs Insights.
 fn alert_rows() -> Vec<(String, String, String)> {
-    let table = PAGE.split("\n| alert |").nth(1).unwrap().split("\n\n").next().unwrap();
-    let rows = table.lines().skip(2);
-    rows.map(|row| {
-        let cells: Vec<&str> = row.split(" | ").collect();
-        let queries: Vec<&str> = cells[1].split('`').skip(1).step_by(2).collect();
-        let title = cells[0].trim_start_matches("| ").to_owned();
+    let rows = rows_under("\n| lines of the alert |").map(|row| {
+        let queries: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
         assert_eq!(queries.len(), 2, "{row}");
-        (title, queries[0].to_owned(), queries[1].to_owned())
-    })
-    .collect()
+        (title(row), queries[0].to_owned(), queries[1].to_owned())
+    });
+    let rows: Vec<_> = rows.collect();
+    let titles: Vec<_> = rows.iter().map(|(title, ..)| title.clone()).collect();
+    assert_eq!(titles, rows_under("\n| alert |").map(title).collect::<Vec<_>>());
+    rows
+}
+
+fn rows_under(head: &str) -> impl Iterator<Item = &'static str> {
+    let table = PAGE.split(head).nth(1).unwrap().split("\n\n").next().unwrap();
+    table.lines().skip(2)
+}
+
+fn title(row: &str) -> String {
+    row.trim_start_matches("| ").split(" | ").next().unwrap().to_owned()
 }
 
 #[test]

@@ -3,8 +3,6 @@
 //! - `load images URL REQUESTS CONCURRENCY [prompt_bytes=N]` asks a service for images, each with its
 //!   own prompt.
 //! - `load model URL REQUESTS CONCURRENCY` calls the model directly and reads its response.
-//! - `load ceiling URL REQUESTS CONCURRENCY storage=URL image_bytes=N` also uploads a prepared image.
-//!   No service can be faster than this.
 //!
 //! Prints one JSON object. `refused` counts the responses 503, `failed` all others that are not 200.
 
@@ -12,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, StatusCode};
-use iga_benches::{Args, HttpClient, PREDICT_PATH, UPLOAD_PATH, client, image};
+use iga_benches::{Args, HttpClient, PREDICT_PATH, client};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +27,6 @@ struct Load {
 enum Mode {
     Images { prompt_bytes: usize },
     Model,
-    Ceiling { storage: String, upload: Bytes },
 }
 
 #[derive(Default)]
@@ -40,20 +37,13 @@ struct Results {
 
 #[tokio::main]
 async fn main() {
-    let mut args = Args::new(
-        "load images|model|ceiling URL REQUESTS CONCURRENCY [prompt_bytes|storage|image_bytes=VALUE…]",
-    );
+    let mut args = Args::new("load images|model URL REQUESTS CONCURRENCY [prompt_bytes=VALUE]");
     let mode: String = args.positional();
     let url: String = args.positional();
     let requests = args.positional();
     let concurrency: usize = args.positional();
     let mode = match mode.as_str() {
         "model" => Mode::Model,
-        "ceiling" => {
-            let storage = args.option("storage").expect("storage=URL");
-            let image = image(args.option("image_bytes").expect("image_bytes=N"));
-            Mode::Ceiling { storage, upload: [HEAD, &image, TAIL].concat().into() }
-        }
         _ => Mode::Images { prompt_bytes: args.option("prompt_bytes").unwrap_or(0) },
     };
     args.end();
@@ -109,29 +99,15 @@ impl Load {
             Mode::Images { prompt_bytes } => {
                 prompt.extend(std::iter::repeat_n('.', prompt_bytes.saturating_sub(prompt.len())));
                 let body = json!({"prompt": prompt}).to_string();
-                self.post(&self.url, "/generate_image", JSON, body.into()).await
+                self.post("/generate_image", body.into()).await
             }
-            Mode::Model => self.post(&self.url, PREDICT_PATH, JSON, predict(prompt)).await,
-            Mode::Ceiling { storage, upload } => {
-                let status = self.post(&self.url, PREDICT_PATH, JSON, predict(prompt)).await?;
-                if status != StatusCode::OK {
-                    return Ok(status);
-                }
-                let path = format!("{UPLOAD_PATH}?uploadType=multipart");
-                self.post(storage, &path, "multipart/related; boundary=b", upload.clone()).await
-            }
+            Mode::Model => self.post(PREDICT_PATH, predict(prompt)).await,
         }
     }
 
-    async fn post(
-        &self,
-        url: &str,
-        path: &str,
-        content_type: &str,
-        body: Bytes,
-    ) -> Result<StatusCode, String> {
-        let request = Request::post(format!("{url}{path}"))
-            .header(CONTENT_TYPE, content_type)
+    async fn post(&self, path: &str, body: Bytes) -> Result<StatusCode, String> {
+        let request = Request::post(format!("{}{path}", self.url))
+            .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| error.to_string())?;
         let response = self.client.request(request).await.map_err(|error| error.to_string())?;
@@ -154,10 +130,3 @@ impl Load {
 fn predict(prompt: String) -> Bytes {
     json!({"instances": [{"prompt": prompt}]}).to_string().into()
 }
-
-const JSON: &str = "application/json";
-
-const HEAD: &[u8] =
-    b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: image/png\r\n\r\n";
-
-const TAIL: &[u8] = b"\r\n--b--\r\n";

@@ -1,5 +1,7 @@
 //! Access tokens and the metadata server.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -72,4 +74,30 @@ async fn the_metadata_server_is_detected() {
             (200, &http::HeaderValue::from_static("Google"))
         );
     }
+}
+
+#[tokio::test]
+async fn the_metadata_server_issues_id_tokens_for_an_audience() {
+    let setup = Setup::new().await;
+    let path = "/computeMetadata/v1/instance/service-accounts/default/identity";
+    let ask = async |query: &str| {
+        let request = setup.request(Method::GET, &format!("{path}{query}"));
+        request.header("metadata-flavor", "Google").send().await.expect("a response")
+    };
+    for query in ["", "?audience="] {
+        assert_eq!(ask(query).await.status().as_u16(), 400);
+    }
+    let response = ask("?audience=https%3A%2F%2Figa-1.run.app&format=full").await;
+    assert_eq!(response.status().as_u16(), 200);
+    let token = response.text().await.expect("text");
+    let parts: Vec<&str> = token.split('.').collect();
+    assert_eq!(parts.len(), 3, "{token}");
+    let claims = URL_SAFE_NO_PAD.decode(parts[1]).expect("base64");
+    let claims: Value = serde_json::from_slice(&claims).expect("JSON");
+    assert_eq!(claims["aud"], "https://iga-1.run.app");
+    assert_eq!(claims["iss"], "https://accounts.google.com");
+    assert_eq!(
+        claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat),
+        Some(3600)
+    );
 }
