@@ -12,14 +12,14 @@ use iga_emulator::{
 };
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 
@@ -54,7 +54,7 @@ impl LocalEmulator {
 #[ignore = "needs Google's clients for Python"]
 async fn googles_clients_for_python_work_with_the_emulator() {
     let emulator = LocalEmulator::start().await;
-    let output = python("clients.py", &emulator.url, "").await;
+    let output = python("clients.py", &[&emulator.url]).await;
     assert_rows(&output, 69);
 }
 
@@ -65,7 +65,7 @@ async fn googles_clients_for_node_work_with_the_emulator() {
     let folder = std::env::var_os(NODE_MODULES).expect(NODE_MODULES);
     let mut node = Command::new("node");
     node.args([&program("clients.mjs"), &emulator.url]).env(NODE_MODULES, folder);
-    let output = run(node, "").await;
+    let output = run(node).await;
     assert_rows(&output, 12);
 }
 
@@ -75,29 +75,20 @@ fn program(name: &str) -> String {
 }
 
 /// Runs a program of `tests/conformance/` with the Python that has Google's clients.
-async fn python(name: &str, url: &str, input: &str) -> Output {
+async fn python(name: &str, arguments: &[&str]) -> Output {
     let python = std::env::var_os("IGA_TEST_GOOGLE_PYTHON").unwrap_or(OsString::from("python3"));
     let mut command = Command::new(python);
-    command.args(["-W", "ignore", &program(name), url]);
-    run(command, input).await
+    command.args(["-W", "ignore", &program(name)]).args(arguments);
+    run(command).await
 }
 
 /// Runs a program without the Google credentials of a developer, which would come first.
-async fn run(mut command: Command, input: &str) -> Output {
+async fn run(mut command: Command) -> Output {
     let home = TempDir::new().unwrap();
-    let mut process = command
+    command
         .env_remove("GOOGLE_APPLICATION_CREDENTIALS")
-        .envs([("HOME", home.path()), ("CLOUDSDK_CONFIG", home.path())])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the program can be started");
-    let mut stdin = process.stdin.take().unwrap();
-    stdin.write_all(input.as_bytes()).await.unwrap();
-    drop(stdin);
-    process.wait_with_output().await.unwrap()
+        .envs([("HOME", home.path()), ("CLOUDSDK_CONFIG", home.path())]);
+    command.kill_on_drop(true).output().await.expect("the program can be started")
 }
 
 #[track_caller]
@@ -113,158 +104,49 @@ fn assert_rows(output: &Output, count: usize) {
 
 // ---- the bodies that google-genai sends
 
-/// The same image, asked of IGA and of google-genai.
-struct Pair {
-    model: &'static str,
-    settings: &'static [(&'static str, &'static str)],
-    /// IGA's fields.
-    request: Value,
-    /// google-genai's configuration.
-    config: Value,
-}
-
-fn pairs() -> Vec<Pair> {
-    let pair = |model, request, config| Pair { model, settings: &[], request, config };
-    let image = |config: Value| json!({"response_modalities": ["IMAGE"], "image_config": config});
-    let gemini = [
-        (json!({}), image(json!({"aspect_ratio": "1:1"}))),
-        (json!({"aspect_ratio": "16:9"}), image(json!({"aspect_ratio": "16:9"}))),
-        (
-            json!({"image_size": "2K", "aspect_ratio": "4:5"}),
-            image(json!({"aspect_ratio": "4:5", "image_size": "2K"})),
-        ),
-        (
-            json!({"output_mime_type": "image/jpeg"}),
-            image(json!({"aspect_ratio": "1:1", "output_mime_type": "image/jpeg"})),
-        ),
-        (
-            json!({"seed": 7}),
-            json!({"response_modalities": ["IMAGE"], "image_config": {"aspect_ratio": "1:1"}, "seed": 7}),
-        ),
-        (
-            json!({"person_generation": "dont_allow"}),
-            image(json!({"aspect_ratio": "1:1", "person_generation": "ALLOW_NONE"})),
-        ),
-        (
-            json!({"person_generation": "allow_adult"}),
-            image(json!({"aspect_ratio": "1:1", "person_generation": "ALLOW_ADULT"})),
-        ),
-        (
-            json!({"person_generation": "allow_all"}),
-            image(json!({"aspect_ratio": "1:1", "person_generation": "ALLOW_ALL"})),
-        ),
-    ];
-    let usual = |more: Value| {
-        let mut config = json!({
-            "number_of_images": 1, "aspect_ratio": "1:1", "add_watermark": true,
-            "include_rai_reason": true,
-        });
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        config
-    };
-    let imagen = [
-        (json!({}), usual(json!({}))),
-        (json!({"aspect_ratio": "9:16"}), usual(json!({"aspect_ratio": "9:16"}))),
-        (json!({"image_size": "2K"}), usual(json!({"image_size": "2K"}))),
-        (
-            json!({"output_mime_type": "image/jpeg"}),
-            usual(json!({"output_mime_type": "image/jpeg"})),
-        ),
-        (
-            json!({"seed": 7, "add_watermark": false}),
-            usual(json!({"seed": 7, "add_watermark": false, "enhance_prompt": false})),
-        ),
-        (
-            json!({"person_generation": "dont_allow"}),
-            usual(json!({"person_generation": "DONT_ALLOW"})),
-        ),
-        (
-            json!({"person_generation": "allow_all"}),
-            usual(json!({"person_generation": "ALLOW_ALL"})),
-        ),
-    ];
-    let mut pairs: Vec<Pair> = gemini.map(|(request, config)| pair(GEMINI, request, config)).into();
-    pairs.extend(imagen.map(|(request, config)| pair(IMAGEN, request, config)));
-    let negative = usual(json!({"negative_prompt": "cats"}));
-    pairs.push(pair(OLD_IMAGEN, json!({"negative_prompt": "cats"}), negative));
-    let labels = json!({"labels": {"team": "podcast"}});
-    let mut gemini_labels = image(json!({"aspect_ratio": "1:1"}));
-    gemini_labels["labels"] = labels["labels"].clone();
-    for (model, config) in [(GEMINI, gemini_labels), (IMAGEN, usual(labels))] {
-        let settings = &[("IGA_VERTEXAI_LABELS", "team=podcast")];
-        pairs.push(Pair { settings, ..pair(model, json!({}), config) });
-    }
-    pairs
-}
-
-/// A difference between the bodies of IGA and google-genai that is right.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Difference {
-    model: &'static str,
-    path: String,
-    ours: String,
-    theirs: String,
-}
-
-/// The API's reference writes Imagen's values in lower case, and the API accepts both.
-fn known_differences() -> BTreeSet<Difference> {
-    let values = [("dont_allow", "DONT_ALLOW"), ("allow_all", "ALLOW_ALL")];
-    let difference = |(ours, theirs): (&str, &str)| Difference {
-        model: IMAGEN,
-        path: "parameters.personGeneration".to_owned(),
-        ours: json!(ours).to_string(),
-        theirs: json!(theirs).to_string(),
-    };
-    values.map(difference).into()
-}
+/// The same images, asked of IGA and of google-genai, and the differences that are right.
+const BODIES: &str = include_str!("../conformance/bodies.json");
 
 #[tokio::test]
 #[ignore = "needs Google's clients for Python"]
 async fn the_bodies_are_those_that_google_genai_sends() {
-    let revive = vec![IMAGEN.to_owned(), OLD_IMAGEN.to_owned()];
+    let table: Value = serde_json::from_str(BODIES).unwrap();
+    let pairs = table["pairs"].as_array().unwrap();
+    let revive = [IMAGEN, "imagen-3.0-generate-001"].map(str::to_owned).into();
     let emulator = emulator_with(Options { revive, ..Options::default() }).await;
-    let pairs = pairs();
-    for Pair { model, settings, request, .. } in &pairs {
-        let mut request = request.clone();
+    for pair in pairs {
+        let text = |name: &str| pair[name].as_str().unwrap_or_default();
+        let settings = [
+            ("IGA_VERTEXAI_IMAGE_MODEL_ID", text("model")),
+            ("IGA_VERTEXAI_LOCATION", text("location")),
+            ("IGA_VERTEXAI_LABELS", text("labels")),
+        ];
+        let mut request = pair["iga"].clone();
         request["prompt"] = PROMPT.into();
-        let place =
-            [("IGA_VERTEXAI_IMAGE_MODEL_ID", *model), ("IGA_VERTEXAI_LOCATION", location(model))];
-        let service = Service::on(emulator.clone(), &[&place, *settings].concat()).await;
+        let service = Service::on(emulator.clone(), &settings).await;
         service.post(request).await.is_image();
     }
-    let ours = bodies(&emulator);
-    assert_eq!(ours.len(), pairs.len());
-    let rows: Vec<_> = pairs
-        .iter()
-        .map(|Pair { model, config, .. }| {
-            let location = location(model);
-            json!({"model": model, "location": location, "prompt": PROMPT, "config": config})
-        })
-        .collect();
-    let output = python("bodies.py", &emulator.url(), &Value::from(rows).to_string()).await;
+    let output = python("bodies.py", &[&emulator.url(), PROMPT]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let theirs = bodies(&emulator).split_off(ours.len());
+    let bodies = bodies(&emulator);
+    let (ours, theirs) = bodies.split_at(pairs.len());
     assert_eq!(theirs.len(), pairs.len());
 
     let mut found = BTreeSet::new();
-    for ((pair, ours), theirs) in pairs.iter().zip(&ours).zip(&theirs) {
-        let (ours, theirs) = (leaves(ours), leaves(theirs));
-        let paths: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
-        for path in paths {
-            let value = |leaves: &BTreeMap<String, Value>| {
-                leaves.get(path).map_or("-".to_owned(), Value::to_string)
-            };
-            if value(&ours) != value(&theirs) {
-                let (ours, theirs) = (value(&ours), value(&theirs));
-                found.insert(Difference { model: pair.model, path: path.clone(), ours, theirs });
+    for ((pair, ours), theirs) in pairs.iter().zip(ours).zip(theirs) {
+        for path in paths(ours).union(&paths(theirs)) {
+            let (ours, theirs) = (ours.pointer(path), theirs.pointer(path));
+            if ours != theirs {
+                found.insert(json!([pair["model"], path, ours, theirs]).to_string());
             }
         }
     }
-    assert_eq!(found, known_differences());
-}
-
-fn location(model: &str) -> &'static str {
-    if model.starts_with("imagen") { "us-central1" } else { "global" }
+    let known = table["differences"].as_array().unwrap().iter().map(|known| {
+        assert!(known["reason"].is_string(), "{known}");
+        let fields = ["model", "path", "iga", "google_genai"].map(|field| known[field].clone());
+        Value::from_iter(fields).to_string()
+    });
+    assert_eq!(found, known.collect());
 }
 
 /// The bodies of all requests to a model, in order.
@@ -274,9 +156,8 @@ fn bodies(emulator: &Emulator) -> Vec<Value> {
     requests.map(|request| serde_json::from_slice(&request.body).unwrap()).collect()
 }
 
-/// Every scalar of a JSON value, and every empty list and object, by its path.
-fn leaves(value: &Value) -> BTreeMap<String, Value> {
-    let mut leaves = BTreeMap::new();
+/// The JSON pointers of all values that contain no other.
+fn paths(value: &Value) -> BTreeSet<String> {
     let below: Vec<(String, &Value)> = match value {
         Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), value)).collect(),
         Value::Array(elements) => {
@@ -285,15 +166,12 @@ fn leaves(value: &Value) -> BTreeMap<String, Value> {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     };
     if below.is_empty() {
-        leaves.insert(String::new(), value.clone());
+        return BTreeSet::from([String::new()]);
     }
-    for (name, value) in below {
-        for (path, leaf) in self::leaves(value) {
-            let path = if path.is_empty() { name.clone() } else { format!("{name}.{path}") };
-            leaves.insert(path, leaf);
-        }
-    }
-    leaves
+    let paths = below.into_iter().flat_map(|(name, value)| {
+        paths(value).into_iter().map(move |path| format!("/{name}{path}"))
+    });
+    paths.collect()
 }
 
 // ---- the limit of changes of an object
@@ -655,7 +533,5 @@ async fn every_operation_copes_with_the_faults_of_googles_tests() {
 }
 
 const KEY: &str = "/.iga/key/";
-const GEMINI: &str = "gemini-3.1-flash-image";
 const IMAGEN: &str = "imagen-4.0-generate-001";
-const OLD_IMAGEN: &str = "imagen-3.0-generate-001";
 const NODE_MODULES: &str = "IGA_TEST_NODE_MODULES";
