@@ -275,6 +275,8 @@ async fn flights_tasks_and_the_contract_hold_under_the_limit() {
     again.args(["flights::", "contract::", "queue::", "--test-threads", "16"]).env(PACED, "yes");
     // Under the limit the second holder waits, and finds the first one's image.
     again.args(["--skip", "a_holder_that_finishes_second"]);
+    // Two variants must arrive within 300 ms, which a busy machine does not ensure.
+    again.args(["--skip", "the_retry_of_a_variant"]);
     let output = again.kill_on_drop(true).output().await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     let count = printed.lines().filter(|line| line.ends_with(" ... ok")).count();
