@@ -9,10 +9,10 @@ COPY benches/Cargo.toml benches/
 COPY emulator/Cargo.toml emulator/
 COPY model/Cargo.toml model/
 COPY scripts/build-static.sh scripts/
-RUN mkdir -p src/bin benches/src emulator/src model/src \
+RUN mkdir -p src/bin/iga-local benches/src emulator/src model/src \
     && touch src/lib.rs benches/src/lib.rs emulator/src/lib.rs model/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
-    && cp src/main.rs src/bin/iga-local.rs \
+    && cp src/main.rs src/bin/iga-local/main.rs \
     && scripts/build-static.sh "$(uname -m)"
 
 COPY src src

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::config::{Config, Platform};
 use crate::handler::PlatformDeadline;
 use crate::router::{GENERATE_IMAGE, router};
-use crate::server::{listen, serve};
+use crate::server::{listen, serve_router};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -19,10 +19,13 @@ use lambda_http::request::{LambdaRequest, RequestContext};
 use lambda_http::tower::{Service, ServiceExt};
 use lambda_http::{Adapter, Context, RequestExt as _};
 use serde_json::Value;
+use std::future::Future;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 /// Serves until the platform ends the process or a signal stops it.
@@ -39,19 +42,40 @@ pub async fn run(app: Arc<App>) -> Result<(), String> {
             lambda_runtime::run(service_fn(handler)).await.map_err(|error| error.to_string())
         }
         Platform::CloudRun | Platform::Plain => {
-            let address = SocketAddr::new(app.config.host, app.config.port);
-            let listener = listen(address).map_err(|error| {
-                format!(
-                    "IGA cannot listen on {address}: {error}. Another process may use the port; set IGA_PORT to \
-                     use another."
-                )
-            })?;
-            let stop = stop_signal();
-            started(&app.config, listener.local_addr().ok());
-            serve(app, listener, stop).await;
+            let listener = bind(&app.config)?;
+            let router = router(Arc::clone(&app));
+            serve(app, router, listener, stop_signal()).await;
             Ok(())
         }
     }
+}
+
+/// Listens on the address of the settings.
+///
+/// # Errors
+/// A sentence for the operator.
+pub fn bind(config: &Config) -> Result<TcpListener, String> {
+    let address = SocketAddr::new(config.host, config.port);
+    listen(address).map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::AddrInUse => "Another process uses the port; set IGA_PORT to use another.",
+            ErrorKind::AddrNotAvailable => "This machine does not have the address; set IGA_HOST.",
+            ErrorKind::PermissionDenied => "This user may not use the port; set IGA_PORT.",
+            _ => "Check IGA_HOST and IGA_PORT.",
+        };
+        format!("IGA cannot listen on {address}: {error}. {remedy}")
+    })
+}
+
+/// Serves `router`, which contains the service's own, until `stop`.
+pub async fn serve(
+    app: Arc<App>,
+    router: Router,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) {
+    started(&app.config, listener.local_addr().ok());
+    serve_router(app, router, listener, stop).await;
 }
 
 /// Logs what runs where, with which settings.
@@ -195,7 +219,7 @@ async fn with_lambda_deadline(mut request: Request) -> Request {
 }
 
 /// Returns on SIGTERM and on SIGINT, as PID 1 too.
-async fn stop_signal() {
+pub async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).expect("a process may listen for signals");
     let mut interrupt = signal(SignalKind::interrupt()).expect("a process may listen for signals");

@@ -35,7 +35,18 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 ///
 /// New requests get a 503 until the last flight has ended: no client sees a refused connection.
 pub async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
-    let connections = Connections::new(&app);
+    let router = router(Arc::clone(&app));
+    serve_router(app, router, listener, stop).await;
+}
+
+/// Like [`serve`], with `router` in place of the service's own, which it contains.
+pub async fn serve_router(
+    app: Arc<App>,
+    router: Router,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) {
+    let connections = Connections::new(router, &app.config);
     let finished = async {
         stop.await;
         tracing::info!("stopping: finishing what is under way");
@@ -59,10 +70,10 @@ struct Connections {
 }
 
 impl Connections {
-    fn new(app: &Arc<App>) -> Connections {
+    fn new(router: Router, config: &Config) -> Connections {
         Connections {
-            router: router(Arc::clone(app)),
-            permits: Arc::new(Semaphore::new(max_connections(&app.config))),
+            router,
+            permits: Arc::new(Semaphore::new(max_connections(config))),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }

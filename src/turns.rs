@@ -33,7 +33,7 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Waits for a turn, at most [`CHECKS`] times [`CHECK_AFTER`].
+    /// Waits for a turn: at most 300 ms, and only 20 ms if no other image ends meanwhile.
     pub async fn begin(&self) -> Turn {
         let mut permit = pin!(Arc::clone(&self.free).acquire_owned());
         let mut ended = self.ended.load(Ordering::Relaxed);

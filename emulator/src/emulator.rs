@@ -112,6 +112,11 @@ impl Emulator {
         self.0.services.objects.find(bucket, name)
     }
 
+    /// The metadata of a bucket's objects whose names begin with `prefix`, by name.
+    pub fn list(&self, bucket: &str, prefix: &str) -> Vec<serde_json::Value> {
+        self.0.services.objects.list(bucket, prefix)
+    }
+
     pub fn objects(&self) -> Vec<StoredObject> {
         self.0.services.objects.all()
     }

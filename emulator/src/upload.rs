@@ -101,14 +101,16 @@ pub(crate) async fn commit(
         tokio::task::spawn_blocking(move || services.objects.put(new, &conditions, at))
     };
     let stored = put.await.unwrap_or_else(|error| Err(StoreError::Io(error.into())));
+    // Before the counters change, so that those who wait for them find it.
+    if stored.is_ok() {
+        services.recorder.applied(number);
+    }
     services.recorder.count(|counters| match &stored {
         Ok(_) => counters.uploads_completed += 1,
         Err(StoreError::Precondition(_)) => counters.uploads_refused += 1,
         Err(_) => {}
     });
-    let resource = stored.map_err(|problem| refused(problem, &upload.bucket, &upload.name))?;
-    services.recorder.applied(number);
-    Ok(resource)
+    Ok(stored.map_err(|problem| refused(problem, &upload.bucket, &upload.name))?)
 }
 
 /// Responds with the object's metadata unless a fault prevents that.

@@ -916,7 +916,24 @@ mod tests {
 
     #[test]
     fn buckets_models_ratios_and_fallbacks_are_checked() {
-        assert!(problem("GCS_BUCKET_NAME", "gs://my-bucket").contains("no gs://"));
+        let (long, long_part) = ("ab.".repeat(75), format!("a.{}", "b".repeat(64)));
+        for (name, rule) in [
+            ("gs://my-bucket", "a bucket's name alone (no gs://, no slash)"),
+            ("my-bucket/images", "a bucket's name alone (no gs://, no slash)"),
+            ("My-bucket", "consist of lower-case letters, digits, -, _ and ."),
+            ("my bucket", "consist of lower-case letters, digits, -, _ and ."),
+            ("ab", "3 to 222 characters"),
+            (long.as_str(), "3 to 222 characters"),
+            (long_part.as_str(), "at most 63 characters, or so many between its dots"),
+            ("-my-bucket", "begin and end with a letter or a digit"),
+            ("my-bucket.", "begin and end with a letter or a digit"),
+        ] {
+            assert!(problem("GCS_BUCKET_NAME", name).contains(rule), "{name}");
+        }
+        let longest = format!("{}.{}", "a".repeat(63), "b".repeat(63));
+        for name in ["abc", "my_bucket-1.example.com", &longest] {
+            assert_eq!(with(&[("GCS_BUCKET_NAME", name)]).bucket, name);
+        }
         assert!(
             problem("IGA_VERTEXAI_IMAGE_MODEL_ID", "dall-e").contains("gemini-nano-banana-2.1")
         );

@@ -160,17 +160,24 @@ pub fn fallbacks(text: &str) -> Result<Vec<Entry>, String> {
         .collect()
 }
 
+/// The name of a bucket, by the rules of "Bucket naming" as far as they concern its form.
 pub fn bucket(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let length = (3..=222).contains(&text.len());
-    match length && text.chars().all(fits) && ends(text.chars().next()) && ends(text.chars().last())
-    {
-        true => Ok(text.to_owned()),
-        false => {
-            Err(format!("must be a bucket's name alone (no gs://, no slash), not {}", quoted(text)))
-        }
-    }
+    let rule = if text.contains('/') {
+        "must be a bucket's name alone (no gs://, no slash)".to_owned()
+    } else if !text.chars().all(fits) {
+        "must consist of lower-case letters, digits, -, _ and .".to_owned()
+    } else if !(3..=MAX_BUCKET_CHARS).contains(&text.len()) {
+        format!("must have 3 to {MAX_BUCKET_CHARS} characters, as a bucket's name has")
+    } else if text.split('.').any(|part| part.len() > MAX_BUCKET_PART_CHARS) {
+        format!("must have at most {MAX_BUCKET_PART_CHARS} characters, or so many between its dots")
+    } else if !ends(text.chars().next()) || !ends(text.chars().last()) {
+        "must begin and end with a letter or a digit".to_owned()
+    } else {
+        return Ok(text.to_owned());
+    };
+    Err(format!("{rule}, not {}", quoted(text)))
 }
 
 /// A prefix without a leading slash and with one trailing slash. Refuses characters that a URI or a
@@ -363,6 +370,8 @@ const NEAR_HOSTS: &str = "this machine, private and link-local addresses, names 
                           .local, .internal or .localhost";
 
 const MAX_SHOWN_CHARS: usize = 60;
+const MAX_BUCKET_CHARS: usize = 222;
+const MAX_BUCKET_PART_CHARS: usize = 63;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_CHARS: usize = 63;
 

@@ -15,12 +15,18 @@ use std::time::Duration;
 use trace::Trace;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Span, Subscriber, debug, field, info_span};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::Registry;
+use tracing_subscriber::layer::{Context, Identity, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use writer::LogWriter;
 
 /// Sends every log line of the process to standard output, panics too.
 pub fn install(debug: bool, format: LogFormat) {
+    install_with(debug, format, Identity::new());
+}
+
+/// Like [`install`]; `observer` sees the spans, and the events that are logged.
+pub fn install_with(debug: bool, format: LogFormat, observer: impl Layer<Registry> + Send + Sync) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", literal(panic));
@@ -38,9 +44,10 @@ pub fn install(debug: bool, format: LogFormat) {
     let writer = LogWriter::new(output, move |count| dropped(format, count));
     let _ = WRITER.set(writer.clone());
     // A second call has no effect.
-    let _ = tracing::subscriber::set_global_default(lines(debug, format, move |line| {
-        writer.write(line);
-    }));
+    let write = move |line| writer.write(line);
+    let subscriber =
+        tracing_subscriber::registry().with(observer).with(Lines { debug, format, write });
+    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// Reports panics on standard error, until [`install`] sends them to the log.
@@ -69,15 +76,8 @@ pub fn json_lines(
     debug: bool,
     write: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
-    lines(debug, LineFormat::Json, move |line: Vec<u8>| write(&line))
-}
-
-fn lines(
-    debug: bool,
-    format: LineFormat,
-    write: impl Fn(Vec<u8>) + Send + Sync + 'static,
-) -> impl Subscriber + Send + Sync {
-    tracing_subscriber::registry().with(Lines { debug, format, write })
+    let write = move |line: Vec<u8>| write(&line);
+    tracing_subscriber::registry().with(Lines { debug, format: LineFormat::Json, write })
 }
 
 /// `iga_dropped_log_lines_count`, written by the thread that writes lines.
