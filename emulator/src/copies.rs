@@ -72,7 +72,7 @@ pub(crate) fn compose(
         bytes.extend_from_slice(&find(services, call, (to.0, name), generation)?.bytes);
     }
     let fields = destination.cloned().unwrap_or_default();
-    let resource = store(services, call, to, fields, bytes.into())?;
+    let resource = store(services, call, to, (fields, Some(sources.len())), bytes.into())?;
     Ok(Response::json(StatusCode::OK, &resource))
 }
 
@@ -91,7 +91,7 @@ fn make_copy(
     if !body.is_empty() {
         fields.extend(metadata_fields(body)?);
     }
-    store(services, call, to, fields, source.bytes)
+    store(services, call, to, (fields, None), source.bytes)
 }
 
 fn begin(services: &Services, call: &Call, (bucket, name): Place<'_>) -> Result<(), Refusal> {
@@ -117,7 +117,7 @@ fn store(
     services: &Services,
     call: &Call,
     (bucket, name): Place<'_>,
-    fields: Map<String, Value>,
+    (fields, components): (Map<String, Value>, Option<usize>),
     bytes: Bytes,
 ) -> Result<Value, Refusal> {
     let content_type = fields.get("contentType").and_then(Value::as_str);
@@ -127,6 +127,7 @@ fn store(
         content_type: content_type.unwrap_or("application/octet-stream").to_owned(),
         fields: fields.clone(),
         bytes,
+        components,
     };
     let resource = services
         .objects

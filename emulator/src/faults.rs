@@ -344,6 +344,7 @@ impl ScriptedResponse {
             response.headers.remove(header::CONTENT_TYPE);
         }
         response.delivery = self.delivery.unwrap_or(response.delivery);
+        response.is_scripted = true;
         response
     }
 }

@@ -26,18 +26,32 @@ impl Journal {
     /// Writes a request; `None` stands for a connection that ended without a response.
     pub fn write(&self, request: &Recorded, response: Option<&Response>) {
         let mut line = request.to_json();
-        line["body"] = json_or_text(&request.body);
+        line["body"] = match is_form(request) {
+            true => shortened(form(&request.body)),
+            false => json_or_text(&request.body),
+        };
         line["response"] = response.map_or(Value::Null, |response| {
             json!({
                 "status": response.status.as_u16(),
                 "content_type": response.headers.get("content-type").and_then(|kind| kind.to_str().ok()),
                 "body": json_or_text(&response.body),
+                "scripted": response.is_scripted,
             })
         });
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk must not change what the emulator does.
         let _ = file.write_all(format!("{line}\n").as_bytes());
     }
+}
+
+fn is_form(request: &Recorded) -> bool {
+    let kind = request.headers.get("content-type").and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
+}
+
+fn form(body: &[u8]) -> Value {
+    let fields = form_urlencoded::parse(body);
+    fields.map(|(name, value)| (name.into_owned(), Value::from(value.into_owned()))).collect()
 }
 
 /// JSON with its long texts shortened; what is not JSON as the beginning of its text.

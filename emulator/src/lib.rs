@@ -38,8 +38,8 @@
 //!   Unknown fields are refused.
 //! - **Cloud Storage's JSON API**: media, multipart and resumable uploads; metadata, content and
 //!   ranges; list with prefix, delimiter, range, glob, pages and `fields`; patch, copy, rewrite,
-//!   compose and delete; buckets get, list, insert and delete; batches; `getIamPolicy`,
-//!   `testIamPermissions`; preconditions and checksums.
+//!   compose and delete; buckets get, list, insert, patch and delete; batches; `getIamPolicy`,
+//!   `testIamPermissions`; preconditions and checksums; about one change of an object a second.
 //! - **Access tokens**: the metadata server, `/token` (OAuth), `/v1/token` (STS) and
 //!   `:generateAccessToken`; **ID tokens**, whose signature does not verify: the metadata server.
 //!
@@ -167,8 +167,8 @@
 //! `/_emulator/objects`.
 //!
 //! With [`Options::journal`] or `EMULATOR_JOURNAL=FILE` every request is appended to a file with
-//! its response, one JSON object a line, without `Authorization`. A check against Google's schemas
-//! can read that file.
+//! its response, one JSON object a line, without `Authorization`. A response that a fault made is
+//! marked as `scripted`. A check against Google's schemas can read that file.
 //!
 //! `POST /_emulator/expire_tokens` makes all tokens invalid; `POST /_emulator/clock` with
 //! `{"advance_ms": 60000}` moves the clock behind `Date` and the objects' times.

@@ -37,6 +37,16 @@ pub(crate) struct NewObject {
     /// The metadata that the client sent; only the fields that a client may set are stored.
     pub fields: Map<String, Value>,
     pub bytes: Bytes,
+    /// How many objects it was composed of.
+    pub components: Option<usize>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    pub name: String,
+    pub metageneration: i64,
+    /// What the client has set.
+    pub settings: Map<String, Value>,
 }
 
 /// The time of an event: by the clock of the responses, and by the clock that measures intervals.
@@ -69,7 +79,7 @@ pub(crate) struct Objects {
 
 #[derive(Default)]
 struct LiveObjects {
-    buckets: Vec<String>,
+    buckets: Vec<Bucket>,
     objects: BTreeMap<Key, Entry>,
     last_generation: i64,
     /// When each name was last created, overwritten, changed or deleted.
@@ -100,13 +110,13 @@ impl Objects {
             live: Mutex::default(),
         };
         for bucket in &options.buckets {
-            objects.create_bucket(bucket)?;
+            objects.create_bucket(bucket, Map::new())?;
         }
         Ok(objects)
     }
 
     /// Makes a bucket; one that exists stays as it is.
-    pub fn create_bucket(&self, bucket: &str) -> io::Result<()> {
+    pub fn create_bucket(&self, bucket: &str, settings: Map<String, Value>) -> io::Result<()> {
         if !is_bucket_name(bucket) {
             let problem = format!("not a legal bucket name: {bucket:?}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
@@ -118,8 +128,8 @@ impl Objects {
             })?;
         }
         let mut live = self.lock();
-        if !live.buckets.iter().any(|known| known == bucket) {
-            live.buckets.push(bucket.to_owned());
+        if live.bucket(bucket).is_none() {
+            live.buckets.push(Bucket { name: bucket.to_owned(), metageneration: 1, settings });
         }
         Ok(())
     }
@@ -129,17 +139,40 @@ impl Objects {
         let mut live = self.lock();
         let is_empty = live.objects.keys().all(|(in_bucket, _)| in_bucket != bucket);
         if is_empty {
-            live.buckets.retain(|known| known != bucket);
+            live.buckets.retain(|known| known.name != bucket);
         }
         is_empty
     }
 
-    pub fn buckets(&self) -> Vec<String> {
+    pub fn buckets(&self) -> Vec<Bucket> {
         self.lock().buckets.clone()
     }
 
     pub fn has_bucket(&self, bucket: &str) -> bool {
-        self.lock().buckets.iter().any(|known| known == bucket)
+        self.bucket(bucket).is_some()
+    }
+
+    pub fn bucket(&self, bucket: &str) -> Option<Bucket> {
+        self.lock().bucket(bucket).cloned()
+    }
+
+    /// Changes the settings of a bucket that exists; `null` removes one.
+    pub fn patch_bucket(
+        &self,
+        bucket: &str,
+        settings: Map<String, Value>,
+        conditions: &Preconditions,
+    ) -> Result<Bucket, StoreError> {
+        let mut live = self.lock();
+        let found = live.buckets.iter_mut().find(|known| known.name == bucket);
+        let found = found.ok_or(StoreError::NoSuchObject)?;
+        conditions.check(0, found.metageneration).map_err(StoreError::Precondition)?;
+        for (name, value) in &settings {
+            merge(found.settings.entry(name).or_insert(Value::Null), value);
+        }
+        found.settings.retain(|_, value| !value.is_null());
+        found.metageneration += 1;
+        Ok(found.clone())
     }
 
     pub fn count(&self) -> u64 {
@@ -304,6 +337,10 @@ impl Objects {
                 resource[*field] = value.clone();
             }
         }
+        if let (Some(components), Some(fields)) = (new.components, resource.as_object_mut()) {
+            fields.remove("md5Hash");
+            fields.insert("componentCount".to_owned(), components.into());
+        }
         self.rules().show(&mut resource, new.bytes.is_empty());
         resource
     }
@@ -379,6 +416,10 @@ impl StorageRules {
 }
 
 impl LiveObjects {
+    fn bucket(&self, name: &str) -> Option<&Bucket> {
+        self.buckets.iter().find(|known| known.name == name)
+    }
+
     fn existing(
         &self,
         key: &Key,

@@ -32,6 +32,7 @@ pub struct Options {
     /// The protection that forbids every overwrite and delete, whatever permissions the caller has.
     pub retention: Option<Retention>,
     /// The shortest time between two changes of one object; an earlier one is refused with 429.
+    /// `None` is no limit. The default is Cloud Storage's second.
     pub mutation_interval: Option<Duration>,
     /// Cloud Storage accepts requests without credentials.
     pub anonymous: bool,
@@ -78,7 +79,7 @@ impl Default for Options {
             withheld: Vec::new(),
             permission_before_precondition: false,
             retention: None,
-            mutation_interval: None,
+            mutation_interval: Some(Duration::from_secs(1)),
             anonymous: false,
             added_metadata: BTreeMap::new(),
             omit_zero_size: false,

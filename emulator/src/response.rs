@@ -11,6 +11,8 @@ pub(crate) struct Response {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub delivery: Delivery,
+    /// A fault made or changed it.
+    pub is_scripted: bool,
 }
 
 /// How the body of a response is sent; the default is at once, with `Content-Length`.
@@ -70,6 +72,7 @@ impl Response {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             delivery: Delivery::default(),
+            is_scripted: false,
         }
     }
 

@@ -91,6 +91,9 @@ async fn route(services: &Arc<Services>, mut call: Call) -> HandlerResult {
         | ("GET", ["download", "storage", "v1", "b", rest @ ..]) => {
             return storage::handle(services, call, rest).await;
         }
+        (_, ["storage", "v1", ..] | ["upload" | "download", "storage", ..]) => {
+            return Ok(storage::not_implemented());
+        }
         _ => {}
     }
     let body = call.body.all().await?;

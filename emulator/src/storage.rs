@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::faults::{Fault, Stage, Subject, apply_after, apply_before};
 use crate::listing::Listing;
-use crate::objects::{StoreError, StoredObject};
+use crate::objects::{Bucket, StoreError, StoredObject};
 use crate::preconditions::FailedCondition;
 use crate::recorder::OperationKind;
-use crate::response::{HandlerResult, Response};
+use crate::response::{HandlerResult, Refusal, Response};
 use crate::services::{Call, Services};
 use crate::storage_access::{
     admit, admit_credentials, conditions, generation, now, record, refused, require,
 };
-use crate::storage_error::{error, forbidden, invalid, invalid_parameter};
+use crate::storage_error::{error, forbidden, invalid, invalid_parameter, no_such_bucket};
 use crate::upload::metadata_fields;
 use crate::{copies, partial_response, resumable, single_request_upload};
 
@@ -31,7 +31,7 @@ pub(crate) async fn handle(
     let response = match segments {
         [] => buckets(services, &call, &body),
         [bucket, "o", rest @ ..] => objects(services, &call, bucket, rest, &body).await,
-        [bucket, rest @ ..] => in_bucket(services, &call, bucket, rest).await,
+        [bucket, rest @ ..] => in_bucket(services, &call, bucket, rest, &body).await,
     }?;
     Ok(with_fields(response, call.query.get("fields")))
 }
@@ -57,43 +57,79 @@ fn buckets(services: &Services, call: &Call, body: &[u8]) -> HandlerResult {
             admit_credentials(services, call, "storage.buckets.list")?;
             let prefix = call.query.get("prefix").map_or("", String::as_str);
             let buckets = services.objects.buckets();
-            let buckets = buckets.iter().filter(|name| name.starts_with(prefix));
-            let items: Vec<_> = buckets.map(|name| bucket_resource(name)).collect();
+            let buckets = buckets.iter().filter(|bucket| bucket.name.starts_with(prefix));
+            let items: Vec<_> = buckets.map(bucket_resource).collect();
             Ok(Response::json(StatusCode::OK, &json!({"kind": "storage#buckets", "items": items})))
         }
         "POST" => {
             admit_credentials(services, call, "storage.buckets.create")?;
-            let fields = metadata_fields(body)?;
-            let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
+            let mut fields = metadata_fields(body)?;
+            let name = fields.remove("name");
+            let name = name.as_ref().and_then(Value::as_str).unwrap_or_default();
             if services.objects.has_bucket(name) {
                 let message = "Your previous request to create the named bucket succeeded and you already own it.";
                 return Ok(error(StatusCode::CONFLICT, "conflict", message));
             }
-            if services.objects.create_bucket(name).is_err() {
+            check_settings(&fields)?;
+            if services.objects.create_bucket(name, fields).is_err() {
                 return Ok(invalid(&format!("Invalid bucket name: '{name}'")));
             }
-            Ok(Response::json(StatusCode::OK, &bucket_resource(name)))
+            bucket_response(services.objects.bucket(name))
         }
         _ => Ok(not_implemented()),
     }
 }
 
-fn bucket_resource(name: &str) -> Value {
-    json!({
+fn bucket_resource(bucket: &Bucket) -> Value {
+    let Bucket { name, metageneration, settings } = bucket;
+    let mut resource = json!({
         "kind": "storage#bucket",
         "id": name,
         "name": name,
         "projectNumber": "123456789012",
-        "metageneration": "1",
+        "metageneration": metageneration.to_string(),
         "location": "US",
         "locationType": "multi-region",
         "storageClass": "STANDARD",
-    })
+    });
+    for (field, value) in settings {
+        resource[field] = value.clone();
+    }
+    resource
 }
 
-async fn in_bucket(services: &Services, call: &Call, bucket: &str, rest: &[&str]) -> HandlerResult {
+fn bucket_response(bucket: Option<Bucket>) -> HandlerResult {
+    let bucket = bucket.ok_or_else(no_such_bucket)?;
+    Ok(Response::json(StatusCode::OK, &bucket_resource(&bucket)))
+}
+
+/// Refuses the settings that would change what the bucket does.
+fn check_settings(fields: &Map<String, Value>) -> Result<(), Refusal> {
+    match fields.keys().find(|field| !BUCKET_SETTINGS.contains(&field.as_str())) {
+        Some(other) => {
+            let message = format!("A bucket's {other} is not part of this emulator.");
+            Err(error(StatusCode::NOT_IMPLEMENTED, "notImplemented", &message).into())
+        }
+        None => Ok(()),
+    }
+}
+
+async fn in_bucket(
+    services: &Services,
+    call: &Call,
+    bucket: &str,
+    rest: &[&str],
+    body: &[u8],
+) -> HandlerResult {
     match (call.method.as_str(), rest) {
         ("GET", []) => get_bucket(services, call, bucket, "storage.buckets.get"),
+        ("PATCH", []) => {
+            get_bucket(services, call, bucket, "storage.buckets.update")?;
+            let fields = metadata_fields(body)?;
+            check_settings(&fields)?;
+            let patched = services.objects.patch_bucket(bucket, fields, &conditions(call)?);
+            bucket_response(Some(patched.map_err(|problem| refused(problem, bucket, ""))?))
+        }
         ("DELETE", []) => {
             get_bucket(services, call, bucket, "storage.buckets.delete")?;
             if services.objects.delete_bucket(bucket) {
@@ -138,7 +174,8 @@ async fn objects(
     }
 }
 
-fn not_implemented() -> Response {
+/// 501.
+pub(crate) fn not_implemented() -> Response {
     error(StatusCode::NOT_IMPLEMENTED, "notImplemented", "Not part of this emulator.")
 }
 
@@ -173,7 +210,7 @@ fn get_bucket(services: &Services, call: &Call, bucket: &str, permission: &str) 
     admit(services, call, bucket, permission)?;
     record(services, call, OperationKind::Bucket, bucket, "", BTreeMap::new());
     require(services, permission)?;
-    Ok(Response::json(StatusCode::OK, &bucket_resource(bucket)))
+    bucket_response(services.objects.bucket(bucket))
 }
 
 /// Which of the named permissions the caller has; this request requires no permission.
@@ -341,3 +378,6 @@ fn parse_range(value: &str, size: usize) -> Range {
     };
     if first >= size { Range::Unsatisfiable } else { Range::Part(first, last.min(size - 1)) }
 }
+
+/// The settings of a bucket that are stored and shown, and change nothing else.
+const BUCKET_SETTINGS: &[&str] = &["cors", "labels", "location", "storageClass", "website"];

@@ -12,7 +12,7 @@ use crate::preconditions::Preconditions;
 use crate::recorder::{OperationKind, StorageOperation};
 use crate::response::{Refusal, Response};
 use crate::services::{Call, Services};
-use crate::storage_error::{error, forbidden, invalid_parameter, located};
+use crate::storage_error::{error, forbidden, invalid_parameter, located, no_such_bucket};
 use crate::tokens::Denied;
 
 /// Requires valid credentials and a bucket that exists.
@@ -26,7 +26,7 @@ pub(crate) fn admit(
     if services.objects.has_bucket(bucket) {
         return Ok(());
     }
-    Err(error(StatusCode::NOT_FOUND, "notFound", "The specified bucket does not exist.").into())
+    Err(no_such_bucket())
 }
 
 /// Requires valid credentials.

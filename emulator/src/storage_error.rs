@@ -19,6 +19,11 @@ pub(crate) fn invalid_parameter(query: &BTreeMap<String, String>, parameter: &st
     invalid(&format!("Invalid value '{value}' for parameter {parameter}.")).into()
 }
 
+/// 404 for a bucket.
+pub(crate) fn no_such_bucket() -> Refusal {
+    error(StatusCode::NOT_FOUND, "notFound", "The specified bucket does not exist.").into()
+}
+
 /// An error with one cause.
 pub(crate) fn error(status: StatusCode, reason: &str, message: &str) -> Response {
     let cause = json!({"message": message, "domain": "global", "reason": reason});

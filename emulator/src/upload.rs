@@ -93,6 +93,7 @@ pub(crate) async fn commit(
         content_type: upload.content_type.clone().unwrap_or_else(default_type),
         fields: upload.fields.clone(),
         bytes,
+        components: None,
     };
     let put = {
         let (services, conditions) = (services.clone(), upload.conditions.clone());

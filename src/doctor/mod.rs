@@ -609,7 +609,7 @@ const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// The metadata server is either near or absent.
 const EMAIL_LIMIT: Duration = Duration::from_secs(3);
 /// Shorter than a service's, because an operator is waiting.
-const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
+const FIRST_RETRY_WAIT: Duration = Duration::from_millis(400);
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,8 @@
 //! Flights on one instance and on two: which request pays, which one joins, and what a failure leaves behind.
 
 use crate::support::service::{
-    self, BUCKET, CURRENT, HOUR, PROMPT, Response, Service, config, emulator, emulator_with,
-    eventually, fetch, reached,
+    self, BUCKET, CURRENT, HOUR, PROMPT, Response, Service, config, emulator, emulator_that_limits,
+    emulator_with, eventually, fetch, reached,
 };
 use iga_emulator::{Action, Counters, Fault, Options, Stage};
 use serde_json::{Value, json};
@@ -536,7 +536,7 @@ async fn a_lease_is_released_in_spite_of_two_failures() {
 #[tokio::test]
 async fn one_mutation_per_second_and_object_is_enough() {
     let mutation_interval = Some(Duration::from_millis(300));
-    let emulator = emulator_with(Options { mutation_interval, ..Options::default() }).await;
+    let emulator = emulator_that_limits(Options { mutation_interval, ..Options::default() }).await;
     let mut config = config(&emulator, CURRENT);
     config.timing.record_spacing = Duration::from_millis(320);
     let service = Service::run(emulator, config).await;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cold_start;
+mod conformance;
 mod connections;
 mod contract;
 mod cpoa;

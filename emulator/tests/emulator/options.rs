@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::support::*;
 
 fn without(permission: &str) -> Options {
-    Options { withheld: vec![permission.to_owned()], ..Options::default() }
+    Options { withheld: vec![permission.to_owned()], ..unlimited() }
 }
 
 /// Creates an empty object.
@@ -75,7 +75,7 @@ async fn retention_forbids_to_overwrite_and_to_delete() {
     for (retention, expected) in
         [(Retention::Policy, "retentionPolicyNotMet"), (Retention::Hold, "objectUnderActiveHold")]
     {
-        let options = Options { retention: Some(retention), ..Options::default() };
+        let options = Options { retention: Some(retention), ..unlimited() };
         let setup = Setup::with(options).await;
         let generation = generation_of(&setup, "a").await;
         let overwrite = setup.write_record("a", json!({}), Some(&generation));
@@ -88,9 +88,16 @@ async fn retention_forbids_to_overwrite_and_to_delete() {
 }
 
 #[tokio::test]
+async fn the_limit_of_mutations_is_on_by_default() {
+    let setup = Setup::with(Options::default()).await;
+    let second = Some(1000);
+    assert_eq!(setup.emulator.storage_rules().mutation_interval_ms, second);
+}
+
+#[tokio::test]
 async fn one_name_takes_one_mutation_an_interval() {
     let interval = Duration::from_secs(3600);
-    let options = Options { mutation_interval: Some(interval), ..Options::default() };
+    let options = Options { mutation_interval: Some(interval), ..unlimited() };
     let setup = Setup::with(Options { token_life: 9 * interval, ..options }).await;
     let generation = generation_of(&setup, "a").await;
     for request in [setup.write_record("a", json!({}), Some(&generation)), setup.delete("a")] {
@@ -110,7 +117,7 @@ async fn one_name_takes_one_mutation_an_interval() {
 #[tokio::test]
 async fn the_server_can_add_metadata_and_omit_a_zero_size() {
     let added = BTreeMap::from([("goog-added".to_owned(), "yes".to_owned())]);
-    let options = Options { added_metadata: added, omit_zero_size: true, ..Options::default() };
+    let options = Options { added_metadata: added, omit_zero_size: true, ..unlimited() };
     let setup = Setup::with(options).await;
     let (_, body) = send(setup.write_record("a", json!({"holder": "h"}), Some("0"))).await;
     assert_eq!(body["metadata"], json!({"goog-added": "yes", "holder": "h"}));
@@ -121,13 +128,12 @@ async fn the_server_can_add_metadata_and_omit_a_zero_size() {
 
 #[tokio::test]
 async fn date_can_be_left_out_and_the_clock_be_wrong() {
-    let setup = Setup::with(Options { omit_date: true, ..Options::default() }).await;
+    let setup = Setup::with(Options { omit_date: true, ..unlimited() }).await;
     let response = setup.stat("a").send().await.expect("a response");
     assert!(!response.headers().contains_key("date"));
 
     let setup =
-        Setup::with(Options { clock_offset_ms: -50 * 365 * 86_400_000, ..Options::default() })
-            .await;
+        Setup::with(Options { clock_offset_ms: -50 * 365 * 86_400_000, ..unlimited() }).await;
     let response = setup.stat("a").send().await.expect("a response");
     let date = response.headers()["date"].to_str().expect("text").to_owned();
     assert!(date.contains(" 19"), "{date}");
@@ -135,7 +141,7 @@ async fn date_can_be_left_out_and_the_clock_be_wrong() {
 
 #[tokio::test]
 async fn storage_can_accept_requests_without_credentials() {
-    let setup = Setup::with(Options { anonymous: true, ..Options::default() }).await;
+    let setup = Setup::with(Options { anonymous: true, ..unlimited() }).await;
     let url = setup.emulator.url() + &object_path("a");
     assert_eq!(send(setup.client.get(&url)).await.0, 404);
     assert_eq!(send(setup.client.get(&url).bearer_auth("made-up")).await.0, 401);
@@ -146,7 +152,7 @@ async fn storage_can_accept_requests_without_credentials() {
 
 #[tokio::test]
 async fn images_have_the_size_asked_for() {
-    let options = Options { image_bytes: Some(3_000_000), shrunk: 16, ..Options::default() };
+    let options = Options { image_bytes: Some(3_000_000), shrunk: 16, ..unlimited() };
     let setup = Setup::with(options).await;
     let (_, body) = send(setup.gemini(BANANA, "a fox", json!({}))).await;
     let image = image_of(&body);
@@ -162,7 +168,7 @@ async fn connections_have_a_bandwidth() {
     for (receiving_rate, sending_rate, seconds) in
         [(None, None, 0), (rate, None, 4), (None, rate, 4)]
     {
-        let options = Options { receiving_rate, sending_rate, ..Options::default() };
+        let options = Options { receiving_rate, sending_rate, ..unlimited() };
         let setup = Setup::with(options).await;
         let start = Instant::now();
         let path = format!("/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=a");
@@ -181,13 +187,13 @@ async fn a_start_that_fails_says_what_is_wrong() {
     let file = std::env::current_exe().expect("this test");
     let buckets = vec![BUCKET.to_owned()];
     for (options, expected) in [
-        (Options { addr, ..Options::default() }, format!("cannot listen on {addr}: ")),
+        (Options { addr, ..unlimited() }, format!("cannot listen on {addr}: ")),
         (
-            Options { directory: Some(file.clone()), buckets, ..Options::default() },
+            Options { directory: Some(file.clone()), buckets, ..unlimited() },
             format!("cannot create {}", file.join(BUCKET).display()),
         ),
         (
-            Options { buckets: vec!["No Bucket".to_owned()], ..Options::default() },
+            Options { buckets: vec!["No Bucket".to_owned()], ..unlimited() },
             "not a legal bucket name: \"No Bucket\"".to_owned(),
         ),
     ] {

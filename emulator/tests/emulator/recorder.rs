@@ -38,7 +38,7 @@ async fn generations_are_recorded_with_prompt_location_and_payment() {
 #[tokio::test]
 async fn storage_operations_are_recorded_in_order_with_their_outcome() {
     let withheld = vec!["storage.objects.list".to_owned()];
-    let setup = Setup::with(Options { withheld, ..Options::default() }).await;
+    let setup = Setup::with(Options { withheld, ..unlimited() }).await;
     send(setup.write_record("x.iga/k", json!({"holder": "a"}), Some("0"))).await;
     send(setup.write_record("x.iga/k", json!({"holder": "b"}), Some("0"))).await;
     send(setup.stat("x.iga/k")).await;
@@ -77,18 +77,26 @@ async fn requests_are_listed_without_credentials() {
 #[tokio::test]
 async fn a_journal_holds_requests_with_their_responses() {
     let path = std::env::temp_dir().join(format!("emulator-journal-{}", std::process::id()));
-    let setup = Setup::with(Options { journal: Some(path.clone()), ..Options::default() }).await;
+    let setup = Setup::with(Options { journal: Some(path.clone()), ..unlimited() }).await;
     send(setup.gemini(BANANA, "a fox", json!({}))).await;
     setup.emulator.script(Fault::new(Stage::Stat, Action::Reset));
     assert!(setup.stat("a").send().await.is_err());
+    setup.emulator.script(Fault::new(Stage::Stat, Action::status(503)));
+    send(setup.stat("b")).await;
+    let form = "grant_type=refresh_token&client_id=a%40b&client_secret=s&refresh_token=r";
+    let request = setup.client.post(setup.emulator.url() + "/token").body(form);
+    send(request.header("content-type", "application/x-www-form-urlencoded")).await;
     let text = std::fs::read_to_string(&path).expect("a journal");
     std::fs::remove_file(path).expect("made by this test");
     assert!(!text.contains(&format!("Bearer {}", setup.token)));
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert_eq!(lines.len(), 3, "the token, the generation, the metadata");
+    assert_eq!(lines.len(), 5, "tokens, the generation, the metadata");
     assert_eq!(lines[1]["body"]["contents"][0]["parts"][0]["text"], "a fox");
     let image = image_of(&lines[1]["response"]["body"]);
     assert!(image.starts_with(b"\x89PNG") && image.len() == 300, "{}", image.len());
     assert_eq!((&lines[2]["method"], &lines[2]["response"]), (&json!("GET"), &json!(null)));
+    let is_scripted = |line: usize| &lines[line]["response"]["scripted"];
+    assert_eq!([1, 3].map(is_scripted), [&json!(false), &json!(true)], "made by a fault or not");
+    assert_eq!(lines[4]["body"]["client_id"], "a@b");
 }

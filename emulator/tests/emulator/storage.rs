@@ -12,8 +12,7 @@ use crate::support::*;
 #[tokio::test]
 async fn objects_are_files_and_can_be_read_back() {
     let directory = std::env::temp_dir().join(format!("iga-emulator-{}", std::process::id()));
-    let setup =
-        Setup::with(Options { directory: Some(directory.clone()), ..Options::default() }).await;
+    let setup = Setup::with(Options { directory: Some(directory.clone()), ..unlimited() }).await;
     let (status, body) = send(setup.create("images%2Ffox.png", b"hello world")).await;
     assert_eq!((status, &body["crc32c"], &body["size"]), (200, &json!("yZRlqg=="), &json!("11")));
     assert_eq!(
@@ -120,7 +119,9 @@ async fn objects_can_be_copied_rewritten_and_composed() {
     }
     let sources = json!({"sourceObjects": [{"name": "a"}, {"name": "b"}]}).to_string();
     let compose = setup.request(Method::POST, &(object_path("c") + "/compose")).body(sources);
-    assert_eq!(send(compose).await.1["size"], "11");
+    let (_, composed) = send(compose).await;
+    assert_eq!((&composed["size"], &composed["componentCount"]), (&json!("11"), &json!(2)));
+    assert!(composed["md5Hash"].is_null(), "a composite object has none");
     assert_eq!(setup.emulator.object(BUCKET, "c").expect("it is there").bytes, "hello world");
 }
 
@@ -167,6 +168,27 @@ async fn buckets_can_be_listed_made_and_deleted() {
     let (status, body) =
         send(setup.request(Method::POST, &format!("/storage/v1/b/{BUCKET}/lock"))).await;
     assert_eq!((status, reason(&body)), (501, "notImplemented"), "an error in JSON");
+    let (status, body) =
+        send(setup.request(Method::GET, "/storage/v1/projects/p1/serviceAccount")).await;
+    assert_eq!((status, reason(&body)), (501, "notImplemented"), "an error in JSON");
+}
+
+#[tokio::test]
+async fn buckets_can_be_patched() {
+    let setup = Setup::new().await;
+    let path = format!("/storage/v1/b/{BUCKET}");
+    let patch = |query: &str, body: serde_json::Value| {
+        send(setup.request(Method::PATCH, &format!("{path}{query}")).body(body.to_string()))
+    };
+    let (status, body) = patch("", json!({"labels": {"a": "1", "b": "2"}})).await;
+    assert_eq!((status, &body["labels"]), (200, &json!({"a": "1", "b": "2"})));
+    let (_, body) = patch("?ifMetagenerationMatch=2", json!({"labels": {"a": null}})).await;
+    assert_eq!((&body["labels"], &body["metageneration"]), (&json!({"b": "2"}), &json!("3")));
+    assert_eq!(patch("?ifMetagenerationMatch=2", json!({"labels": null})).await.0, 412);
+    let (status, body) = patch("", json!({"versioning": {"enabled": true}})).await;
+    assert_eq!((status, reason(&body)), (501, "notImplemented"), "it would have an effect");
+    let (_, body) = send(setup.request(Method::GET, &path)).await;
+    assert_eq!((&body["labels"], &body["versioning"]), (&json!({"b": "2"}), &json!(null)));
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub struct Setup {
 
 impl Setup {
     pub async fn new() -> Self {
-        Self::with(Options::default()).await
+        Self::with(unlimited()).await
     }
 
     pub async fn with(options: Options) -> Self {
@@ -32,6 +32,8 @@ impl Setup {
         let client = Client::builder()
             .no_proxy()
             .pool_max_idle_per_host(0)
+            // Tells these requests, of which many are wrong on purpose, from others in a journal.
+            .user_agent("emulator-tests")
             .build()
             .expect("a client without TLS roots in use");
         let mut setup = Self { emulator, client, token: String::new() };
@@ -117,7 +119,7 @@ impl Setup {
         let (host, token, body) = (self.emulator.host(), &self.token, body.to_string());
         let mut stream = TcpStream::connect(&host).await.expect("the emulator listens");
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nUser-Agent: emulator-tests\r\n\
              Connection: close\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
@@ -140,6 +142,11 @@ impl Setup {
     pub fn chunk(&self, session: &str, range: &str, bytes: Vec<u8>) -> RequestBuilder {
         self.client.put(session).header("content-range", range).body(bytes)
     }
+}
+
+/// The default options without the limit of changes of an object.
+pub fn unlimited() -> Options {
+    Options { mutation_interval: None, ..Options::default() }
 }
 
 pub async fn json_of(response: Response) -> Value {

@@ -38,11 +38,9 @@ async fn imagen_is_retired_unless_revived() {
     );
     assert_eq!(setup.emulator.counters().paid_generations, 0);
 
-    let setup = Setup::with(Options {
-        revive: vec!["imagegeneration@006".to_owned()],
-        ..Options::default()
-    })
-    .await;
+    let setup =
+        Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..unlimited() })
+            .await;
     let parameters = json!({"sampleCount": 2.0, "aspectRatio": "9:16", "addWatermark": true});
     let (status, body) = send(setup.imagen("a fox", parameters)).await;
     assert_eq!((status, body["predictions"].as_array().map(Vec::len)), (200, Some(2)));
@@ -129,11 +127,9 @@ async fn gemini_refuses_what_google_refuses() {
 
 #[tokio::test]
 async fn imagen_refuses_what_google_refuses() {
-    let setup = Setup::with(Options {
-        revive: vec!["imagegeneration@006".to_owned()],
-        ..Options::default()
-    })
-    .await;
+    let setup =
+        Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..unlimited() })
+            .await;
     let cases = [
         (json!({"seed": 5}), "Seed is not supported when watermark is enabled."),
         (json!({"aspectRatio": "4:5"}), "Invalid aspect ratio, 4:5"),
@@ -155,11 +151,9 @@ async fn imagen_refuses_what_google_refuses() {
 
 #[tokio::test]
 async fn magic_prompts_choose_the_outcome() {
-    let setup = Setup::with(Options {
-        revive: vec!["imagegeneration@006".to_owned()],
-        ..Options::default()
-    })
-    .await;
+    let setup =
+        Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..unlimited() })
+            .await;
     for (word, status) in [("[quota]", 429), ("[overloaded]", 503), ("[denied]", 403)] {
         assert_eq!(send(setup.gemini(FLASH, word, json!({}))).await.0, status, "{word}");
         assert_eq!(send(setup.imagen(word, json!({}))).await.0, status, "{word}");
@@ -184,11 +178,9 @@ async fn magic_prompts_choose_the_outcome() {
 
 #[tokio::test]
 async fn the_python_sdk_finds_its_publisher_model() {
-    let setup = Setup::with(Options {
-        revive: vec!["imagegeneration@006".to_owned()],
-        ..Options::default()
-    })
-    .await;
+    let setup =
+        Setup::with(Options { revive: vec!["imagegeneration@006".to_owned()], ..unlimited() })
+            .await;
     let path = "/v1/publishers/google/models/imagegeneration%40006";
     let (status, body) = send(setup.request(Method::GET, path)).await;
     assert_eq!(status, 200);

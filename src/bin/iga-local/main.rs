@@ -67,9 +67,9 @@ struct EmulatorArgs {
     /// STORAGE_EMULATOR_HOST.
     #[arg(long)]
     anonymous: bool,
-    /// Refuse a second change of an object within a second, as Cloud Storage does.
+    /// Accept any number of changes of an object; Cloud Storage takes about one a second.
     #[arg(long)]
-    limit_mutations: bool,
+    unlimited_mutations: bool,
 }
 
 fn main() -> ExitCode {
@@ -137,14 +137,15 @@ async fn run(cli: Cli) -> Result<ExitCode, String> {
 }
 
 async fn emulate(args: EmulatorArgs, dir: PathBuf) -> Result<ExitCode, String> {
+    let defaults = Options::default();
     let options = Options {
         addr: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), args.port),
         latency: Duration::from_millis(args.latency_ms),
         buckets: vec![args.bucket],
         revive: args.revive,
         anonymous: args.anonymous,
-        mutation_interval: args.limit_mutations.then_some(Duration::from_secs(1)),
-        ..Options::default()
+        mutation_interval: defaults.mutation_interval.filter(|_| !args.unlimited_mutations),
+        ..defaults
     };
     let emulator = cloud::start(options, &dir).await?;
     announcement::print(&format!("{}\n", emulator.url()));

@@ -184,7 +184,21 @@ pub async fn emulator() -> Emulator {
     emulator_with(Options::default()).await
 }
 
+/// Without the limit of changes of an object, unless the services pause between two writes.
 pub async fn emulator_with(options: Options) -> Emulator {
+    let mutation_interval = options.mutation_interval.filter(|_| is_paced());
+    emulator_that_limits(Options { mutation_interval, ..options }).await
+}
+
+/// Whether services pause between two writes and before a retry as in production. Otherwise they hardly do, for speed.
+fn is_paced() -> bool {
+    std::env::var_os(PACED).is_some()
+}
+
+pub const PACED: &str = "IGA_TEST_PACED";
+
+/// With Cloud Storage's limit of changes of an object, or the given one.
+pub async fn emulator_that_limits(options: Options) -> Emulator {
     Emulator::start(Options { buckets: vec![BUCKET.to_owned()], shrunk: 16, ..options })
         .await
         .unwrap()
@@ -251,13 +265,11 @@ pub fn config(emulator: &Emulator, settings: &[(&str, &str)]) -> Config {
         all.rev().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
     };
     let mut config = Config::from_vars(find).unwrap();
-    config.timing = Timing {
-        first_retry_wait: Duration::from_millis(1),
-        record_spacing: Duration::from_millis(1),
-        variant_age: HOUR,
-        lease_life: HOUR,
-        ..Timing::DEFAULT
-    };
+    config.timing = Timing { variant_age: HOUR, lease_life: HOUR, ..Timing::DEFAULT };
+    if !is_paced() {
+        config.timing.first_retry_wait = Duration::from_millis(1);
+        config.timing.record_spacing = Duration::from_millis(1);
+    }
     config
 }
 
