@@ -212,8 +212,8 @@ pub fn is_ratio(text: &str) -> bool {
 /// Scheme, host and port. Never quotes the text, which may hold a password.
 pub fn endpoint(text: &str) -> Result<String, String> {
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&with_scheme)
-        .map_err(|_| "must be a URL such as http://localhost:4443".to_owned())?;
+    let url = ascii_url(&with_scheme)
+        .ok_or_else(|| "must be a URL such as http://localhost:4443".to_owned())?;
     if !url.username().is_empty()
         || url.password().is_some()
         || url.query().is_some()
@@ -240,11 +240,16 @@ pub fn metadata_host(text: &str) -> Result<String, String> {
             "must be host or host:port, an IPv6 address in brackets; the host must be {NEAR_HOSTS}"
         )
     };
-    let url = Url::parse(&format!("http://{text}")).map_err(|_| refusal())?;
+    let url = ascii_url(&format!("http://{text}")).ok_or_else(refusal)?;
     let plain = url.path() == "/"
         && !text.contains(['/', '@', '?', '#'])
         && url.host().is_some_and(|host| is_near(&host));
     if plain { Ok(text.to_owned()) } else { Err(refusal()) }
+}
+
+/// A URL without international characters: the library has no tables of them, and its debug build panics.
+fn ascii_url(text: &str) -> Option<Url> {
+    if text.is_ascii() { Url::parse(text).ok() } else { None }
 }
 
 /// Whether plain http to this host stays on this machine or in a network around it.

@@ -48,6 +48,7 @@ fn hosts(sources: &Credentials) -> Vec<String> {
         .filter_map(|name| source[name].as_str().map(str::to_owned));
     metadata
         .chain(urls)
+        .filter(|url| url.is_ascii())
         .filter_map(|url| Url::parse(&url).ok())
         .filter(|url| url.scheme() == "http")
         .filter_map(|url| Some(url.host_str()?.trim_matches(['[', ']']).to_owned()))
