@@ -698,6 +698,7 @@ mod tests {
             "http://host.docker.internal.evil.com",
             "ftp://localhost",
             "http://",
+            "http://Ü-HOST.local",
         ] {
             let problem = problem("STORAGE_EMULATOR_HOST", text);
             assert!(problem.starts_with("STORAGE_EMULATOR_HOST must"), "{text}: {problem}");
@@ -729,6 +730,7 @@ mod tests {
             "fd20:ce::254",
             "8.8.8.8",
             "[2001:db8::1]",
+            "Ü-HOST.local",
         ] {
             let problem = problem("GCE_METADATA_HOST", text);
             assert!(problem.starts_with("GCE_METADATA_HOST must be host"), "{text}: {problem}");

@@ -3,7 +3,7 @@
 use super::locations::Entry;
 use super::{LogFormat, Platform, RequestType};
 use crate::google::credential_file::{CredentialFile, CredentialKind, Source};
-use crate::google::proxy;
+use crate::google::{plain_url, proxy};
 use crate::model::{MODELS, Model, RATIOS};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
-use url::{Host, Url};
+use url::Host;
 
 /// `true` or `false`, or one of their synonyms, in any case.
 pub fn switch(text: &str) -> Result<bool, String> {
@@ -219,8 +219,8 @@ pub fn is_ratio(text: &str) -> bool {
 /// Scheme, host and port. Never quotes the text, which may hold a password.
 pub fn endpoint(text: &str) -> Result<String, String> {
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&with_scheme)
-        .map_err(|_| "must be a URL such as http://localhost:4443".to_owned())?;
+    let url = plain_url(&with_scheme)
+        .ok_or_else(|| "must be a URL such as http://localhost:4443".to_owned())?;
     if !url.username().is_empty()
         || url.password().is_some()
         || url.query().is_some()
@@ -247,7 +247,7 @@ pub fn metadata_host(text: &str) -> Result<String, String> {
             "must be host or host:port, an IPv6 address in brackets; the host must be {NEAR_HOSTS}"
         )
     };
-    let url = Url::parse(&format!("http://{text}")).map_err(|_| refusal())?;
+    let url = plain_url(&format!("http://{text}")).ok_or_else(refusal)?;
     let plain = url.path() == "/"
         && !text.contains(['/', '@', '?', '#'])
         && url.host().is_some_and(|host| is_near(&host));

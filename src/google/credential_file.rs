@@ -1,12 +1,12 @@
 //! Credentials files: which kind they are, whether they can work, and their names, but never their secrets
 //! ("Application Default Credentials", "Workload Identity Federation").
 
+use crate::google::plain_url;
 use ring::rsa::KeyPair;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use std::fmt;
-use url::Url;
 
 /// A file that Google's credentials library can build a credential from.
 pub struct CredentialFile {
@@ -320,7 +320,7 @@ fn pool_in(audience: &str) -> String {
 
 /// Host and port, without user and password.
 fn host_in(url: &str) -> String {
-    let url = Url::parse(url).ok();
+    let url = plain_url(url);
     let host = url.as_ref().and_then(|url| url.host_str().map(|host| (host, url.port())));
     match host {
         Some((host, Some(port))) => format!("{host}:{port}"),

@@ -1,8 +1,8 @@
 //! Which requests go through a proxy of the environment, and which never do.
 
 use crate::config::Credentials;
+use crate::google::plain_url;
 use serde_json::Value;
-use url::Url;
 
 /// Checks a value of a proxy variable, such as `HTTPS_PROXY`, as the HTTP client reads it.
 ///
@@ -48,7 +48,7 @@ fn hosts(sources: &Credentials) -> Vec<String> {
         .filter_map(|name| source[name].as_str().map(str::to_owned));
     metadata
         .chain(urls)
-        .filter_map(|url| Url::parse(&url).ok())
+        .filter_map(|url| plain_url(&url))
         .filter(|url| url.scheme() == "http")
         .filter_map(|url| Some(url.host_str()?.trim_matches(['[', ']']).to_owned()))
         .collect()
