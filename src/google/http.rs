@@ -100,8 +100,8 @@ impl HttpClient {
         let Ok(pools) = self.pools() else { return };
         for uri in urls.into_iter().filter_map(|url| Uri::try_from(url).ok()) {
             if pools.note_request(&uri) {
-                let mut connector = pools.connector.clone();
-                pools.connector.ahead.put(origin(&uri), tokio::spawn(connector.open(uri)));
+                let connector = &pools.connector;
+                connector.ahead.put(origin(&uri), tokio::spawn(connector.open(uri)));
             }
         }
     }
@@ -190,11 +190,13 @@ impl Pools {
     /// a model call that breaks on one cannot be repeated.
     fn beat(&self) {
         let mut reusing = self.lock();
-        if reusing.heartbeat.is_late(&Heartbeat::now()) {
+        let now = Heartbeat::now();
+        if reusing.heartbeat.is_late(&now) {
             reusing.pool = pool().build(self.connector.clone());
             reusing.last_requests.clear();
+            self.connector.ahead.lock().clear();
         }
-        reusing.heartbeat = Heartbeat::now();
+        reusing.heartbeat = now;
     }
 
     fn lock(&self) -> MutexGuard<'_, Reusing> {
@@ -294,7 +296,7 @@ impl Connector {
         Ok(Connector { tcp, tls: Arc::new(tls), proxies, ahead })
     }
 
-    fn open(&mut self, target: Uri) -> Connecting<Connection> {
+    fn open(&self, target: Uri) -> Connecting<Connection> {
         let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
         let proxy = (target.scheme() == Some(&Scheme::HTTPS))
             .then(|| self.proxies.intercept(&target))
@@ -325,7 +327,7 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, target: Uri) -> Connecting<Connection> {
         let Some(opening) = self.ahead.take(&origin(&target)) else { return self.open(target) };
-        let mut connector = self.clone();
+        let connector = self.clone();
         Box::pin(async move {
             match opening.await {
                 Ok(Ok(connection)) => Ok(connection),
