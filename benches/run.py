@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures IGA beside its baselines, in one run, and writes docs/performance/results.json.
 
-Usage: benches/run.py               all measurements, about 40 minutes on two otherwise idle cores
+Usage: benches/run.py               all measurements, about 20 minutes on two otherwise idle cores
        benches/run.py --only NAME   repeats one measurement and keeps the results of the others
        benches/run.py --quick FILE  runs each measurement once and small, without peers, into FILE
 

@@ -95,7 +95,7 @@ pub enum Broken {
     ReceiptFailureFailsRequest,
     RenewalStopsDuringUpload,
     RenewalStopsDuringReceipt,
-    /// A release is tried once, although the store may response 429.
+    /// A release is tried once, although the store may respond with 429.
     ReleaseOnce,
     /// A cancelled acquire leaves what it may have written.
     AcquireLeavesLease,

@@ -116,8 +116,8 @@ fn statuses(received: &[u8], sent: &[u8]) -> Vec<u16> {
     statuses
 }
 
-/// Sends the parts one by one, and receives until the service closes the connection. Ends sending after the
-/// first response, or if there is none for a while: the service then waits for the rest of a request.
+/// Sends the parts one by one, and receives until the service closes the connection. Closes the sending side after
+/// the first response. Without a response, closes it after a while, because the service waits for more of a request.
 async fn exchange(service: &Service, parts: &[&[u8]]) -> Vec<u8> {
     let mut stream = connect(service).await;
     stream.set_nodelay(true).unwrap();

@@ -13,12 +13,12 @@ use tokio::sync::watch;
 /// Passes events on to the pages, and remembers which images were delivered.
 #[derive(Default)]
 pub struct Hub {
-    /// `None` once closed.
     pages: Mutex<Pages>,
     /// The workflow ids of the requests that got the URI of their image; empty for none.
     delivered: watch::Sender<Vec<String>>,
 }
 
+/// The open pages; `None` once closed.
 struct Pages(Option<Vec<Sender<Bytes>>>);
 
 impl Default for Pages {
