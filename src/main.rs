@@ -82,8 +82,8 @@ async fn build_client(app: Arc<App>) -> NoClient {
         let app = Arc::clone(&app);
         match spawn_blocking(move || app.client.http.build()).await {
             Ok(Ok(())) => return std::future::pending().await,
-            Ok(Err(problem)) if std::fs::File::open("/").is_ok() => return problem,
-            Ok(Err(_)) | Err(_) => tokio::time::sleep(BUILD_AGAIN).await,
+            Ok(Err(problem @ NoClient::Certificates(_))) => return problem,
+            Ok(Err(NoClient::Files(_))) | Err(_) => tokio::time::sleep(BUILD_AGAIN).await,
         }
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -65,6 +65,8 @@ struct Connections {
     router: Router,
     /// One permit for each connection that may be open.
     permits: Arc<Semaphore>,
+    /// Told when a connection has ended, so its file is free.
+    ended: Arc<Notify>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -74,6 +76,7 @@ impl Connections {
         Connections {
             router,
             permits: Arc::new(Semaphore::new(max_connections(config))),
+            ended: Arc::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }
@@ -81,22 +84,28 @@ impl Connections {
 
     /// Accepts connections for as long as it is polled; those beyond the limit wait in the listen queue.
     async fn accept(&self, listener: &TcpListener) -> std::convert::Infallible {
+        let mut last_warning: Option<Instant> = None;
         loop {
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let (router, closing) = (self.router.clone(), self.closing.clone());
+                    let ended = Arc::clone(&self.ended);
                     self.tasks.spawn(async move {
                         connection(stream, peer.ip(), router, closing).await;
                         drop(permit);
+                        ended.notify_one();
                     });
                 }
                 // The peer left before it was accepted.
                 Err(error) if is_about_the_peer(error.kind()) => {}
                 Err(error) => {
-                    tracing::warn!("no connection can be accepted: {error}");
-                    sleep(ACCEPT_AGAIN).await;
+                    if last_warning.is_none_or(|at| at.elapsed() >= ACCEPT_AGAIN) {
+                        tracing::warn!("no connection can be accepted: {error}");
+                        last_warning = Some(Instant::now());
+                    }
+                    let _ = timeout(ACCEPT_AGAIN, self.ended.notified()).await;
                 }
             }
         }
@@ -188,7 +197,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// The longest header, and the most that is read ahead of the handler.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The pause after a failure to accept: while the file table is full, every attempt fails at once.
+/// The pause after a failure to accept, unless a connection ends first: while the file table is full, every
+/// attempt fails at once. Warnings are as far apart.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 
 /// Cloud Run kills the process 10 s after SIGTERM. Flights may go on for this long, the rest is

@@ -3,7 +3,7 @@
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credentials::{Authorization, CredentialStore};
-use crate::google::http::{Body, HttpClient, Via, text};
+use crate::google::http::{Body, HttpClient, NoClient, Via, text};
 use crate::retry::within;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -56,7 +56,7 @@ impl Client {
         build: impl Fn() -> Result<Request<Body>, E>,
     ) -> Result<Response<Incoming>, SendError> {
         // The credentials library panics where no HTTP client can be built, so build ours first.
-        self.http.build().map_err(unsent)?;
+        self.http.build()?;
         let authorization =
             self.credentials.authorization(deadline).await.map_err(SendError::Unsent)?;
         let request = signed(build().map_err(Into::into)?, &authorization);
@@ -80,7 +80,7 @@ impl Client {
         request: http::Result<Request<Body>>,
     ) -> Result<Response<Incoming>, SendError> {
         let request = request.map_err(unsent)?;
-        match timeout_at(deadline, self.http.request(request, via).map_err(unsent)?).await {
+        match timeout_at(deadline, self.http.request(request, via)?).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(SendError::Http(error)),
             Err(_) => Err(SendError::Deadline),
@@ -117,6 +117,18 @@ fn signed(mut request: Request<Body>, authorization: &Authorization) -> Request<
 impl From<http::Error> for SendError {
     fn from(error: http::Error) -> SendError {
         unsent(error)
+    }
+}
+
+impl From<NoClient> for SendError {
+    fn from(problem: NoClient) -> SendError {
+        match problem {
+            NoClient::Certificates(_) => unsent(problem),
+            NoClient::Files(_) => {
+                let error = Kind::Overloaded.because("This instance has too many files open.");
+                SendError::Unsent(error.caused_by(problem))
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::config::{Credentials as Sources, Timing};
 use crate::error::{Error, Kind};
 use crate::google::credential_file::{CredentialFile, CredentialKind, DOWNLOAD_AGAIN};
+use crate::google::http::full_file_table;
 use crate::panic::unless_it_panics;
 use crate::retry::{self, Failure, within};
 use crate::telemetry::metrics;
@@ -294,7 +295,10 @@ impl TokenFailure {
 
     /// A panic, for example because no file can be opened for a moment.
     fn of_the_library() -> TokenFailure {
-        let text = "Google's library failed".to_owned();
+        let text = match full_file_table() {
+            Some(error) => format!("Google's library failed: {error}"),
+            None => "Google's library failed".to_owned(),
+        };
         TokenFailure { text, is_transient: true, is_unknown_host: false }
     }
 
@@ -385,6 +389,7 @@ const REASONS: &[(&str, &str)] = &[
     ("deadline has elapsed", "timed out"),
     ("No such file or directory", "no such file"),
     ("Permission denied (os error", "the file may not be read"),
+    ("Too many open files", "Too many open files"),
     ("error decoding response body", "the response is not a token"),
     ("executables need to be explicitly allowed", "executables are not allowed"),
     ("command execution failed", "the program failed"),

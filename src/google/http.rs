@@ -68,18 +68,27 @@ pub enum Via {
 /// The body of a request: a small text, or an image in chunks.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// The client cannot be built because the machine lacks CA certificates. Google's credentials library would
-/// panic there.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error(
-    "IGA cannot start: this machine has no usable CA certificates, so no TLS connection can be trusted. Install \
-     the package ca-certificates, or point SSL_CERT_FILE at a bundle."
-)]
-pub struct NoClient(#[source] rustls::Error);
+/// Why the client cannot be built. Google's credentials library would panic there.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClient {
+    #[error(
+        "IGA cannot start: this machine has no usable CA certificates, so no TLS connection can be trusted. Install \
+         the package ca-certificates, or point SSL_CERT_FILE at a bundle."
+    )]
+    Certificates(#[source] rustls::Error),
+    /// The table of open files is full, which may pass.
+    #[error("the CA certificates cannot be read now: {0}")]
+    Files(std::io::Error),
+}
+
+/// Why no file can be opened, if that is so: the process or the machine has too many.
+pub fn full_file_table() -> Option<std::io::Error> {
+    std::fs::File::open("/").err()
+}
 
 impl HttpClient {
     /// # Errors
-    /// If the machine lacks CA certificates.
+    /// If the CA certificates are missing, or cannot be read because too many files are open.
     pub fn build(&self) -> Result<(), NoClient> {
         self.pools().map(|_| ())
     }
@@ -116,11 +125,15 @@ impl HttpClient {
         match self.pools.get() {
             Some(pools) => Ok(pools),
             None => {
-                let pools = Arc::new(Pools::new().map_err(NoClient)?);
+                let pools = Arc::new(Pools::new().map_err(why_no_client)?);
                 Ok(self.pools.get_or_init(|| pools))
             }
         }
     }
+}
+
+fn why_no_client(error: rustls::Error) -> NoClient {
+    full_file_table().map_or(NoClient::Certificates(error), NoClient::Files)
 }
 
 /// A body that is sent at once.

@@ -3,6 +3,7 @@
 use crate::support::service::{BUCKET, client};
 use iga_emulator::Emulator;
 use serde_json::Value;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -44,6 +45,16 @@ impl Process {
                 .unwrap()
                 .success()
         );
+    }
+
+    /// Lets it open so many files more than it has open now.
+    pub fn limit_files(&self, more: usize) {
+        let pid = self.child.id().expect("it runs");
+        let is_free = |number: &u64| !Path::new(&format!("/proc/{pid}/fd/{number}")).exists();
+        let limit = (0..).filter(is_free).nth(more).expect("there are more numbers");
+        let mut prlimit = std::process::Command::new("prlimit");
+        prlimit.args([format!("--pid={pid}"), format!("--nofile={limit}:{limit}")]);
+        assert!(prlimit.status().unwrap().success());
     }
 
     /// Waits for its end, and returns what it logged after it listened.
