@@ -1,5 +1,6 @@
 //! The HTTP client for all requests to Google: pools of connections, certificates, proxies, bounded buffers.
 
+use crate::google::tls_reads::TlsReads;
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http::{Request, Uri};
@@ -12,7 +13,7 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{self, Client as Pool, ResponseFuture};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use lambda_http::tower::{BoxError, Service};
+use lambda_http::tower::{BoxError, Service, ServiceExt as _};
 use rustls::crypto::CryptoProvider;
 use rustls::{CipherSuite, ClientConfig};
 use std::collections::HashMap;
@@ -292,7 +293,7 @@ fn origin(uri: &Uri) -> String {
     )
 }
 
-type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Connection = MaybeHttpsStream<TokioIo<TlsReads>>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 impl Connector {
@@ -311,18 +312,19 @@ impl Connector {
 
     fn open(&self, target: Uri) -> Connecting<Connection> {
         let (tcp, tls) = (self.tcp.clone(), Arc::clone(&self.tls));
-        let proxy = (target.scheme() == Some(&Scheme::HTTPS))
-            .then(|| self.proxies.intercept(&target))
-            .flatten();
+        let is_tls = target.scheme() == Some(&Scheme::HTTPS);
+        let reads =
+            move |tcp: TokioIo<TcpStream>| TokioIo::new(TlsReads::new(tcp.into_inner(), is_tls));
+        let proxy = is_tls.then(|| self.proxies.intercept(&target)).flatten();
         let connecting: Connecting<Connection> = match proxy {
-            None => Box::pin(HttpsConnector::from((tcp, tls)).call(target)),
+            None => Box::pin(HttpsConnector::from((tcp.map_response(reads), tls)).call(target)),
             Some(proxy) => {
                 let tunnel = Tunnel::new(proxy.uri().clone(), tcp);
                 let tunnel = match proxy.basic_auth() {
                     Some(auth) => tunnel.with_auth(auth.clone()),
                     None => tunnel,
                 };
-                Box::pin(HttpsConnector::from((tunnel, tls)).call(target))
+                Box::pin(HttpsConnector::from((tunnel.map_response(reads), tls)).call(target))
             }
         };
         Box::pin(async move { timeout(CONNECT_TIMEOUT, connecting).await? })

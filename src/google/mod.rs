@@ -10,6 +10,7 @@ pub mod http;
 pub mod proxy;
 pub mod rpc_error;
 pub mod storage;
+mod tls_reads;
 pub mod vertex;
 
 /// A URL of visible ASCII without percent signs. The library has no tables of international host names, and its
