@@ -27,7 +27,7 @@ use crate::google::storage::{FINGERPRINT, Metadata, Storage, Upload};
 use crate::id::random_hex;
 use crate::lease::{Acquired, Callers, Lease, LeaseRequest};
 use crate::panic::unless_it_panics;
-use crate::request::{GenerateRequest, Prompt};
+use crate::request::{GenerateRequest, Prompt, WeakPrompt};
 use crate::telemetry::metrics;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -116,8 +116,8 @@ struct FlightIndex {
 struct Flight {
     /// The id of the request that began it.
     name: String,
-    /// Shared with its callers, so that a joining request need not keep its own copy.
-    prompt: Prompt,
+    /// Shared with its callers while it runs, so that a joining request need not keep its own copy.
+    prompt: WeakPrompt,
     /// The `holder` in its records.
     holder: String,
     began: Instant,
@@ -169,7 +169,9 @@ impl Flights {
             return Err(Kind::VertexUnavailable
                 .because("Service Unavailable: no time is left for a generation."));
         }
+        let own_prompt = request.prompt.clone();
         let waiting = self.join_or_begin(request, key, origin, deadlines.generation)?;
+        let prompt = waiting.0.prompt.upgrade().unwrap_or(own_prompt);
         let flight = Arc::clone(&waiting.0);
         let result = match self.rules.answer_within {
             None => waiting.outcome().await,
@@ -181,7 +183,7 @@ impl Flights {
         if self.rules.respond_after_end {
             let _ = timeout_at(deadlines.response, flight.ended()).await;
         }
-        result.map(|generated| (generated, flight.prompt.clone()))
+        result.map(|generated| (generated, prompt))
     }
 
     /// Lets no new flight begin and waits until `deadline` for those under way. Then cancels the rest
@@ -258,7 +260,7 @@ impl Flights {
         let store_now = Arc::new(Notify::new());
         let flight = Arc::new(Flight {
             name: origin.request_id.clone(),
-            prompt: request.prompt.clone(),
+            prompt: request.prompt.downgrade(),
             holder: random_hex::<16>(),
             began: Instant::now(),
             joins: AtomicUsize::new(0),
@@ -738,7 +740,7 @@ mod tests {
             None => std::mem::forget(report),
         }
         Arc::new(Flight {
-            prompt: "".into(),
+            prompt: Prompt::from("").downgrade(),
             name: name.to_owned(),
             holder: String::new(),
             began,

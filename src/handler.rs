@@ -1,7 +1,7 @@
 //! The single handler function: `POST /generate_image`.
 
 use crate::app::App;
-use crate::budget::Reservation;
+use crate::budget::{Budget, Reservation};
 use crate::error::{Error, Kind};
 use crate::flight::Deadlines;
 use crate::generate::Origin;
@@ -36,9 +36,9 @@ pub async fn generate_image(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    let (body, memory) = whole_body(body, app.budget.request()).await?;
+    let (body, memory) = whole_body(body, &app.budget).await?;
     check_content(&headers, &body)?;
-    let mut request = GenerateRequest::parse(&body, &app.config)?;
+    let request = GenerateRequest::parse(&body, &app.config)?;
     drop(body);
     request.prompt.hold(memory);
     let key = idempotency_key(&headers)?;
@@ -69,10 +69,8 @@ struct ResponseBody<'a> {
 /// Reads a body of bounded size, while there is memory for it. A refused body is read for a while and
 /// discarded, because a caller that is still sending would see a broken connection instead of the
 /// response.
-async fn whole_body(
-    mut body: Body,
-    mut memory: Reservation,
-) -> Result<(Bytes, Reservation), Error> {
+async fn whole_body(mut body: Body, budget: &Budget) -> Result<(Bytes, Reservation), Error> {
+    let mut memory = budget.request();
     let mut held = Vec::new();
     let mut received = 0;
     let mut is_refused = false;
@@ -90,7 +88,8 @@ async fn whole_body(
             }
             is_refused |= received <= MAX_BODY_BYTES && !memory.try_grow_to(received);
             match received > MAX_BODY_BYTES || is_refused {
-                true => held = Vec::new(),
+                // Others may use the memory. Otherwise bodies that arrive side by side would all be refused.
+                true => (held, memory) = (Vec::new(), budget.request()),
                 false => append(&mut held, &chunk),
             }
         }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 /// A caller's request, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,21 +114,38 @@ const FINGERPRINT_VERSION: u32 = 2;
 
 /// A prompt in shared memory, with the reservation of its request. `Debug` does not show its text.
 #[derive(Clone)]
-pub struct Prompt {
-    text: Arc<str>,
-    memory: Option<Arc<Reservation>>,
+pub struct Prompt(Arc<SharedText>);
+
+/// A prompt that others keep.
+pub struct WeakPrompt(Weak<SharedText>);
+
+struct SharedText {
+    text: Box<str>,
+    memory: OnceLock<Reservation>,
 }
 
 impl Prompt {
     /// Keeps `memory` reserved for as long as the prompt is in use.
-    pub fn hold(&mut self, memory: Reservation) {
-        self.memory = Some(Arc::new(memory));
+    pub fn hold(&self, memory: Reservation) {
+        // A second reservation would be given back at once.
+        let _ = self.0.memory.set(memory);
+    }
+
+    pub fn downgrade(&self) -> WeakPrompt {
+        WeakPrompt(Arc::downgrade(&self.0))
+    }
+}
+
+impl WeakPrompt {
+    /// `None` once it is no longer kept.
+    pub fn upgrade(&self) -> Option<Prompt> {
+        self.0.upgrade().map(Prompt)
     }
 }
 
 impl From<&str> for Prompt {
     fn from(text: &str) -> Prompt {
-        Prompt { text: text.into(), memory: None }
+        Prompt(Arc::new(SharedText { text: text.into(), memory: OnceLock::new() }))
     }
 }
 
@@ -136,13 +153,13 @@ impl Deref for Prompt {
     type Target = str;
 
     fn deref(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 }
 
 impl PartialEq for Prompt {
     fn eq(&self, other: &Prompt) -> bool {
-        self.text == other.text
+        **self == **other
     }
 }
 
@@ -150,7 +167,7 @@ impl Eq for Prompt {}
 
 impl fmt::Debug for Prompt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a prompt of {} bytes", self.text.len())
+        write!(f, "a prompt of {} bytes", self.len())
     }
 }
 
