@@ -30,6 +30,7 @@ use crate::panic::unless_it_panics;
 use crate::request::{GenerateRequest, Prompt, WeakPrompt};
 use crate::telemetry::metrics;
 use std::collections::HashMap;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -479,12 +480,15 @@ enum Stage {
 impl FlightTask {
     async fn run(mut self) {
         let cancel = self.flights.cancel.clone();
-        let (end, reason) = tokio::select! {
-            end = unless_it_panics(self.generate_once()) => match end {
-                Some(end) => (end, "deadline"),
-                None => (Err(generation_panicked()), "panicked"),
-            },
-            () = cancel.cancelled() => (Err(instance_stopped()), "stopped"),
+        let (end, reason) = {
+            let generating = pin!(self.generate_once());
+            tokio::select! {
+                end = unless_it_panics(generating) => match end {
+                    Some(end) => (end, "deadline"),
+                    None => (Err(generation_panicked()), "panicked"),
+                },
+                () = cancel.cancelled() => (Err(instance_stopped()), "stopped"),
+            }
         };
         // Release the permit before publishing the result, so that a woken caller can start at once.
         drop(self.permit.take());
@@ -551,7 +555,8 @@ impl FlightTask {
             if self.permit.is_none() {
                 self.permit = Some(self.flights.permit()?);
             }
-            let admission = during(&mut self.lease, storage.admit(self.deadline)).await?;
+            let admitting = pin!(storage.admit(self.deadline));
+            let admission = during(&mut self.lease, admitting).await?;
             let has_lost = AtomicBool::new(false);
             let term = self.lease.as_ref().map(Lease::term);
             let may_pay = || match &term {
@@ -562,7 +567,7 @@ impl FlightTask {
                 Some(_) | None => Ok(()),
             };
             let generator = Arc::clone(&self.flights.generator);
-            let paying = generator.generate(&self.request, &may_pay, self.deadline);
+            let paying = pin!(generator.generate(&self.request, &may_pay, self.deadline));
             match during(&mut self.lease, paying).await {
                 Ok(paid) => break (paid, admission),
                 // Another instance may hold the lease now: wait for its image.
@@ -632,7 +637,7 @@ impl FlightTask {
     ) -> Result<Generated, Error> {
         let mut wait = STORE_AGAIN_AFTER;
         loop {
-            let storing = generator.store(upload, self.deadline);
+            let storing = pin!(generator.store(upload, self.deadline));
             let error = match during(&mut self.lease, storing).await {
                 Ok(generated) => return Ok(generated),
                 Err(error) => error,
@@ -649,12 +654,12 @@ impl FlightTask {
             self.report.send_replace(Progress::StoreFailed);
             let (store_now, until) =
                 (Arc::clone(&self.store_now), self.deadline.min(Instant::now() + wait));
-            let pause = async {
+            let pause = pin!(async {
                 tokio::select! {
                     () = store_now.notified() => {}
                     () = sleep_until(until) => {}
                 }
-            };
+            });
             during(&mut self.lease, pause).await;
             if Instant::now() >= self.deadline {
                 return Err(error);
@@ -665,8 +670,9 @@ impl FlightTask {
     }
 }
 
-/// Runs `work` and renews the lease, if any, meanwhile.
-async fn during<T>(lease: &mut Option<Lease>, work: impl Future<Output = T>) -> T {
+/// Runs `work` and renews the lease, if any, meanwhile. `work` is pinned, because it would take its memory twice if
+/// it were moved in here.
+async fn during<T>(lease: &mut Option<Lease>, work: Pin<&mut impl Future<Output = T>>) -> T {
     match lease {
         Some(lease) => lease.during(work).await,
         None => work.await,

@@ -30,6 +30,7 @@ use crate::id::{random_hex, sha256_hex};
 use crate::telemetry::metrics;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -595,7 +596,7 @@ impl Lease {
     }
 
     /// Runs `work` and renews the lease meanwhile.
-    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+    pub async fn during<T>(&mut self, work: Pin<&mut impl Future<Output = T>>) -> T {
         tokio::select! {
             biased;
             done = work => done,
@@ -741,7 +742,7 @@ impl Lease {
                 );
                 return;
             }
-            self.during(sleep(wait)).await;
+            self.during(pin!(sleep(wait))).await;
             wait = (wait * 2).min(self.request.period());
             via = Via::Fresh;
         }

