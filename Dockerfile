@@ -23,10 +23,12 @@ RUN touch src/lib.rs src/main.rs && scripts/build-static.sh "$(uname -m)"
 FROM build AS build-local
 COPY emulator/src emulator/src
 COPY events/generate_image.json events/
-RUN mkdir images && scripts/build-static.sh "$(uname -m)" iga-local
+RUN mkdir images && scripts/build-static.sh "$(uname -m)" iga-local \
+    && scripts/notices.sh --features local >third-party-notices.txt && gzip --force --best --no-name third-party-notices.txt
 
 FROM gcr.io/distroless/static-debian13:nonroot AS local
 COPY --from=build-local /build/target/*-musl/release/iga-local /
+COPY --from=build-local /build/third-party-notices.txt.gz /
 COPY --from=build-local --chown=65532:65532 /build/images /images
 ENTRYPOINT ["/iga-local"]
 

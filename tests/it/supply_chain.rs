@@ -34,34 +34,49 @@ fn the_image_has_provenance_notices_and_the_list_of_its_dependencies() {
     for text in [DOCKERFILE, include_str!("../../.ci/run")] {
         assert!(text.contains(tool), "{tool}");
     }
-    let shipped = DOCKERFILE.rsplit("FROM ").next().unwrap();
-    assert!(
-        shipped.contains("\nCOPY --from=build /build/third-party-notices.txt.gz /\n"),
-        "{shipped}"
-    );
+    for (stage, build) in [("FROM gcr.io", "build"), (" AS local\n", "build-local")] {
+        let image = DOCKERFILE.rsplit(stage).next().unwrap().split("FROM ").next().unwrap();
+        let copied = format!("\nCOPY --from={build} /build/third-party-notices.txt.gz /\n");
+        assert!(image.contains(&copied), "{image}");
+    }
     assert!(include_str!("../../cloudbuild.yaml").contains(" --provenance=mode=max --push "));
 }
 
 #[test]
 fn the_notices_have_a_license_of_every_shipped_crate() {
+    let shipped = noticed_crates(&[]);
+    assert!(!shipped.contains("clap") && shipped.len() > 100, "{shipped:?}");
+    let local = noticed_crates(&["--features", "local"]);
+    assert!(local.contains("clap") && local.is_superset(&shipped), "{local:?}");
+}
+
+/// The crates whose notices the script prints.
+fn noticed_crates(arguments: &[&str]) -> BTreeSet<String> {
     let output = Command::new("scripts/notices.sh")
+        .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let notices = String::from_utf8_lossy(&output.stdout);
-    let mut crates = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for part in notices.split("\n==== ").skip(1) {
         let (name, license) = part.lines().next().unwrap().split_once(": ").unwrap();
         // Some crates have no file. The text of this license is there for others.
-        let has_text =
-            part.contains("\n---- ") || license.split(" OR ").any(|one| one == "Apache-2.0");
+        let has_text = ["\n---- ", "\nCopyright"].iter().any(|text| part.contains(text))
+            || license.split(" OR ").any(|one| one == "Apache-2.0");
         assert!(has_text, "{name}: {license}");
-        crates.insert(name.split(' ').next().unwrap());
+        names.insert(name.split(' ').next().unwrap().to_owned());
     }
-    for name in ["hyper", "ring", "mimalloc", "google-cloud-auth"] {
-        assert!(crates.contains(name), "{name} is missing in {crates:?}");
+    for name in ["musl", "hyper", "ring", "mimalloc", "google-cloud-auth"] {
+        assert!(names.contains(name), "{name} is missing in {names:?}");
     }
-    assert!(notices.contains("TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION"));
-    assert!(!crates.contains("clap") && crates.len() > 100, "{crates:?}");
+    for text in [
+        "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION",
+        // The allocator's C code.
+        "Microsoft Corporation, Daan Leijen",
+    ] {
+        assert!(notices.contains(text), "{text}");
+    }
+    names
 }
