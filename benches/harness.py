@@ -32,6 +32,8 @@ class Subject:
     """A program that serves /generate_image."""
 
     directory = REPOSITORY
+    # The share of requests that must succeed.
+    least_success = 1
 
     def command(self, port, upstream):
         return [program(self.name)]
@@ -70,7 +72,8 @@ class Subject:
             with started(
                 command, stdout=log, stderr=log, env=environment, cwd=self.directory
             ) as process:
-                running = Running(process, f"http://127.0.0.1:{port}", log)
+                url = f"http://127.0.0.1:{port}"
+                running = Running(process, url, log, self.least_success)
                 running.wait_until_healthy()
                 yield running
 
@@ -110,6 +113,9 @@ class PassThrough(Subject):
 
 
 class Peer(Subject):
+    # At 80 at once over TLS, one of 200 may break off.
+    least_success = 0.99
+
     def __init__(self, name, *command):
         self.name, self.arguments = name, command
         self.directory = REPOSITORY / "benches/peers" / name
@@ -145,8 +151,9 @@ def peers():
 class Running:
     """A running subject, with the processes that it started."""
 
-    def __init__(self, process, url, log):
+    def __init__(self, process, url, log, least_success):
         self.process, self.url, self.log = process, url, log
+        self.least_success = least_success
 
     def wait_until_healthy(self):
         deadline = time.monotonic() + 60
@@ -179,15 +186,15 @@ class Running:
         return os.fstat(self.log.fileno()).st_size
 
     def load(self, requests, callers):
-        """Asks for images, none of which may fail."""
+        """Asks for images. CPU is that of each image which was received."""
         before = self.cpu_seconds()
         done = load("images", self.url, requests, callers)
         spent = self.cpu_seconds() - before
-        if done["ok"] < requests:
+        if done["ok"] < requests * self.least_success:
             sys.exit(f"{self.process.args}: {done['ok']} of {requests} requests succeeded")
         return {
             **done,
-            "cpu_ms": spent * 1e3 / requests,
+            "cpu_ms": spent * 1e3 / done["ok"],
             "per_second": done["ok"] / done["seconds"],
         }
 
