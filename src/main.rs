@@ -90,16 +90,20 @@ async fn run(app: Arc<App>) -> ExitCode {
     served
 }
 
-/// Returns only if the client can never be built. A full file table is a temporary failure.
+/// Returns only if the client can never be built: if the certificates are missing twice in a row. A full file table is
+/// a temporary failure, and it may be full no longer when the failure is looked at.
 async fn build_client(app: Arc<App>) -> NoClient {
     tokio::time::sleep(AFTER_THE_PROBE).await;
+    let mut were_missing = false;
     loop {
         let app = Arc::clone(&app);
-        match spawn_blocking(move || app.client.http.build()).await {
+        were_missing = match spawn_blocking(move || app.client.http.build()).await {
             Ok(Ok(())) => return std::future::pending().await,
-            Ok(Err(problem @ NoClient::Certificates(_))) => return problem,
-            Ok(Err(NoClient::Files(_))) | Err(_) => tokio::time::sleep(BUILD_AGAIN).await,
-        }
+            Ok(Err(problem @ NoClient::Certificates(_))) if were_missing => return problem,
+            Ok(Err(NoClient::Certificates(_))) => true,
+            Ok(Err(NoClient::Files(_))) | Err(_) => false,
+        };
+        tokio::time::sleep(BUILD_AGAIN).await;
     }
 }
 
