@@ -86,7 +86,7 @@ async fn whole_body(mut body: Body, budget: &Budget) -> Result<(Bytes, Reservati
             if received > MAX_DISCARDED_BYTES {
                 break;
             }
-            is_refused |= received <= MAX_BODY_BYTES && !memory.try_grow_to(received);
+            is_refused = is_refused || received <= MAX_BODY_BYTES && !memory.try_grow_to(received);
             match received > MAX_BODY_BYTES || is_refused {
                 // Others may use the memory. Otherwise bodies that arrive side by side would all be refused.
                 true => (held, memory) = (Vec::new(), budget.request()),

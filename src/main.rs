@@ -16,8 +16,7 @@ use tokio::task::spawn_blocking;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Lets the allocator give free memory back to the kernel after 10 ms; its default is a second. With a thousand
-/// generations at once, the peak is 3 % lower.
+/// Lets the allocator give free memory back to the kernel after 10 ms; its default is a second.
 fn keep_free_memory_briefly() {
     // SAFETY: no other thread has been started yet.
     #[cfg(target_env = "musl")]

@@ -461,6 +461,10 @@ mod tests {
                 "error sending request for url (http://SECRET): Connection refused (os error 111)",
                 "connection refused",
             ),
+            (
+                "error sending request for url (http://SECRET): Too many open files (os error 24)",
+                "Too many open files",
+            ),
         ] {
             assert_eq!(TokenFailure::from_texts(texts, false).text, kept);
         }
